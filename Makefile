@@ -1,0 +1,78 @@
+# GNU make. Honours CC, CXX, CPPFLAGS, CFLAGS, LDFLAGS and LDLIBS; `make help` lists the targets.
+
+BUILD  ?= build
+PREFIX ?= /usr/local
+CFLAGS ?= -O3
+
+FLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 -I. -Wall -Wextra -Wpedantic -Wconversion -Wshadow
+LIBS  := -lm -pthread
+ifeq ($(WERROR),1)
+FLAGS += -Werror
+endif
+ifeq ($(OPENMP),1)
+FLAGS += -fopenmp
+endif
+
+# Flags of the user come last, so that they win.
+COMPILE := $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS)
+LINK    := $(LDFLAGS) $(LDLIBS) $(LIBS)
+
+PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(notdir $(wildcard tools/*.c examples/*.c)))
+TESTS    := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/*.c))
+STORY    := $(BUILD)/storyteller.jamba
+
+.DELETE_ON_ERROR:
+.PHONY: all run test bench lint install clean help FORCE
+
+all: $(PROGRAMS) ## build every tool and example (the default)
+
+run: $(BUILD)/chat $(STORY) ## build what it takes, convert examples/storyteller, answer a prompt
+	@$(BUILD)/chat $(STORY) -p "Tell me a story about a dog and a boat."
+
+test: all $(TESTS) ## build and run the tests
+	@tests/run $(BUILD)
+
+bench: $(BUILD)/bench $(STORY) ## measure reading and writing speed of examples/storyteller
+	@$(BUILD)/bench $(STORY)
+
+lint: ## check jamba.h: calls it must not make, contents, declared and defined, line length
+	@CC="$(CC)" CXX="$(CXX)" tests/lint
+
+install: ## copy jamba.h to PREFIX/include
+	mkdir -p "$(DESTDIR)$(PREFIX)/include"
+	cp jamba.h "$(DESTDIR)$(PREFIX)/include/jamba.h"
+
+clean: ## remove the build folder
+	rm -rf "$(BUILD)"
+
+help: ## list the targets and settings
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1@\2/p' Makefile | awk -F@ '{ printf "%-11s %s\n", $$1, $$2 }'
+	@echo "settings: CC CXX CPPFLAGS CFLAGS (-O3) LDFLAGS LDLIBS BUILD (build) PREFIX (/usr/local) WERROR=1 OPENMP=1"
+
+$(STORY): $(BUILD)/convert $(wildcard examples/storyteller/*.json examples/storyteller/*.jinja \
+		examples/storyteller/*.safetensors)
+	$(BUILD)/convert examples/storyteller $@ --force
+
+define BUILD_PROGRAM
+	@mkdir -p $(@D)
+	$(COMPILE) -MMD -MP -MF $@.d -MT $@ -o $@ $< $(LINK)
+endef
+
+$(BUILD)/%: tools/%.c $(BUILD)/flags
+	$(BUILD_PROGRAM)
+
+$(BUILD)/%: examples/%.c $(BUILD)/flags
+	$(BUILD_PROGRAM)
+
+$(BUILD)/tests/%: tests/%.c $(BUILD)/flags
+	$(BUILD_PROGRAM)
+
+# The flags of the last build: other ones rebuild everything.
+ifneq ($(strip $(COMPILE) $(LINK)),$(strip $(shell cat $(BUILD)/flags 2>/dev/null)))
+$(BUILD)/flags: FORCE
+endif
+$(BUILD)/flags:
+	@mkdir -p $(BUILD)
+	@printf '%s\n' '$(subst ','\'',$(strip $(COMPILE) $(LINK)))' >$@
+
+-include $(wildcard $(BUILD)/*.d $(BUILD)/tests/*.d)

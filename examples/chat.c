@@ -1,0 +1,359 @@
+/* chat.c - talk with a model in a terminal
+ *
+ * Keeps one session for the whole conversation and only ever appends to it: no turn is read twice.
+ */
+#include "tools/run.h"
+
+#include <signal.h>
+
+static const char TOOL[] = "chat";
+static const char USAGE[] =
+    "usage: chat MODEL.jamba [options]\n"
+    "  -s SYSTEM    system message in front of the conversation\n"
+    "  -p PROMPT    answer this once and exit\n"
+    "  -n MAX       longest reply in tokens (512)\n"
+    "  --temp T     sampling temperature, 0 is greedy (0.7)\n"
+    "  --top-k K    sample from the K likeliest tokens only, 0 is off (0)\n"
+    "  --top-p P    sample from the likeliest tokens that make up P, 0 is off (0.9)\n"
+    "  --min-p P    leave out tokens below P times the likeliest, 0 is off (0)\n"
+    "  --repeat R   repeat penalty, 0 is off (0)\n"
+    "  --seed N     of the sampling (1)\n"
+    "  -t THREADS   (one per processor, at most 8)\n"
+    "  -c CONTEXT   tokens the conversation may take (the model's, at most 8192)\n"
+    "  --kv TYPE    of cached keys and values: f16 or f32 (f16)\n"
+    "  --cpu NAME   highest instruction set: best, scalar, avx2, avx512 or neon (best)\n";
+
+static const char HELP[] =
+    "/reset    forget the conversation\n"
+    "/help     this list\n"
+    "/quit     leave, as does the end of input\n"
+    "Ctrl-C    stops the reply; twice leaves\n";
+
+/* The longest that a Ctrl-C waits. */
+enum { SLICE_US = 20000 };
+
+typedef struct chat {
+    run_context run;
+    jamba_session_params params;
+    jamba_sampler sampler;
+    jamba_cpu cpu;
+    const char *system, *prompt;
+    int max, threads;
+    bool completes; /* the model has no chat format: it goes on with the text instead */
+    bool begun;     /* the session holds something */
+    bool terminal;  /* stderr is one */
+} chat;
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal_number)
+{
+    (void)signal_number;
+    interrupted = 1;
+}
+
+/* No SA_RESTART: Ctrl-C must end a read at the prompt. */
+static void catch_interrupt(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_interrupt;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+}
+
+/* ---- options ------------------------------------------------------------------------------- */
+
+static double parse_float(const char *name, const char *text, double high)
+{
+    return tool_argument_float(TOOL, USAGE, name, text, 0, high);
+}
+
+static bool parse_sampling(jamba_sampler *sampler, const char *name, const char *value)
+{
+    if (strcmp(name, "--temp") == 0) sampler->temperature = (float)parse_float(name, value, 100);
+    else if (strcmp(name, "--top-p") == 0) sampler->top_p = (float)parse_float(name, value, 1);
+    else if (strcmp(name, "--min-p") == 0) sampler->min_p = (float)parse_float(name, value, 1);
+    else if (strcmp(name, "--repeat") == 0) sampler->repeat_penalty = (float)parse_float(name, value, 100);
+    else if (strcmp(name, "--top-k") == 0)
+        sampler->top_k = (int32_t)tool_argument_int(TOOL, USAGE, name, value, 0, INT32_MAX);
+    else if (strcmp(name, "--seed") == 0)
+        sampler->seed = (uint64_t)tool_argument_int(TOOL, USAGE, name, value, 0, INT64_MAX);
+    else return false;
+    return true;
+}
+
+static bool parse_option(chat *c, const char *name, const char *value)
+{
+    const char **text = strcmp(name, "-s") == 0 ? &c->system : strcmp(name, "-p") == 0 ? &c->prompt : NULL;
+    if (text && !value) tool_usage(TOOL, USAGE, "a text is missing after", name);
+    if (text) *text = value;
+    else if (strcmp(name, "-n") == 0) c->max = (int)tool_argument_int(TOOL, USAGE, name, value, 1, INT32_MAX);
+    else if (strcmp(name, "-t") == 0) c->threads = run_argument_threads(TOOL, USAGE, name, value);
+    else if (strcmp(name, "-c") == 0)
+        c->params.context = (int32_t)tool_argument_int(TOOL, USAGE, name, value, 1, INT32_MAX);
+    else if (strcmp(name, "--kv") == 0) c->params.kv_type = run_argument_kv(TOOL, USAGE, value);
+    else if (strcmp(name, "--cpu") == 0) c->cpu = run_argument_cpu(TOOL, USAGE, value);
+    else return parse_sampling(&c->sampler, name, value);
+    return true;
+}
+
+static void parse_arguments(chat *c, char **argv)
+{
+    c->max = 512;
+    c->threads = run_default_threads();
+    c->sampler.temperature = 0.7f;
+    c->sampler.top_p = 0.9f;
+    c->sampler.seed = 1;
+    for (char **arg = argv + 1; *arg; arg++) {
+        if ((*arg)[0] != '-') {
+            if (c->run.path) tool_usage(TOOL, USAGE, "one model is enough, there is also", *arg);
+            c->run.path = *arg;
+        } else if (parse_option(c, *arg, arg[1])) arg++;
+        else tool_usage(TOOL, USAGE, "unknown option", *arg);
+    }
+    if (!c->run.path) tool_usage(TOOL, USAGE, "a model file is missing", NULL);
+}
+
+/* ---- one reply ----------------------------------------------------------------------------- */
+
+/* Leaves out control characters, C1 in UTF-8 among them: a model's text must not command the terminal. */
+static void print_text(const char *text, size_t length)
+{
+    const unsigned char *bytes = (const unsigned char *)text;
+    for (size_t i = 0; i < length; i++) {
+        bool c1 = bytes[i] == 0xc2 && i + 1 < length && bytes[i + 1] < 0xa0;
+        if (c1) i++;
+        else if (bytes[i] == '\n' || bytes[i] == '\t' || (bytes[i] >= 0x20 && bytes[i] != 0x7f)) putchar(bytes[i]);
+    }
+    fflush(stdout);
+}
+
+/* Tokens of the user's turn; as jamba_encode() with `capacity` 0 it only counts. */
+static jamba_result encode_turn(
+    const chat *c, const char *text, int32_t *tokens, size_t capacity, size_t *count, jamba_error *error)
+{
+    const jamba_message messages[2] = { { "system", c->system }, { "user", text } };
+    bool system = c->system && !c->begun;
+    unsigned flags = JAMBA_CHAT_REPLY | (c->begun ? (unsigned)JAMBA_CHAT_CONTINUE : (unsigned)JAMBA_CHAT_BEGIN);
+    if (c->completes)
+        return jamba_encode(c->run.model, text, strlen(text), c->begun ? 0 : JAMBA_TEXT_BOS, tokens, capacity, count,
+            error);
+    return jamba_chat_encode(c->run.model, messages + !system, system ? 2 : 1, flags, tokens, capacity, count, error);
+}
+
+/* Puts tokens into the session's queue; all or none. */
+static jamba_result append(chat *c, const int32_t *tokens, size_t count)
+{
+    jamba_result result = jamba_feed(c->run.session, tokens, count);
+    if (result != JAMBA_ERR_CONTEXT) run_check(&c->run, result);
+    if (result == JAMBA_OK) c->begun = true;
+    return result;
+}
+
+/* Queues the user's turn. What comes before a continued text matters to the stream's spaces. */
+static bool append_turn(chat *c, const char *text, jamba_text_stream *stream, jamba_error *error)
+{
+    char ignored[JAMBA_TEXT_MAX];
+    size_t count;
+    int32_t *tokens;
+    bool ok = encode_turn(c, text, NULL, 0, &count, error) == JAMBA_OK;
+    if (!ok) return false;
+    tokens = (int32_t *)malloc((count + 1) * sizeof *tokens);
+    if (!tokens) tool_die(TOOL, "out of memory for a message of %zu tokens", count);
+    ok = encode_turn(c, text, tokens, count, &count, error) == JAMBA_OK;
+    if (ok && append(c, tokens, count) != JAMBA_OK) {
+        *error = *jamba_session_error(c->run.session);
+        ok = false;
+    }
+    for (size_t i = 0; ok && c->completes && i < count; i++)
+        jamba_decode_next(c->run.model, stream, tokens[i], 0, ignored);
+    free(tokens);
+    return ok;
+}
+
+/* Works the queue off in slices. False when Ctrl-C came; the rest then stays in the queue. */
+static bool work(const chat *c)
+{
+    tool_progress progress = { 0, false };
+    jamba_session_info info;
+    jamba_result result = JAMBA_PENDING;
+    double start = tool_seconds();
+    int32_t total;
+    jamba_session_describe(c->run.session, &info);
+    total = info.pending;
+    while (result == JAMBA_PENDING && !interrupted) {
+        result = jamba_step(c->run.session, SLICE_US);
+        run_check(&c->run, result);
+        jamba_session_describe(c->run.session, &info);
+        if (total > 1 && tool_seconds() - start > 0.3)
+            tool_progress_show(&progress, "reading", (uint64_t)(total - info.pending), (uint64_t)total);
+    }
+    tool_progress_end(&progress);
+    return !interrupted;
+}
+
+/* Why a reply ended. */
+typedef enum ending { ENDING_DONE, ENDING_STOPPED, ENDING_LONGEST, ENDING_FULL } ending;
+
+/* Streams a reply to what is queued; its tokens join the queue, the end token does not. */
+static ending stream_reply(chat *c, jamba_text_stream *stream, int *made)
+{
+    char text[JAMBA_TEXT_MAX];
+    for (*made = 0; work(c); ++*made) {
+        int32_t token = jamba_sample(c->run.session, &c->sampler);
+        run_check(&c->run, token);
+        if (jamba_token_is_end(c->run.model, token)) return ENDING_DONE;
+        if (*made == c->max) return ENDING_LONGEST;
+        print_text(text, jamba_decode_next(c->run.model, stream, token, 0, text));
+        if (append(c, &token, 1) != JAMBA_OK) return ENDING_FULL;
+    }
+    return ENDING_STOPPED;
+}
+
+static void report(const chat *c, ending end, int read, double read_seconds, int made, double made_seconds)
+{
+    static const char *const notes[] = { "", "; stopped", "; cut, -n allows more",
+        "; the context is full: /reset starts anew, -c allows more" };
+    if (!c->terminal && end == ENDING_FULL) fprintf(stderr, "%s: the reply ends here, the context is full\n", TOOL);
+    if (!c->terminal) return;
+    fprintf(stderr, "[read %d tokens at %.0f/s", read, read / (read_seconds + 1e-9));
+    if (made > 0) fprintf(stderr, ", wrote %d at %.0f/s", made, made / (made_seconds + 1e-9));
+    fprintf(stderr, "%s]\n", notes[end]);
+}
+
+/* Answers one message. False with an error when it cannot be taken; the conversation is then as before. */
+static bool answer(chat *c, const char *message, jamba_error *error)
+{
+    jamba_text_stream stream = { { 0 }, 0, 0 };
+    jamba_session_info info;
+    char text[JAMBA_TEXT_MAX];
+    double start = tool_seconds(), middle;
+    ending end;
+    int made = 0;
+    if (!append_turn(c, message, &stream, error)) return false;
+    jamba_session_describe(c->run.session, &info);
+    end = work(c) ? ENDING_DONE : ENDING_STOPPED;
+    middle = tool_seconds();
+    if (end == ENDING_DONE) end = stream_reply(c, &stream, &made);
+    print_text(text, jamba_decode_next(c->run.model, &stream, -1, 0, text));
+    print_text("\n", 1);
+    report(c, end, info.pending, middle - start, made, tool_seconds() - middle);
+    return true;
+}
+
+/* ---- the conversation ---------------------------------------------------------------------- */
+
+typedef enum input { INPUT_LINE, INPUT_END, INPUT_STOPPED } input;
+
+/* The next line, terminated, without its newline. */
+static input read_line(tool_buffer *line)
+{
+    int c;
+    line->size = 0;
+    while ((c = getc(stdin)) != EOF && c != '\n')
+        if (c != 0) tool_buffer_u8(line, (uint8_t)c);
+    if (c == EOF && interrupted) {
+        clearerr(stdin);
+        return INPUT_STOPPED;
+    }
+    if (c == EOF && line->size == 0) return INPUT_END;
+    if (!tool_buffer_u8(line, 0)) tool_die(TOOL, "out of memory for a line of %zu bytes", line->size);
+    return INPUT_LINE;
+}
+
+/* False: leave. */
+static bool command(chat *c, const char *line)
+{
+    if (strcmp(line, "/quit") == 0) return false;
+    if (strcmp(line, "/reset") == 0) {
+        jamba_session_reset(c->run.session);
+        c->begun = false;
+    } else if (strcmp(line, "/help") == 0) fputs(HELP, stderr);
+    else fprintf(stderr, "unknown command; /help lists them\n");
+    return true;
+}
+
+static bool handle_line(chat *c, const char *line)
+{
+    jamba_error error;
+    if (line[0] == '/') return command(c, line);
+    if (line[strspn(line, " \t\r")] == 0 || answer(c, line, &error)) return true;
+    if (error.code == JAMBA_ERR_CONTEXT)
+        fprintf(stderr, "The context is full: shorten the message, or start anew with /reset; -c allows more.\n");
+    else fprintf(stderr, "%s: %s\n", TOOL, error.message);
+    return true;
+}
+
+static void converse(chat *c)
+{
+    tool_buffer line = { NULL, 0, 0, false };
+    bool prompts = c->terminal && isatty(0), leave = false;
+    int stops = 0; /* Ctrl-C in a row, with no line between */
+    catch_interrupt();
+    while (!leave) {
+        input got;
+        interrupted = 0;
+        if (prompts) fputs("> ", stderr);
+        got = read_line(&line);
+        if (got != INPUT_LINE && prompts) fputs("\n", stderr);
+        if (got == INPUT_END) break;
+        if (got == INPUT_STOPPED) {
+            leave = ++stops >= 2;
+            if (!leave) fprintf(stderr, "Ctrl-C again leaves, as do /quit and the end of input.\n");
+            continue;
+        }
+        leave = !handle_line(c, (const char *)line.data);
+        stops = interrupted ? 1 : 0;
+    }
+    tool_buffer_free(&line);
+}
+
+/* Whether the model can take a conversation such as is asked for. */
+static void check_format(chat *c)
+{
+    jamba_error error;
+    size_t count;
+    jamba_result result = encode_turn(c, "", NULL, 0, &count, &error);
+    const char *system = c->system;
+    if (result == JAMBA_ERR_UNSUPPORTED && system) {
+        c->system = NULL;
+        if (encode_turn(c, "", NULL, 0, &count, &error) == JAMBA_OK)
+            tool_die(TOOL, "%s: its chat format has no system message; leave out -s", c->run.path);
+        tool_die(TOOL, "%s: has no chat format and so no system message; leave out -s", c->run.path);
+    }
+    c->completes = result == JAMBA_ERR_UNSUPPORTED;
+    if (c->completes) fprintf(stderr, "%s: %s has no chat format, it goes on with your text\n", TOOL, c->run.path);
+    else if (result != JAMBA_OK) tool_die(TOOL, "%s: %s", c->run.path, error.message);
+}
+
+static void introduce(const chat *c)
+{
+    jamba_session_info info;
+    jamba_session_describe(c->run.session, &info);
+    if (c->terminal)
+        fprintf(stderr, "%s: %s, %.1f million parameters, %s, %d threads, %d tokens of context; /help lists commands\n",
+            c->run.path, c->run.info.type, (double)c->run.info.parameters * 1e-6, c->run.info.isa, info.width,
+            info.context);
+}
+
+int main(int argc, char **argv)
+{
+    chat c;
+    jamba_error error;
+    (void)argc;
+    memset(&c, 0, sizeof c);
+    c.run.tool = TOOL;
+    c.terminal = isatty(2) != 0;
+    parse_arguments(&c, argv);
+    run_load(&c.run, c.cpu);
+    check_format(&c);
+    run_create(&c.run, &c.params, c.threads);
+    if (!c.prompt) {
+        introduce(&c);
+        converse(&c);
+    } else if (!answer(&c, c.prompt, &error)) tool_die(TOOL, "%s: %s", c.run.path, error.message);
+    run_close(&c.run);
+    if (fflush(stdout) != 0 || ferror(stdout)) tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
+    return 0;
+}

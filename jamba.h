@@ -1,0 +1,5815 @@
+/* jamba.h - hybrid language models (attention, Mamba, mixture of experts) on a CPU, in one file
+ *
+ * MIT licence, text at the end of the file. C99; also compiles as C++11. Needs libc and libm.
+ *
+ * Do this in ONE .c or .cc file:
+ *
+ *     #define JAMBA_IMPLEMENTATION
+ *     #include "jamba.h"
+ *
+ * and include it plainly everywhere else. Define JAMBA_STATIC beside JAMBA_IMPLEMENTATION to keep
+ * every symbol private to that file. No compiler flag is needed: kernels for each instruction set
+ * are compiled in, and chosen when a model is loaded.
+ *
+ *     jamba_model *model;
+ *     jamba_session *session;
+ *     jamba_error error;
+ *     if (jamba_model_load(&model, jamba_from_file("model.jamba"), NULL, &error)) puts(error.message);
+ *     if (jamba_session_create(&session, model, NULL, &error)) puts(error.message);
+ *     jamba_encode(model, text, strlen(text), JAMBA_TEXT_BOS, tokens, 512, &count, &error);
+ *     jamba_eval(session, tokens, count);
+ *     int32_t next = jamba_sample(session, NULL);
+ *
+ * CONTENTS (search for the tag)
+ *     >>api >>config >>base >>platform >>hash >>format >>tokenizer >>chat >>lanes >>kernels
+ *     >>dispatch >>layers >>model >>session >>sampler >>public
+ *
+ * jamba.h DOES NOT
+ *     - print, exit, abort, read the environment, or keep a global;
+ *     - start a thread (bring an executor, or compile with OpenMP);
+ *     - know model families: a model file is a program of blocks, made by tools/convert;
+ *     - interpret chat templates or regular expressions;
+ *     - train, or run on a GPU.
+ *
+ * MEMORY   A model is the mapped file plus a few tables. A session is one allocation, whose size
+ *          jamba_session_estimate() tells before it is made; no call on it allocates afterwards.
+ * THREADS  A model is immutable: share it. A session belongs to one thread at a time.
+ * ERRORS   Every call that can fail returns a jamba_result. A failed call changes nothing.
+ * NUMBERS  The result is the same to the last bit for any chunk, thread count, time budget and
+ *          instruction set: each output is one fixed chain of fused multiply-adds (see >>kernels).
+ *          Rounding mode and flush-to-zero of the caller do not matter and are left as they were.
+ *          The promise ends at -ffast-math.
+ *
+ * THE FILE (.jamba), little-endian throughout, every part at a multiple of 64 bytes, gaps zero
+ *     header      256 bytes    JMB_HEADER_FIELDS, in >>format
+ *     program     128 bytes a block    JMB_BLOCK_FIELDS: kind, unit, flags, routing, sizes
+ *     directory   64 bytes a tensor    JMB_ENTRY_FIELDS: role, unit, index, type, rows, cols, offset, bytes, hash
+ *     strings     (u32 key length, u32 value length, key, value) until the end
+ *     tokenizer   see >>tokenizer; may be empty
+ *     data        the tensors, in the order of the directory
+ * The program alone decides which tensors exist, their shapes and their order (jmb_list_tensors);
+ * what the directory says is compared with that and never sizes anything. Each tensor is a matrix
+ * [rows, cols] cut in panels of 16 rows, the last one padded with zero rows. Inside a panel:
+ *     f32        [cols][16]         one column of 16 rows after the other
+ *     f16, bf16  [cols/2][16][2]    cols rounded up to 2
+ *     q8         [cols/4][16][4]    cols rounded up to 64; byte = weight + 128; then
+ *                [cols/64][16]      f16 scales; the panel is padded to 64 bytes
+ * A vector is a matrix of one column. Paired tensors (gate_up) alternate: panel i of the gate, panel
+ * i of the up projection. Entry `hash` is jmb_hash64 of the data; the header's `identity` is SHA-256
+ * of everything before the data with the identity itself zero, and so names the whole model.
+ */
+/* clang-format off */
+#ifndef JMB_PASS  /* >>kernels includes this file again, see there */
+/* clang-format on */
+#ifndef JAMBA_H
+#define JAMBA_H
+
+/* ===========================================================================================
+ * >>api
+ * =========================================================================================== */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(JAMBA_STATIC) && !defined(JAMBA_IMPLEMENTATION)
+#error "JAMBA_STATIC needs JAMBA_IMPLEMENTATION in the same file"
+#endif
+
+#ifndef JAMBA_API
+#if defined(JAMBA_STATIC) && (defined(__GNUC__) || defined(__clang__))
+#define JAMBA_API static __attribute__((unused))
+#elif defined(JAMBA_STATIC)
+#define JAMBA_API static
+#else
+#define JAMBA_API extern
+#endif
+#endif
+
+/* ---- version ----------------------------------------------------------- */
+
+#define JAMBA_VERSION_MAJOR 0
+#define JAMBA_VERSION_MINOR 1
+#define JAMBA_VERSION_PATCH 0
+#define JAMBA_VERSION (JAMBA_VERSION_MAJOR * 10000 + JAMBA_VERSION_MINOR * 100 + JAMBA_VERSION_PATCH)
+
+/* JAMBA_VERSION of the implementation that was linked. */
+JAMBA_API int jamba_version(void);
+/* Version and build options in a few words, such as "0.1.0 openmp"; says "unoptimised" when built with -O0. */
+JAMBA_API const char *jamba_build_info(void);
+
+/* ---- results and errors ------------------------------------------------ */
+
+#define JAMBA_RESULTS(X)                                                     \
+    X(JAMBA_OK, 0, "ok")                                                     \
+    X(JAMBA_PENDING, 1, "time budget spent, call again")                     \
+    X(JAMBA_ERR_ARGUMENT, -1, "invalid argument")                            \
+    X(JAMBA_ERR_MEMORY, -2, "out of memory")                                 \
+    X(JAMBA_ERR_IO, -3, "read failed")                                       \
+    X(JAMBA_ERR_FORMAT, -4, "not a valid file")                              \
+    X(JAMBA_ERR_UNSUPPORTED, -5, "valid, but not supported by this build")   \
+    X(JAMBA_ERR_CONTEXT, -6, "context window is full")                       \
+    X(JAMBA_ERR_MISMATCH, -7, "made for another model")                      \
+    X(JAMBA_ERR_ABORTED, -8, "stopped by a callback")                        \
+    X(JAMBA_ERR_NUMERIC, -9, "a logit is not a finite number")               \
+    X(JAMBA_ERR_TEXT, -10, "not valid UTF-8, or the model has no tokenizer") \
+    X(JAMBA_ERR_FILTER, -11, "the logit filter allows no token")
+
+typedef enum jamba_result {
+#define JMB_X(name, value, text) name = value,
+    JAMBA_RESULTS(JMB_X)
+#undef JMB_X
+    JAMBA_RESULT_MAX = 0x7fffffff
+} jamba_result;
+
+/* Filled on failure only; pass NULL where you do not care. */
+typedef struct jamba_error {
+    jamba_result code;
+    uint64_t offset;   /* byte offset in the file for FORMAT and IO errors, in the text for TEXT, else 0 */
+    char message[240]; /* one English sentence that names the tensor or value at fault */
+} jamba_error;
+
+/* The text beside each code above. */
+JAMBA_API const char *jamba_result_name(jamba_result result);
+
+/* ---- hooks the host may supply (all optional) -------------------------- */
+
+typedef struct jamba_allocator {
+    void *(*alloc)(void *user, size_t size, size_t align); /* NULL on failure; align is a power of two */
+    void (*free)(void *user, void *ptr, size_t size);      /* size as given to alloc */
+    void *user;
+} jamba_allocator;
+
+/* run() calls task(ctx, i) once for every i in [0, count), in any order and on any threads, and
+ * returns when all are done. */
+typedef void (*jamba_task_fn)(void *ctx, int index);
+typedef struct jamba_executor {
+    void (*run)(void *user, int count, jamba_task_fn task, void *ctx);
+    void *user;
+    int width;       /* how many tasks can run at once, >= 1 */
+    bool concurrent; /* all `width` tasks of one run() are live at once, so they may wait for each other */
+} jamba_executor;
+
+/* Return false to stop the operation; it then fails with JAMBA_ERR_ABORTED. */
+typedef bool (*jamba_progress_fn)(void *user, const char *stage, uint64_t done, uint64_t total);
+
+/* Called after evaluation of each token, in order, with the `vocab` logits that follow it. */
+typedef void (*jamba_logits_fn)(void *user, int32_t position, const float *logits);
+
+/* ---- where bytes come from --------------------------------------------- */
+
+typedef struct jamba_io {
+    size_t (*read)(void *user, uint64_t offset, void *dst, size_t size); /* bytes read; fewer is an error */
+    void *user;
+    uint64_t size;
+} jamba_io;
+
+/* Exactly one of path, data and io is set; build it with one of the functions below. */
+typedef struct jamba_source {
+    const char *path;
+    const void *data;
+    size_t size;
+    jamba_io io;
+} jamba_source;
+
+/* Memory-mapped where possible. The file must not be truncated while the model lives. */
+JAMBA_API jamba_source jamba_from_file(const char *path);
+/* Used in place when aligned to 64 bytes (it must then outlive the model), copied otherwise. */
+JAMBA_API jamba_source jamba_from_memory(const void *data, size_t size);
+/* Read into the heap. */
+JAMBA_API jamba_source jamba_from_io(jamba_io io);
+
+/* ---- model: immutable after load, shared by any number of threads ------ */
+
+typedef struct jamba_model jamba_model;
+typedef struct jamba_session jamba_session;
+
+typedef struct jamba_memory { /* bytes */
+    size_t mapped;            /* file pages, shared and reclaimable */
+    size_t weights;           /* heap: the file's bytes when not mapped, and tables */
+    size_t kv;                /* attention caches for the whole context */
+    size_t state;             /* convolution and SSM state, constant */
+    size_t scratch;           /* activations, token log, logits */
+} jamba_memory;
+
+/* Highest instruction set to use. Results do not depend on it. */
+typedef enum jamba_cpu {
+    JAMBA_CPU_BEST = 0,
+    JAMBA_CPU_SCALAR,
+    JAMBA_CPU_AVX2,   /* with FMA and F16C */
+    JAMBA_CPU_AVX512, /* F, BW, DQ, VL and VNNI */
+    JAMBA_CPU_NEON
+} jamba_cpu;
+
+typedef struct jamba_model_params {   /* zero means default, everywhere */
+    const jamba_allocator *allocator; /* NULL: malloc and free; the struct is copied */
+    jamba_cpu cpu;                    /* JAMBA_ERR_UNSUPPORTED where the CPU lacks it */
+    jamba_progress_fn progress;       /* bytes read or verified */
+    void *progress_user;
+    bool no_mmap; /* read the whole file into the heap: safe against truncation by others */
+    bool verify;  /* check the hash of every tensor; reads the whole file */
+} jamba_model_params;
+
+typedef struct jamba_model_info {
+    const char *architecture; /* what the converter wrote, "" when absent */
+    const char *isa;          /* kernels in use, such as "avx512" */
+    const char *type;         /* storage type of the linears: "f32", "f16", "bf16", "q8" */
+    int32_t vocab, hidden, blocks, attention_blocks, recurrent_blocks;
+    int32_t context; /* trained context length in tokens */
+    int32_t token_bos, token_pad; /* -1 when the model has none */
+    int32_t token_eos[8], eos_count;
+    uint64_t parameters, parameters_active; /* active: experts counted top_k / experts */
+    uint64_t kv_bytes_per_token;            /* at 16 bits */
+    uint64_t state_bytes;                   /* convolution and SSM state of one session, f32 */
+    uint8_t identity[32];                   /* SHA-256 that names this model */
+    jamba_memory memory;
+} jamba_model_info;
+
+/* Loads and checks a model. *out is NULL on failure. Time is that of reading the metadata when the
+ * file is mapped and `verify` is off. */
+JAMBA_API jamba_result jamba_model_load(
+    jamba_model **out, jamba_source source, const jamba_model_params *params, jamba_error *error);
+/* NULL is allowed. Every session of the model must be freed before. */
+JAMBA_API void jamba_model_free(jamba_model *model);
+JAMBA_API void jamba_model_describe(const jamba_model *model, jamba_model_info *out);
+/* String carried in the file under `key`, such as "architecture"; NULL when absent. Lives as long as the model. */
+JAMBA_API const char *jamba_model_meta(const jamba_model *model, const char *key);
+
+/* ---- session: one timeline; one thread at a time ------------------------ */
+
+typedef enum jamba_kv_type { JAMBA_KV_F16 = 0, JAMBA_KV_F32 } jamba_kv_type;
+
+typedef struct jamba_session_params { /* zero means default, everywhere */
+    const jamba_allocator *allocator; /* NULL: the model's */
+    const jamba_executor *executor;   /* NULL: serial, or OpenMP where compiled with it; copied */
+    int32_t threads;                  /* for OpenMP; 0: its default, 1: serial */
+    uint64_t (*now_us)(void *user);   /* NULL: the system's clock */
+    void *now_user;
+    int32_t context;       /* tokens; 0: the model's, at most 8192 */
+    int32_t chunk;         /* prefill tokens per pass; 0: 64. Bigger is faster and takes more scratch */
+    jamba_kv_type kv_type; /* precision of cached keys and values */
+    jamba_progress_fn progress; /* tokens of the queue done; called between passes */
+    void *progress_user;
+    jamba_logits_fn on_logits; /* computes logits for every token; NULL: for the last one of the queue */
+    void *logits_user;
+} jamba_session_params;
+
+typedef struct jamba_session_info {
+    int32_t position; /* tokens evaluated */
+    int32_t pending;  /* tokens fed and not yet evaluated */
+    int32_t context, chunk, width; /* width: tasks run at once */
+    jamba_memory memory;
+} jamba_session_info;
+
+/* What jamba_session_create() would allocate, to the byte, without allocating it. */
+JAMBA_API jamba_result jamba_session_estimate(
+    const jamba_model *model, const jamba_session_params *params, jamba_memory *out);
+/* One allocation. *out is NULL on failure. */
+JAMBA_API jamba_result jamba_session_create(
+    jamba_session **out, const jamba_model *model, const jamba_session_params *params, jamba_error *error);
+/* NULL is allowed. */
+JAMBA_API void jamba_session_free(jamba_session *session);
+/* Back to position 0, with an empty queue. */
+JAMBA_API void jamba_session_reset(jamba_session *session);
+JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_session_info *out);
+/* Of the last failed call on this session. */
+JAMBA_API const jamba_error *jamba_session_error(const jamba_session *session);
+/* Tokens evaluated or queued so far, *count of them; valid until the session is freed. */
+JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size_t *count);
+
+/* ---- evaluation --------------------------------------------------------- */
+
+/* Queues tokens. Copies them, computes nothing. JAMBA_ERR_CONTEXT when they do not all fit and
+ * JAMBA_ERR_ARGUMENT when one is not in [0, vocab): then none is queued. */
+JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count);
+/* Works on the queue for about `budget_us` microseconds (0: until it is empty); stops inside a token.
+ * JAMBA_OK: queue empty, logits ready. JAMBA_PENDING: call again. The result does not depend on the budget. */
+JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us);
+/* jamba_feed() and jamba_step(session, 0) in one call. */
+JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count);
+/* `vocab` floats after the last token, valid until the next call on this session. NULL before the
+ * first token and while tokens are pending. */
+JAMBA_API const float *jamba_logits(const jamba_session *session);
+
+/* ---- sampling: a plain struct the caller owns ---------------------------- */
+
+/* All zero: greedy. Order: repeat penalty, filter, temperature, top_k, top_p, min_p, draw. */
+typedef struct jamba_sampler {
+    float temperature;     /* 0: greedy */
+    int32_t top_k;         /* 0: off */
+    float top_p;           /* 0: off; keeps the fewest tokens whose probabilities reach top_p */
+    float min_p;           /* 0: off; drops tokens below min_p times the highest probability */
+    float repeat_penalty;  /* 0: off; positive logits are divided by it, negative ones multiplied */
+    int32_t repeat_window; /* tokens looked back; 0: 64 */
+    uint64_t seed;         /* advanced by every draw: copy the struct to replay */
+    void (*filter)(void *user, float *logits, int32_t vocab); /* may set -INFINITY: not allowed */
+    void *filter_user;
+} jamba_sampler;
+
+/* The next token (>= 0), or a negative jamba_result: JAMBA_ERR_NUMERIC when a logit is NaN or
+ * infinite, JAMBA_ERR_FILTER when the filter allows none, JAMBA_ERR_ARGUMENT when there are no logits
+ * or a field is out of range. NULL sampler: greedy. The token is not fed. */
+JAMBA_API int32_t jamba_sample(jamba_session *session, jamba_sampler *sampler);
+
+/* ---- text ---------------------------------------------------------------- */
+
+enum {
+    JAMBA_TEXT_BOS = 1,      /* encode: the model's first token in front, if it has one */
+    JAMBA_TEXT_SPECIAL = 2,  /* encode: special tokens in the text match; decode: they are written out */
+    JAMBA_CHAT_BEGIN = 4,    /* chat: first turn of a conversation */
+    JAMBA_CHAT_CONTINUE = 8, /* chat: close the reply that the model has just written (its end token not fed) */
+    JAMBA_CHAT_REPLY = 16    /* chat: open the model's reply */
+};
+
+/* Tokens of `text` (any bytes; JAMBA_ERR_TEXT unless valid UTF-8). *count is what is needed; nothing
+ * is written when that is more than `capacity` (JAMBA_ERR_ARGUMENT; with capacity 0, JAMBA_OK). Uses
+ * scratch memory from the model's allocator, a small multiple of `length`. */
+JAMBA_API jamba_result jamba_encode(const jamba_model *model, const char *text, size_t length, unsigned flags,
+    int32_t *tokens, size_t capacity, size_t *count, jamba_error *error);
+/* Text of whole token sequences, not terminated; *length and capacity as in jamba_encode(). */
+JAMBA_API jamba_result jamba_decode(const jamba_model *model, const int32_t *tokens, size_t count,
+    unsigned flags, char *text, size_t capacity, size_t *length, jamba_error *error);
+
+/* Decoding token by token. All zero at the start of a text. */
+typedef struct jamba_text_stream {
+    uint8_t held[4];    /* bytes of an unfinished character */
+    int32_t held_count;
+    int32_t started;
+} jamba_text_stream;
+
+/* Longest text one jamba_decode_next() can return. */
+enum { JAMBA_TEXT_MAX = 4096 };
+
+/* Bytes written to `text` (JAMBA_TEXT_MAX of room): whole UTF-8 characters only, what is unfinished is
+ * held back; bytes that cannot become a character turn into U+FFFD. token -1 flushes. */
+JAMBA_API size_t jamba_decode_next(
+    const jamba_model *model, jamba_text_stream *stream, int32_t token, unsigned flags, char *text);
+
+/* The token's bytes as stored, not terminated; NULL when there is none. */
+JAMBA_API const char *jamba_token_text(const jamba_model *model, int32_t token, size_t *length);
+/* The token whose text is exactly `text`; -1 when absent. */
+JAMBA_API int32_t jamba_token_find(const jamba_model *model, const char *text);
+/* Whether the model ends a text or turn with this token. */
+JAMBA_API bool jamba_token_is_end(const jamba_model *model, int32_t token);
+
+typedef struct jamba_message {
+    const char *role; /* "system", "user", "assistant" or "tool" */
+    const char *content;
+} jamba_message;
+
+/* Tokens of one or more turns in the model's chat format, for appending to what was fed before.
+ * Content never yields special tokens. JAMBA_ERR_UNSUPPORTED when the model has no chat format or no
+ * such role. *count and capacity as in jamba_encode(). */
+JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_message *messages, size_t count,
+    unsigned flags, int32_t *tokens, size_t capacity, size_t *needed, jamba_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* JAMBA_H */
+#endif /* JMB_PASS */
+
+/* The API ends here. Below is the implementation. */
+
+#ifdef JAMBA_IMPLEMENTATION
+#ifndef JMB_PASS
+
+/* ===========================================================================================
+ * >>config - compiler, instruction sets, and the floating-point rules of this file
+ * =========================================================================================== */
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if (defined(__GNUC__) && !defined(__clang__))
+/* gcc contracts a * b + c even between intrinsics; every fused product here is explicit. */
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#elif defined(__clang__)
+#pragma float_control(push)
+#pragma clang fp contract(off)
+#endif
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__) || defined(_M_IX86)
+#define JMB_X86 1
+#include <immintrin.h>
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#else
+#define JMB_X86 0
+#endif
+#if defined(__aarch64__) && !defined(__AARCH64EB__)
+#define JMB_NEON 1
+#include <arm_neon.h>
+#else
+#define JMB_NEON 0
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define JMB_TARGET(isa) __attribute__((target(isa)))
+#define JMB_INLINE static inline __attribute__((always_inline, unused))
+#define JMB_UNUSED __attribute__((unused))
+#define JMB_RESTRICT __restrict__
+#else
+#define JMB_TARGET(isa)
+#define JMB_INLINE static inline
+#define JMB_UNUSED
+#define JMB_RESTRICT __restrict
+#endif
+
+/* How this file finds itself again; define it if you rename the header. */
+#ifndef JAMBA_HEADER_FILE
+#define JAMBA_HEADER_FILE "jamba.h"
+#endif
+
+/* ===========================================================================================
+ * >>base - errors, checked arithmetic, little-endian access, memory
+ * =========================================================================================== */
+
+/* Passes a failure on to the caller. */
+#define JMB_TRY(expression)                          \
+    do {                                             \
+        jamba_result jmb_try_ = (expression);        \
+        if (jmb_try_ != JAMBA_OK) return jmb_try_;   \
+    } while (0)
+
+typedef struct jmb_text_out {
+    char *data;
+    size_t size, capacity; /* capacity includes the terminator */
+} jmb_text_out;
+
+static void jmb_put_char(jmb_text_out *out, char c)
+{
+    if (out->size + 1 < out->capacity) out->data[out->size++] = c;
+}
+
+static void jmb_put_string(jmb_text_out *out, const char *s)
+{
+    while (*s) jmb_put_char(out, *s++);
+}
+
+static void jmb_put_number(jmb_text_out *out, uint64_t value)
+{
+    char digits[20];
+    int n = 0;
+    do digits[n++] = (char)('0' + value % 10);
+    while ((value /= 10) != 0);
+    while (n > 0) jmb_put_char(out, digits[--n]);
+}
+
+/* The subset of printf that messages need: %s, %d (int), %u (unsigned), %z (size_t), %l (uint64_t), %%.
+ * printf itself depends on the locale and drags stdio into every host. */
+static void jmb_format_args(jmb_text_out *out, const char *format, va_list args)
+{
+    for (; *format; format++) {
+        if (*format != '%') {
+            jmb_put_char(out, *format);
+            continue;
+        }
+        switch (*++format) {
+        case 's': jmb_put_string(out, va_arg(args, const char *)); break;
+        case 'u': jmb_put_number(out, va_arg(args, unsigned)); break;
+        case 'z': jmb_put_number(out, va_arg(args, size_t)); break;
+        case 'l': jmb_put_number(out, va_arg(args, uint64_t)); break;
+        case 'd': {
+            int value = va_arg(args, int);
+            if (value < 0) jmb_put_char(out, '-');
+            jmb_put_number(out, value < 0 ? 0u - (unsigned)value : (unsigned)value);
+            break;
+        }
+        default: jmb_put_char(out, *format); break;
+        }
+    }
+    out->data[out->size] = 0;
+}
+
+JMB_UNUSED static void jmb_format(char *buffer, size_t capacity, const char *format, ...)
+{
+    jmb_text_out out = { buffer, 0, capacity };
+    va_list args;
+    va_start(args, format);
+    jmb_format_args(&out, format, args);
+    va_end(args);
+}
+
+/* Fills `error` (may be NULL) and returns `code`, so that a failure is one line. */
+static jamba_result jmb_fail(jamba_error *error, jamba_result code, uint64_t offset, const char *format, ...)
+{
+    if (error) {
+        jmb_text_out out = { error->message, 0, sizeof error->message };
+        va_list args;
+        va_start(args, format);
+        jmb_format_args(&out, format, args);
+        va_end(args);
+        error->code = code;
+        error->offset = offset;
+    }
+    return code;
+}
+
+/* The one place for arithmetic on sizes that come from outside: saturates, so that a sum or product
+ * that overflows is too large for every later comparison. */
+static uint64_t jmb_add(uint64_t a, uint64_t b)
+{
+    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
+static uint64_t jmb_mul(uint64_t a, uint64_t b)
+{
+    return b != 0 && a > UINT64_MAX / b ? UINT64_MAX : a * b;
+}
+
+/* `value` up to the next multiple of `step`, a power of two. */
+static uint64_t jmb_round_up(uint64_t value, uint64_t step)
+{
+    return value > UINT64_MAX - (step - 1) ? UINT64_MAX : (value + step - 1) & ~(step - 1);
+}
+
+static size_t jmb_pad16(size_t n)
+{
+    return (n + 15) & ~(size_t)15;
+}
+
+static size_t jmb_pad64(size_t n)
+{
+    return (n + 63) & ~(size_t)63;
+}
+
+static uint32_t jmb_load_u16(const uint8_t *p)
+{
+    return (uint32_t)p[0] | (uint32_t)p[1] << 8;
+}
+
+static uint32_t jmb_load_u32(const uint8_t *p)
+{
+    return jmb_load_u16(p) | jmb_load_u16(p + 2) << 16;
+}
+
+static uint64_t jmb_load_u64(const uint8_t *p)
+{
+    return (uint64_t)jmb_load_u32(p) | (uint64_t)jmb_load_u32(p + 4) << 32;
+}
+
+static float jmb_float_of(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static uint32_t jmb_bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+/* By bits, so that it holds under -ffast-math too. */
+static bool jmb_finite(float value)
+{
+    return (jmb_bits_of(value) & 0x7f800000u) != 0x7f800000u;
+}
+
+static void *jmb_default_alloc(void *user, size_t size, size_t align)
+{
+    /* malloc gives 16 at best: keep the block's start in front of the aligned address */
+    uint8_t *block;
+    uintptr_t start;
+    (void)user;
+    if (size > SIZE_MAX - align - sizeof(void *)) return NULL;
+    block = (uint8_t *)malloc(size + align + sizeof(void *));
+    if (!block) return NULL;
+    start = ((uintptr_t)block + sizeof(void *) + align - 1) & ~(uintptr_t)(align - 1);
+    memcpy((void *)(start - sizeof(void *)), &block, sizeof(void *));
+    return (void *)start;
+}
+
+static void jmb_default_free(void *user, void *ptr, size_t size)
+{
+    void *block;
+    (void)user;
+    (void)size;
+    memcpy(&block, (uint8_t *)ptr - sizeof(void *), sizeof(void *));
+    free(block);
+}
+
+static jamba_allocator jmb_allocator_or_default(const jamba_allocator *given)
+{
+    jamba_allocator standard = { jmb_default_alloc, jmb_default_free, NULL };
+    return given ? *given : standard;
+}
+
+/* Blocks of one owner, freed together. */
+typedef struct jmb_heap_block {
+    struct jmb_heap_block *next;
+    size_t size;
+} jmb_heap_block;
+
+typedef struct jmb_heap {
+    jamba_allocator allocator;
+    jmb_heap_block *blocks;
+    size_t total;
+} jmb_heap;
+
+enum { JMB_ALIGN = 64 }; /* of every block: a cache line, an AVX-512 register */
+
+/* `count` zeroed items of `size` bytes, aligned to 64; NULL when there is no memory. */
+static void *jmb_heap_take(jmb_heap *heap, uint64_t count, uint64_t size)
+{
+    uint64_t bytes = jmb_add(jmb_mul(count, size), JMB_ALIGN);
+    jmb_heap_block *block;
+    if (bytes > SIZE_MAX / 2) return NULL;
+    block = (jmb_heap_block *)heap->allocator.alloc(heap->allocator.user, (size_t)bytes, JMB_ALIGN);
+    if (!block) return NULL;
+    memset(block, 0, (size_t)bytes);
+    block->next = heap->blocks;
+    block->size = (size_t)bytes;
+    heap->blocks = block;
+    heap->total += (size_t)bytes;
+    return (uint8_t *)block + JMB_ALIGN;
+}
+
+static void jmb_heap_free(jmb_heap *heap)
+{
+    while (heap->blocks) {
+        jmb_heap_block *block = heap->blocks;
+        heap->blocks = block->next;
+        heap->allocator.free(heap->allocator.user, block, block->size);
+    }
+    heap->total = 0;
+}
+
+/* Measures a layout when `base` is NULL, places it otherwise: the same code decides both. */
+typedef struct jmb_layout {
+    uint8_t *base;
+    uint64_t size;
+} jmb_layout;
+
+static void *jmb_place(jmb_layout *layout, uint64_t count, uint64_t size)
+{
+    uint64_t at = layout->size;
+    layout->size = jmb_round_up(jmb_add(at, jmb_mul(count, size)), JMB_ALIGN);
+    return layout->base ? layout->base + (size_t)at : NULL;
+}
+
+/* ===========================================================================================
+ * >>platform - files and clock
+ *
+ * POSIX, Windows, or plain stdio. A file is mapped where that works and read into the heap where it
+ * does not; the rest of this file sees bytes.
+ * =========================================================================================== */
+
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+#elif defined(__unix__) || defined(__APPLE__)
+#define JMB_POSIX 1
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+#else
+#include <stdio.h>
+#include <time.h>
+#endif
+
+typedef struct jmb_file {
+    uint64_t size;
+    void *mapping; /* NULL unless mapped */
+#if defined(_WIN32)
+    HANDLE handle;
+#elif defined(JMB_POSIX)
+    int handle;
+#else
+    FILE *handle;
+#endif
+} jmb_file;
+
+#if defined(_WIN32)
+
+static bool jmb_file_open(jmb_file *file, const char *path)
+{
+    LARGE_INTEGER size;
+    memset(file, 0, sizeof *file);
+    file->handle = CreateFileA(path, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
+    if (file->handle == INVALID_HANDLE_VALUE) return false;
+    if (!GetFileSizeEx(file->handle, &size)) {
+        CloseHandle(file->handle);
+        return false;
+    }
+    file->size = (uint64_t)size.QuadPart;
+    return true;
+}
+
+static bool jmb_file_map(jmb_file *file)
+{
+    HANDLE mapping = CreateFileMappingA(file->handle, NULL, PAGE_READONLY, 0, 0, NULL);
+    if (!mapping) return false;
+    file->mapping = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
+    CloseHandle(mapping);
+    return file->mapping != NULL;
+}
+
+static size_t jmb_file_read(void *user, uint64_t offset, void *dst, size_t size)
+{
+    jmb_file *file = (jmb_file *)user;
+    size_t done = 0;
+    while (done < size) {
+        OVERLAPPED at;
+        DWORD part = size - done > (1u << 30) ? (1u << 30) : (DWORD)(size - done), got = 0;
+        memset(&at, 0, sizeof at);
+        at.Offset = (DWORD)(offset + done);
+        at.OffsetHigh = (DWORD)((offset + done) >> 32);
+        if (!ReadFile(file->handle, (uint8_t *)dst + done, part, &got, &at) || got == 0) break;
+        done += got;
+    }
+    return done;
+}
+
+static void jmb_file_close(jmb_file *file)
+{
+    CloseHandle(file->handle);
+}
+
+static void jmb_file_unmap(void *mapping, uint64_t size)
+{
+    (void)size;
+    UnmapViewOfFile(mapping);
+}
+
+static uint64_t jmb_clock_us(void *user)
+{
+    LARGE_INTEGER now, frequency;
+    (void)user;
+    QueryPerformanceCounter(&now);
+    QueryPerformanceFrequency(&frequency);
+    return (uint64_t)((double)now.QuadPart / (double)frequency.QuadPart * 1e6);
+}
+
+#elif defined(JMB_POSIX)
+
+static bool jmb_file_open(jmb_file *file, const char *path)
+{
+    struct stat info;
+    memset(file, 0, sizeof *file);
+    file->handle = open(path, O_RDONLY);
+    if (file->handle < 0) return false;
+    if (fstat(file->handle, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < 0) {
+        close(file->handle);
+        return false;
+    }
+    file->size = (uint64_t)info.st_size;
+    return true;
+}
+
+static bool jmb_file_map(jmb_file *file)
+{
+    void *mapping;
+    if (file->size == 0 || file->size > SIZE_MAX) return false;
+    mapping = mmap(NULL, (size_t)file->size, PROT_READ, MAP_SHARED, file->handle, 0);
+    if (mapping == MAP_FAILED) return false;
+    file->mapping = mapping;
+    return true;
+}
+
+static size_t jmb_file_read(void *user, uint64_t offset, void *dst, size_t size)
+{
+    jmb_file *file = (jmb_file *)user;
+    size_t done = 0;
+    if (lseek(file->handle, (off_t)offset, SEEK_SET) < 0) return 0;
+    while (done < size) {
+        size_t part = size - done > ((size_t)1 << 30) ? (size_t)1 << 30 : size - done;
+        ssize_t got = read(file->handle, (uint8_t *)dst + done, part);
+        if (got <= 0) break;
+        done += (size_t)got;
+    }
+    return done;
+}
+
+static void jmb_file_close(jmb_file *file)
+{
+    close(file->handle);
+}
+
+static void jmb_file_unmap(void *mapping, uint64_t size)
+{
+    munmap(mapping, (size_t)size);
+}
+
+static uint64_t jmb_clock_us(void *user)
+{
+    (void)user;
+#if defined(CLOCK_MONOTONIC)
+    {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
+    }
+#else /* -std=c99 hides clock_gettime */
+    {
+        struct timeval now;
+        gettimeofday(&now, NULL);
+        return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_usec;
+    }
+#endif
+}
+
+#else
+
+static bool jmb_file_open(jmb_file *file, const char *path)
+{
+    long size;
+    memset(file, 0, sizeof *file);
+    file->handle = fopen(path, "rb");
+    if (!file->handle) return false;
+    if (fseek(file->handle, 0, SEEK_END) != 0 || (size = ftell(file->handle)) < 0) {
+        fclose(file->handle);
+        return false;
+    }
+    file->size = (uint64_t)size;
+    return true;
+}
+
+static bool jmb_file_map(jmb_file *file)
+{
+    (void)file;
+    return false;
+}
+
+static size_t jmb_file_read(void *user, uint64_t offset, void *dst, size_t size)
+{
+    jmb_file *file = (jmb_file *)user;
+    if (fseek(file->handle, (long)offset, SEEK_SET) != 0) return 0;
+    return fread(dst, 1, size, file->handle);
+}
+
+static void jmb_file_close(jmb_file *file)
+{
+    fclose(file->handle);
+}
+
+static void jmb_file_unmap(void *mapping, uint64_t size)
+{
+    (void)mapping;
+    (void)size;
+}
+
+static uint64_t jmb_clock_us(void *user)
+{
+    (void)user;
+    return (uint64_t)((double)clock() / CLOCKS_PER_SEC * 1e6);
+}
+
+#endif
+
+/* ===========================================================================================
+ * >>hash - SHA-256 for identities (FIPS 180-4), and a fast 64-bit hash for tensor data
+ * =========================================================================================== */
+
+typedef struct jmb_sha256 {
+    uint32_t state[8];
+    uint64_t length; /* bytes */
+    uint8_t block[64];
+} jmb_sha256;
+
+static uint32_t jmb_rotate_right(uint32_t x, int n)
+{
+    return x >> n | x << (32 - n);
+}
+
+static void jmb_sha256_block(uint32_t state[8], const uint8_t *p)
+{
+    static const uint32_t k[64] = { 0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1,
+        0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe,
+        0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa,
+        0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
+        0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb,
+        0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624,
+        0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a,
+        0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb,
+        0xbef9a3f7, 0xc67178f2 };
+    uint32_t w[64], s[8];
+    int i;
+    for (i = 0; i < 16; i++)
+        w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 | p[4 * i + 3];
+    for (i = 16; i < 64; i++) {
+        uint32_t a = w[i - 15], b = w[i - 2];
+        a = jmb_rotate_right(a, 7) ^ jmb_rotate_right(a, 18) ^ a >> 3;
+        b = jmb_rotate_right(b, 17) ^ jmb_rotate_right(b, 19) ^ b >> 10;
+        w[i] = w[i - 16] + a + w[i - 7] + b;
+    }
+    memcpy(s, state, sizeof s);
+    for (i = 0; i < 64; i++) {
+        uint32_t e = s[4], a = s[0], t1, t2;
+        t1 = jmb_rotate_right(e, 6) ^ jmb_rotate_right(e, 11) ^ jmb_rotate_right(e, 25);
+        t1 += s[7] + ((e & s[5]) ^ (~e & s[6])) + k[i] + w[i];
+        t2 = jmb_rotate_right(a, 2) ^ jmb_rotate_right(a, 13) ^ jmb_rotate_right(a, 22);
+        t2 += (a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]);
+        memmove(s + 1, s, 7 * sizeof s[0]);
+        s[4] += t1;
+        s[0] = t1 + t2;
+    }
+    for (i = 0; i < 8; i++) state[i] += s[i];
+}
+
+static void jmb_sha256_begin(jmb_sha256 *hash)
+{
+    static const uint32_t start[8] = { 0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c,
+        0x1f83d9ab, 0x5be0cd19 };
+    memcpy(hash->state, start, sizeof start);
+    hash->length = 0;
+}
+
+static void jmb_sha256_add(jmb_sha256 *hash, const void *data, size_t size)
+{
+    const uint8_t *p = (const uint8_t *)data;
+    while (size > 0) {
+        size_t used = (size_t)(hash->length & 63), part = 64 - used < size ? 64 - used : size;
+        memcpy(hash->block + used, p, part);
+        hash->length += part;
+        p += part;
+        size -= part;
+        if (used + part == 64) jmb_sha256_block(hash->state, hash->block);
+    }
+}
+
+static void jmb_sha256_end(jmb_sha256 *hash, uint8_t digest[32])
+{
+    uint8_t tail[72] = { 0x80 };
+    uint64_t bits = hash->length * 8;
+    size_t pad = (size_t)((119 - (hash->length & 63)) % 64 + 1);
+    int i;
+    for (i = 0; i < 8; i++) tail[pad + (size_t)i] = (uint8_t)(bits >> (56 - 8 * i));
+    jmb_sha256_add(hash, tail, pad + 8);
+    for (i = 0; i < 32; i++) digest[i] = (uint8_t)(hash->state[i / 4] >> (24 - 8 * (i % 4)));
+}
+
+enum { JMB_HASH_SEED = 0x6a616d62 };
+
+/* h = rotate_left((h ^ word) * 0x9e3779b97f4a7c15, 31) over little-endian 64-bit words. Each step is a
+ * bijection, so one changed word always changes the result. `size` is a multiple of 8. */
+static uint64_t jmb_hash64(uint64_t h, const void *data, size_t size)
+{
+    const uint8_t *p = (const uint8_t *)data;
+    size_t i;
+    for (i = 0; i < size; i += 8) {
+        h = (h ^ jmb_load_u64(p + i)) * 0x9e3779b97f4a7c15u;
+        h = h << 31 | h >> 33;
+    }
+    return h;
+}
+
+/* ===========================================================================================
+ * >>format - what a model file says: header, program of blocks, tensors
+ *
+ * The lists below are the format: reading, writing and checking all go through them. A model is a
+ * list of blocks, each x = x + f(norm(x)) or one of the routings in jmb_input and jmb_output, over two
+ * streams of `hidden` floats a token: x, which the head reads, and a, which shared blocks pass on.
+ * =========================================================================================== */
+
+enum { JMB_VERSION_MAJOR = 1, JMB_VERSION_MINOR = 0 };
+enum { JMB_HEADER_BYTES = 256, JMB_BLOCK_BYTES = 128, JMB_ENTRY_BYTES = 64, JMB_NONE = 0xffff };
+
+static const uint8_t jmb_magic[8] = { 0x89, 'J', 'M', 'B', '\r', '\n', 0x1a, '\n' };
+
+/* type, name, byte offset in the header. Bytes not listed are zero. */
+#define JMB_HEADER_FIELDS(X)                                                                  \
+    X(u32, version, 8)             /* major | minor << 16 */                                  \
+    X(u32, required, 12)           /* feature bits a reader must know: none so far */         \
+    X(u64, file_size, 16)                                                                     \
+    X(u64, data_offset, 24)                                                                   \
+    /* 32..63: identity */                                                                    \
+    X(u32, vocab, 64) X(u32, hidden, 68) X(u32, context, 72) X(u32, blocks, 76)               \
+    X(u32, tensors, 80)                                                                       \
+    X(u32, head, 84)               /* 0: logits from the embedding matrix, 1: own matrix */   \
+    X(f32, eps, 88)                /* of the final norm */                                    \
+    X(u32, type, 92)               /* storage type asked of the converter, for display */     \
+    X(u32, bos, 96) X(u32, pad, 100) /* token or JMB_NO_TOKEN */                              \
+    X(u32, eos_count, 104)                                                                    \
+    X(u32, eos0, 108) X(u32, eos1, 112) X(u32, eos2, 116) X(u32, eos3, 120) X(u32, eos4, 124) \
+    X(u32, eos5, 128) X(u32, eos6, 132) X(u32, eos7, 136)                                     \
+    X(u64, strings_size, 144) X(u64, tokenizer_size, 152)
+
+enum { JMB_MAX_EOS = 8 };
+#define JMB_NO_TOKEN 0xffffffffu
+
+/* Every field is four bytes, in this order from the record's start. */
+#define JMB_BLOCK_FIELDS(X)                                                                \
+    X(u32, kind) X(u32, unit)      /* block index under which its tensors are stored */    \
+    X(u32, adapter)                /* unit of its low-rank adapters */                     \
+    X(u32, flags) X(u32, input) X(u32, output) X(u32, act)                                 \
+    X(f32, eps)                    /* of every norm in the block */                        \
+    X(f32, scale)                  /* attention: of q.k */                                 \
+    X(f32, dt_min) X(f32, dt_max)  /* mamba2: dt is clamped to this range */               \
+    X(u32, heads) X(u32, kv_heads) X(u32, head_dim)                                        \
+    X(u32, d_inner) X(u32, d_state) X(u32, d_conv) X(u32, dt_rank) X(u32, n_groups)        \
+    X(u32, intermediate) X(u32, experts) X(u32, top_k) X(u32, rank)
+
+#define JMB_ENTRY_FIELDS(X)                                                                        \
+    X(u16, role, 0) X(u16, unit, 2) X(u16, index, 4) X(u16, type, 6)                               \
+    X(u32, rows, 8) X(u32, cols, 12) X(u64, offset, 16) X(u64, bytes, 24) X(u64, hash, 32)
+
+typedef uint32_t jmb_u16, jmb_u32;
+typedef uint64_t jmb_u64;
+typedef float jmb_f32;
+
+typedef struct jmb_header {
+#define JMB_X(type, name, at) jmb_##type name;
+    JMB_HEADER_FIELDS(JMB_X)
+#undef JMB_X
+    uint8_t identity[32];
+} jmb_header;
+
+typedef struct jmb_block {
+#define JMB_X(type, name) jmb_##type name;
+    JMB_BLOCK_FIELDS(JMB_X)
+#undef JMB_X
+} jmb_block;
+
+enum { JMB_ATTENTION = 1, JMB_MAMBA, JMB_MLP, JMB_MOE, JMB_KINDS };
+static const char *const jmb_kind_names[] = { "", "attention", "mamba", "mlp", "moe" };
+
+enum { /* jmb_block.flags */
+    JMB_BIAS = 1,        /* attention: q, k, v, o; mamba: in and out projections; mlp: gate, up, down */
+    JMB_CONV_BIAS = 2,   /* mamba */
+    JMB_DT_NORM = 4,     /* mamba: norms on dt, B and C */
+    JMB_ROPE = 8,        /* attention: rotates q and k by tensor rope */
+    JMB_RENORMALISE = 16 /* moe: divide the chosen weights by their sum */
+};
+enum { JMB_ACT_SILU = 1 };
+enum { JMB_FROM_X = 0, JMB_INPUTS };  /* jmb_block.input: what the norm reads */
+enum { JMB_ADD_TO_X = 0, JMB_OUTPUTS }; /* jmb_block.output */
+
+enum { JMB_F32 = 0, JMB_F16, JMB_BF16, JMB_Q8, JMB_TYPES };
+static const char *const jmb_type_names[] = { "f32", "f16", "bf16", "q8" };
+
+/* role, name, how it is stored: L a linear, in any type; F always f32; G and P the same for two
+ * matrices (gate, up) in alternating panels */
+#define JMB_ROLES(X)                                                                             \
+    X(EMBED, "embed", L) X(HEAD, "head", L) X(FINAL_NORM, "final_norm", F)                       \
+    X(NORM, "norm", F)                                                                           \
+    X(Q, "q", L) X(K, "k", L) X(V, "v", L) X(O, "o", L)                                          \
+    X(Q_BIAS, "q_bias", F) X(K_BIAS, "k_bias", F) X(V_BIAS, "v_bias", F) X(O_BIAS, "o_bias", F)  \
+    X(ROPE, "rope", F)                                                                           \
+    X(U, "u", L) X(Z, "z", L) X(U_BIAS, "u_bias", F) X(Z_BIAS, "z_bias", F)                      \
+    X(CONV, "conv", F) X(CONV_BIAS, "conv_bias", F)                                              \
+    X(DT_LOW, "dt_low", L) X(B, "b", L) X(C, "c", L)                                             \
+    X(DT_NORM, "dt_norm", F) X(B_NORM, "b_norm", F) X(C_NORM, "c_norm", F)                       \
+    X(DT, "dt", L) X(DT_BIAS, "dt_bias", F) X(A, "a", F) X(D, "d", F)                            \
+    X(OUT, "out", L) X(OUT_BIAS, "out_bias", F)                                                  \
+    X(ROUTER, "router", F)                                                                       \
+    X(GATE_UP, "gate_up", G) X(GATE_UP_BIAS, "gate_up_bias", P) X(DOWN, "down", L)               \
+    X(DOWN_BIAS, "down_bias", F)
+
+enum {
+#define JMB_X(role, name, store) JMB_ROLE_##role,
+    JMB_ROLES(JMB_X)
+#undef JMB_X
+    JMB_ROLE_COUNT
+};
+
+typedef struct jmb_role {
+    const char *name;
+    bool linear; /* stored in the type asked for; f32 otherwise */
+    bool paired;
+} jmb_role;
+
+#define JMB_STORE_L true, false
+#define JMB_STORE_F false, false
+#define JMB_STORE_G true, true
+#define JMB_STORE_P false, true
+static const jmb_role jmb_roles[] = {
+#define JMB_X(role, name, store) { name, JMB_STORE_##store },
+    JMB_ROLES(JMB_X)
+#undef JMB_X
+};
+
+typedef struct jmb_tensor {
+    uint32_t role, unit, index; /* index: expert */
+    uint32_t type, rows, cols;
+    uint64_t offset, bytes, hash;
+    const uint8_t *data;
+} jmb_tensor;
+
+/* Bytes of one 16-row panel. */
+static uint64_t jmb_panel_bytes(uint32_t type, uint64_t cols)
+{
+    switch (type) {
+    case JMB_F32: return cols * 64;
+    case JMB_Q8: return jmb_round_up(jmb_round_up(cols, 64) * 16 + jmb_round_up(cols, 64) / 64 * 32, 64);
+    default: return jmb_round_up(cols, 2) * 32;
+    }
+}
+
+static uint64_t jmb_tensor_bytes(const jmb_tensor *t)
+{
+    uint64_t panels = jmb_mul((t->rows + 15u) / 16u, jmb_roles[t->role].paired ? 2 : 1);
+    return jmb_mul(panels, jmb_panel_bytes(t->type, t->cols));
+}
+
+/* "3.gate_up.7": unit, role, and the expert where there are several. */
+static const char *jmb_tensor_name(const jmb_tensor *t, char name[64])
+{
+    const char *role = jmb_roles[t->role].name;
+    if (t->unit == JMB_NONE) jmb_format(name, 64, "%s", role);
+    else if (t->index) jmb_format(name, 64, "%u.%s.%u", t->unit, role, t->index);
+    else jmb_format(name, 64, "%u.%s", t->unit, role);
+    return name;
+}
+
+typedef struct jmb_tensor_list {
+    jmb_tensor *items; /* NULL: only count */
+    uint32_t count, unit, type;
+} jmb_tensor_list;
+
+static void jmb_list_add(jmb_tensor_list *list, uint32_t role, uint32_t index, uint64_t rows, uint64_t cols)
+{
+    if (list->items) {
+        jmb_tensor *t = &list->items[list->count];
+        memset(t, 0, sizeof *t);
+        t->role = role;
+        t->unit = list->unit;
+        t->index = index;
+        t->rows = (uint32_t)rows;
+        t->cols = (uint32_t)cols;
+        t->type = jmb_roles[role].linear ? list->type : (uint32_t)JMB_F32;
+        t->bytes = jmb_tensor_bytes(t);
+    }
+    list->count++;
+}
+
+static void jmb_list_attention(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
+{
+    uint32_t q = b->heads * b->head_dim, kv = b->kv_heads * b->head_dim;
+    jmb_list_add(list, JMB_ROLE_Q, 0, q, hidden);
+    jmb_list_add(list, JMB_ROLE_K, 0, kv, hidden);
+    jmb_list_add(list, JMB_ROLE_V, 0, kv, hidden);
+    if (b->flags & JMB_BIAS) {
+        jmb_list_add(list, JMB_ROLE_Q_BIAS, 0, q, 1);
+        jmb_list_add(list, JMB_ROLE_K_BIAS, 0, kv, 1);
+        jmb_list_add(list, JMB_ROLE_V_BIAS, 0, kv, 1);
+    }
+    if (b->flags & JMB_ROPE) jmb_list_add(list, JMB_ROLE_ROPE, 0, b->head_dim / 2, 1);
+    jmb_list_add(list, JMB_ROLE_O, 0, hidden, q);
+    if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_O_BIAS, 0, hidden, 1);
+}
+
+static void jmb_list_mamba(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
+{
+    jmb_list_add(list, JMB_ROLE_U, 0, b->d_inner, hidden);
+    jmb_list_add(list, JMB_ROLE_Z, 0, b->d_inner, hidden);
+    if (b->flags & JMB_BIAS) {
+        jmb_list_add(list, JMB_ROLE_U_BIAS, 0, b->d_inner, 1);
+        jmb_list_add(list, JMB_ROLE_Z_BIAS, 0, b->d_inner, 1);
+    }
+    jmb_list_add(list, JMB_ROLE_CONV, 0, b->d_inner, b->d_conv);
+    if (b->flags & JMB_CONV_BIAS) jmb_list_add(list, JMB_ROLE_CONV_BIAS, 0, b->d_inner, 1);
+    jmb_list_add(list, JMB_ROLE_DT_LOW, 0, b->dt_rank, b->d_inner);
+    jmb_list_add(list, JMB_ROLE_B, 0, b->d_state, b->d_inner);
+    jmb_list_add(list, JMB_ROLE_C, 0, b->d_state, b->d_inner);
+    if (b->flags & JMB_DT_NORM) {
+        jmb_list_add(list, JMB_ROLE_DT_NORM, 0, b->dt_rank, 1);
+        jmb_list_add(list, JMB_ROLE_B_NORM, 0, b->d_state, 1);
+        jmb_list_add(list, JMB_ROLE_C_NORM, 0, b->d_state, 1);
+    }
+    jmb_list_add(list, JMB_ROLE_DT, 0, b->d_inner, b->dt_rank);
+    jmb_list_add(list, JMB_ROLE_DT_BIAS, 0, b->d_inner, 1);
+    jmb_list_add(list, JMB_ROLE_A, 0, b->d_inner, b->d_state);
+    jmb_list_add(list, JMB_ROLE_D, 0, b->d_inner, 1);
+    jmb_list_add(list, JMB_ROLE_OUT, 0, hidden, b->d_inner);
+    if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_OUT_BIAS, 0, hidden, 1);
+}
+
+static void jmb_list_mlp(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
+{
+    jmb_list_add(list, JMB_ROLE_GATE_UP, 0, b->intermediate, hidden);
+    if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_GATE_UP_BIAS, 0, b->intermediate, 1);
+    jmb_list_add(list, JMB_ROLE_DOWN, 0, hidden, b->intermediate);
+    if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_DOWN_BIAS, 0, hidden, 1);
+}
+
+static void jmb_list_moe(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
+{
+    uint32_t e;
+    jmb_list_add(list, JMB_ROLE_ROUTER, 0, b->experts, hidden);
+    for (e = 0; e < b->experts; e++) {
+        jmb_list_add(list, JMB_ROLE_GATE_UP, e, b->intermediate, hidden);
+        jmb_list_add(list, JMB_ROLE_DOWN, e, hidden, b->intermediate);
+    }
+}
+
+/* Every tensor of the program in file order, which is the order of use; each unit once, where it is
+ * first used. Returns how many. Linears get `type`. */
+static uint32_t jmb_list_tensors(const jmb_header *h, const jmb_block *blocks, uint32_t type, jmb_tensor *items)
+{
+    jmb_tensor_list list = { items, 0, JMB_NONE, type };
+    uint32_t i;
+    jmb_list_add(&list, JMB_ROLE_EMBED, 0, h->vocab, h->hidden);
+    for (i = 0; i < h->blocks; i++) {
+        const jmb_block *b = &blocks[i];
+        if (b->unit != i) continue;
+        list.unit = i;
+        jmb_list_add(&list, JMB_ROLE_NORM, 0, h->hidden, 1);
+        switch (b->kind) {
+        case JMB_ATTENTION: jmb_list_attention(&list, b, h->hidden); break;
+        case JMB_MAMBA: jmb_list_mamba(&list, b, h->hidden); break;
+        case JMB_MLP: jmb_list_mlp(&list, b, h->hidden); break;
+        case JMB_MOE: jmb_list_moe(&list, b, h->hidden); break;
+        }
+    }
+    list.unit = JMB_NONE;
+    jmb_list_add(&list, JMB_ROLE_FINAL_NORM, 0, h->hidden, 1);
+    if (h->head) jmb_list_add(&list, JMB_ROLE_HEAD, 0, h->vocab, h->hidden);
+    return list.count;
+}
+
+/* Gives each tensor its offset from `start`; returns the end of the last, the size of the file. */
+static uint64_t jmb_place_tensors(jmb_tensor *items, uint32_t count, uint64_t start)
+{
+    uint32_t i;
+    for (i = 0; i < count; i++) {
+        items[i].offset = start;
+        start = jmb_add(start, items[i].bytes);
+    }
+    return start;
+}
+
+/* Where each part of a file begins, from the sizes in its header. */
+typedef struct jmb_parts {
+    uint64_t program, directory, strings, tokenizer, data;
+} jmb_parts;
+
+static jmb_parts jmb_place_parts(const jmb_header *h)
+{
+    jmb_parts p;
+    p.program = JMB_HEADER_BYTES;
+    p.directory = p.program + (uint64_t)h->blocks * JMB_BLOCK_BYTES;
+    p.strings = p.directory + (uint64_t)h->tensors * JMB_ENTRY_BYTES;
+    p.tokenizer = jmb_round_up(jmb_add(p.strings, h->strings_size), 64);
+    p.data = jmb_round_up(jmb_add(p.tokenizer, h->tokenizer_size), 64);
+    return p;
+}
+
+/* ---- reading a header and a program -------------------------------------------------------- */
+
+#define JMB_READ_u16(p) jmb_load_u16(p)
+#define JMB_READ_u32(p) jmb_load_u32(p)
+#define JMB_READ_u64(p) jmb_load_u64(p)
+#define JMB_READ_f32(p) jmb_float_of(jmb_load_u32(p))
+
+static void jmb_read_header(jmb_header *h, const uint8_t *p)
+{
+#define JMB_X(type, name, at) h->name = JMB_READ_##type(p + (at));
+    JMB_HEADER_FIELDS(JMB_X)
+#undef JMB_X
+    memcpy(h->identity, p + 32, 32);
+}
+
+static void jmb_read_block(jmb_block *b, const uint8_t *p)
+{
+#define JMB_X(type, name)      \
+    b->name = JMB_READ_##type(p); \
+    p += 4;
+    JMB_BLOCK_FIELDS(JMB_X)
+#undef JMB_X
+}
+
+/* A range check that names the value. */
+static jamba_result jmb_check_range(
+    jamba_error *error, const char *what, uint32_t value, uint32_t low, uint32_t high, uint64_t at)
+{
+    if (value >= low && value <= high) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%s is %u, outside %u to %u", what, value, low, high);
+}
+
+static jamba_result jmb_check_positive(jamba_error *error, const char *what, float value, uint64_t at)
+{
+    if (jmb_finite(value) && value > 0) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%s is not a positive number", what);
+}
+
+enum {
+    JMB_MAX_VOCAB = 1 << 20,
+    JMB_MAX_HIDDEN = 1 << 16,
+    JMB_MAX_INNER = 1 << 17,
+    JMB_MAX_CONTEXT = 1 << 24,
+    JMB_MAX_BLOCKS = 4096,
+    JMB_MAX_HEADS = 1024,
+    JMB_MAX_HEAD_DIM = 1024,
+    JMB_MAX_STATE = 1024,
+    JMB_MAX_CONV = 16,
+    JMB_MAX_EXPERTS = 1024,
+    JMB_MAX_TENSORS = 1 << 17,
+    JMB_MAX_METADATA = 1 << 28
+};
+
+static uint32_t jmb_eos(const jmb_header *h, uint32_t i)
+{
+    const uint32_t eos[JMB_MAX_EOS] = { h->eos0, h->eos1, h->eos2, h->eos3, h->eos4, h->eos5, h->eos6, h->eos7 };
+    return eos[i];
+}
+
+static jamba_result jmb_check_token(jamba_error *error, const char *what, uint32_t token, uint32_t vocab)
+{
+    if (token == JMB_NO_TOKEN || token < vocab) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_FORMAT, 96, "%s is token %u, outside the vocabulary", what, token);
+}
+
+static jamba_result jmb_check_header(const jmb_header *h, jamba_error *error)
+{
+    uint32_t i;
+    if ((h->version & 0xffff) != JMB_VERSION_MAJOR)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8, "file format %u, this library reads %u: convert the model again",
+            h->version & 0xffff, (unsigned)JMB_VERSION_MAJOR);
+    if (h->required)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 12, "the file needs a newer jamba.h (feature bits %u)", h->required);
+    JMB_TRY(jmb_check_range(error, "vocab", h->vocab, 1, JMB_MAX_VOCAB, 64));
+    JMB_TRY(jmb_check_range(error, "hidden", h->hidden, 1, JMB_MAX_HIDDEN, 68));
+    JMB_TRY(jmb_check_range(error, "context", h->context, 1, JMB_MAX_CONTEXT, 72));
+    JMB_TRY(jmb_check_range(error, "blocks", h->blocks, 1, JMB_MAX_BLOCKS, 76));
+    JMB_TRY(jmb_check_range(error, "tensors", h->tensors, 1, JMB_MAX_TENSORS, 80));
+    JMB_TRY(jmb_check_range(error, "head", h->head, 0, 1, 84));
+    JMB_TRY(jmb_check_positive(error, "eps", h->eps, 88));
+    JMB_TRY(jmb_check_range(error, "type", h->type, 0, JMB_TYPES - 1, 92));
+    JMB_TRY(jmb_check_token(error, "bos", h->bos, h->vocab));
+    JMB_TRY(jmb_check_token(error, "pad", h->pad, h->vocab));
+    JMB_TRY(jmb_check_range(error, "eos_count", h->eos_count, 0, JMB_MAX_EOS, 104));
+    for (i = 0; i < h->eos_count; i++) JMB_TRY(jmb_check_range(error, "eos", jmb_eos(h, i), 0, h->vocab - 1, 108));
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_check_attention(const jmb_block *b, uint64_t at, jamba_error *error)
+{
+    JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_HEADS, at));
+    JMB_TRY(jmb_check_range(error, "kv_heads", b->kv_heads, 1, b->heads, at));
+    JMB_TRY(jmb_check_range(error, "head_dim", b->head_dim, 1, JMB_MAX_HEAD_DIM, at));
+    if (b->heads % b->kv_heads)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%u heads do not share %u kv_heads evenly", b->heads, b->kv_heads);
+    if ((b->flags & JMB_ROPE) && b->head_dim % 2)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "head_dim %u is odd, rope needs pairs", b->head_dim);
+    return jmb_check_positive(error, "scale", b->scale, at);
+}
+
+static jamba_result jmb_check_mamba(const jmb_block *b, uint64_t at, jamba_error *error)
+{
+    JMB_TRY(jmb_check_range(error, "d_inner", b->d_inner, 1, JMB_MAX_INNER, at));
+    JMB_TRY(jmb_check_range(error, "d_state", b->d_state, 1, JMB_MAX_STATE, at));
+    JMB_TRY(jmb_check_range(error, "d_conv", b->d_conv, 1, JMB_MAX_CONV, at));
+    return jmb_check_range(error, "dt_rank", b->dt_rank, 1, JMB_MAX_HIDDEN, at);
+}
+
+static jamba_result jmb_check_mlp(const jmb_block *b, uint64_t at, jamba_error *error)
+{
+    JMB_TRY(jmb_check_range(error, "intermediate", b->intermediate, 1, JMB_MAX_INNER, at));
+    if (b->kind != JMB_MOE) return JAMBA_OK;
+    JMB_TRY(jmb_check_range(error, "experts", b->experts, 1, JMB_MAX_EXPERTS, at));
+    return jmb_check_range(error, "top_k", b->top_k, 1, b->experts, at);
+}
+
+static uint32_t jmb_known_flags(uint32_t kind)
+{
+    switch (kind) {
+    case JMB_ATTENTION: return JMB_BIAS | JMB_ROPE;
+    case JMB_MAMBA: return JMB_BIAS | JMB_CONV_BIAS | JMB_DT_NORM;
+    case JMB_MLP: return JMB_BIAS;
+    default: return JMB_RENORMALISE;
+    }
+}
+
+static jamba_result jmb_check_block(const jmb_block *blocks, uint32_t i, jamba_error *error)
+{
+    const jmb_block *b = &blocks[i];
+    uint64_t at = JMB_HEADER_BYTES + (uint64_t)i * JMB_BLOCK_BYTES;
+    JMB_TRY(jmb_check_range(error, "block kind", b->kind, 1, JMB_KINDS - 1, at));
+    JMB_TRY(jmb_check_range(error, "unit", b->unit, 0, i, at + 4));
+    if (b->flags & ~jmb_known_flags(b->kind))
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 12, "unknown flags %u in block %u", b->flags, i);
+    JMB_TRY(jmb_check_range(error, "input", b->input, 0, JMB_INPUTS - 1, at + 16));
+    JMB_TRY(jmb_check_range(error, "output", b->output, 0, JMB_OUTPUTS - 1, at + 20));
+    JMB_TRY(jmb_check_range(error, "act", b->act, JMB_ACT_SILU, JMB_ACT_SILU, at + 24));
+    JMB_TRY(jmb_check_positive(error, "eps", b->eps, at + 28));
+    if (b->unit != i && memcmp(&b->flags, &blocks[b->unit].flags, sizeof *b - offsetof(jmb_block, flags)) != 0)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "block %u differs from block %u, whose tensors it shares", i, b->unit);
+    if (b->kind == JMB_ATTENTION) return jmb_check_attention(b, at, error);
+    return b->kind == JMB_MAMBA ? jmb_check_mamba(b, at, error) : jmb_check_mlp(b, at, error);
+}
+
+/* ---- the whole file ------------------------------------------------------------------------ */
+
+typedef struct jmb_string {
+    const char *key, *value; /* terminated copies */
+} jmb_string;
+
+/* The metadata of one model file, checked and copied: the file is not read again for it. */
+typedef struct jmb_metadata {
+    jmb_header header;
+    jmb_parts parts;
+    jmb_block *blocks;
+    jmb_tensor *tensors;
+    jmb_string *strings;
+    uint32_t string_count;
+} jmb_metadata;
+
+static jamba_result jmb_check_zero(const uint8_t *p, uint64_t from, uint64_t to, jamba_error *error)
+{
+    for (; from < to; from++)
+        if (p[from]) return jmb_fail(error, JAMBA_ERR_FORMAT, from, "a byte that must be zero is not");
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_no_memory(jamba_error *error)
+{
+    return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "out of memory");
+}
+
+static jamba_result jmb_parse_header(jmb_metadata *m, const uint8_t *p, uint64_t size, jamba_error *error)
+{
+    jmb_header *h = &m->header;
+    if (size < JMB_HEADER_BYTES)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, size, "too short for a model file (%l bytes)", size);
+    if (memcmp(p, jmb_magic, 8) != 0)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "not a .jamba file: make one with build/convert");
+    jmb_read_header(h, p);
+    JMB_TRY(jmb_check_header(h, error));
+    JMB_TRY(jmb_check_zero(p, 140, 144, error));
+    JMB_TRY(jmb_check_zero(p, 160, JMB_HEADER_BYTES, error));
+    if (h->file_size != size)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the file has %l bytes and should have %l: copy it again", size,
+            h->file_size);
+    m->parts = jmb_place_parts(h);
+    if (m->parts.data != h->data_offset || h->data_offset > size || h->data_offset > JMB_MAX_METADATA)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 24, "data at %l does not follow the metadata", h->data_offset);
+    return JAMBA_OK;
+}
+
+/* SHA-256 of the metadata with the identity itself taken as zero. */
+static void jmb_identity(const uint8_t *p, uint64_t data_offset, uint8_t digest[32])
+{
+    static const uint8_t zero[32] = { 0 };
+    jmb_sha256 hash;
+    jmb_sha256_begin(&hash);
+    jmb_sha256_add(&hash, p, 32);
+    jmb_sha256_add(&hash, zero, 32);
+    jmb_sha256_add(&hash, p + 64, (size_t)data_offset - 64);
+    jmb_sha256_end(&hash, digest);
+}
+
+static jamba_result jmb_check_identity(const jmb_metadata *m, const uint8_t *p, jamba_error *error)
+{
+    uint8_t digest[32];
+    jmb_identity(p, m->header.data_offset, digest);
+#if !defined(FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION)
+    if (memcmp(digest, m->header.identity, 32) != 0)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 32, "the metadata is damaged (its hash differs): copy the file again");
+#else
+    (void)error;
+#endif
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_parse_program(jmb_metadata *m, jmb_heap *heap, const uint8_t *p, jamba_error *error)
+{
+    enum { USED = 4 * (sizeof(jmb_block) / 4) };
+    uint32_t i, count = m->header.blocks;
+    m->blocks = (jmb_block *)jmb_heap_take(heap, count, sizeof *m->blocks);
+    if (!m->blocks) return jmb_no_memory(error);
+    for (i = 0; i < count; i++) {
+        uint64_t at = m->parts.program + (uint64_t)i * JMB_BLOCK_BYTES;
+        jmb_read_block(&m->blocks[i], p + at);
+        JMB_TRY(jmb_check_block(m->blocks, i, error));
+        JMB_TRY(jmb_check_zero(p, at + USED, at + JMB_BLOCK_BYTES, error));
+    }
+    return JAMBA_OK;
+}
+
+typedef struct jmb_entry {
+#define JMB_X(type, name, at) jmb_##type name;
+    JMB_ENTRY_FIELDS(JMB_X)
+#undef JMB_X
+} jmb_entry;
+
+static void jmb_read_entry(jmb_entry *e, const uint8_t *p)
+{
+#define JMB_X(type, name, at) e->name = JMB_READ_##type(p + (at));
+    JMB_ENTRY_FIELDS(JMB_X)
+#undef JMB_X
+}
+
+/* The directory entry at `at` against the tensor that the program asks for here; takes its type and hash. */
+static jamba_result jmb_parse_entry(jmb_tensor *t, const jmb_entry *e, uint64_t at, jamba_error *error)
+{
+    char name[64];
+    jmb_tensor_name(t, name);
+    if (e->role != t->role || e->unit != t->unit || e->index != t->index)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "tensor %s is missing or out of order", name);
+    if (e->rows != t->rows || e->cols != t->cols)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 8, "tensor %s is %u x %u and should be %u x %u", name, e->rows,
+            e->cols, t->rows, t->cols);
+    if (e->type >= JMB_TYPES || (e->type != JMB_F32 && !jmb_roles[t->role].linear))
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 6, "tensor %s has type %u, which it cannot have", name, e->type);
+    t->type = e->type;
+    t->bytes = jmb_tensor_bytes(t);
+    t->hash = e->hash;
+    return JAMBA_OK;
+}
+
+/* The experts of a block are run together, so they have one type for each of their matrices. */
+static bool jmb_same_type_as_first(const jmb_tensor *tensors, uint32_t i)
+{
+    return tensors[i].index == 0 || tensors[i].type == tensors[i - 2].type;
+}
+
+static jamba_result jmb_parse_directory(jmb_metadata *m, jmb_heap *heap, const uint8_t *p, jamba_error *error)
+{
+    const jmb_header *h = &m->header;
+    uint32_t i, count = jmb_list_tensors(h, m->blocks, JMB_F32, NULL);
+    uint64_t at = m->parts.directory, end;
+    jmb_entry e;
+    if (count != h->tensors)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 80, "the file has %u tensors, its program asks for %u", h->tensors, count);
+    m->tensors = (jmb_tensor *)jmb_heap_take(heap, count, sizeof *m->tensors);
+    if (!m->tensors) return jmb_no_memory(error);
+    jmb_list_tensors(h, m->blocks, JMB_F32, m->tensors);
+    for (i = 0; i < count; i++, at += JMB_ENTRY_BYTES) {
+        jmb_read_entry(&e, p + at);
+        JMB_TRY(jmb_parse_entry(&m->tensors[i], &e, at, error));
+        if (!jmb_same_type_as_first(m->tensors, i))
+            return jmb_fail(error, JAMBA_ERR_FORMAT, at + 6, "experts of one block differ in type");
+        JMB_TRY(jmb_check_zero(p, at + 40, at + JMB_ENTRY_BYTES, error));
+    }
+    end = jmb_place_tensors(m->tensors, count, h->data_offset);
+    for (i = 0, at = m->parts.directory; i < count; i++, at += JMB_ENTRY_BYTES) {
+        jmb_read_entry(&e, p + at);
+        if (e.offset != m->tensors[i].offset || e.bytes != m->tensors[i].bytes)
+            return jmb_fail(error, JAMBA_ERR_FORMAT, at + 16, "tensor %u of the directory does not lie where it should", i);
+    }
+    if (end != h->file_size)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the tensors end at %l, the file at %l", end, h->file_size);
+    return JAMBA_OK;
+}
+
+/* Copies `size` bytes as a terminated string of printable text. */
+static char *jmb_copy_string(jmb_heap *heap, const uint8_t *p, uint32_t size)
+{
+    char *copy = (char *)jmb_heap_take(heap, (uint64_t)size + 1, 1);
+    if (copy) memcpy(copy, p, size);
+    return copy;
+}
+
+/* Size of the record (key length, value length, key, value) at p, 0 when it does not fit in `left`. */
+static uint64_t jmb_string_record(const uint8_t *p, uint64_t left)
+{
+    uint64_t size;
+    if (left < 8) return 0;
+    size = jmb_add(8, jmb_add(jmb_load_u32(p), jmb_load_u32(p + 4)));
+    return size > left || memchr(p + 8, 0, (size_t)size - 8) ? 0 : size;
+}
+
+static jamba_result jmb_parse_strings(jmb_metadata *m, jmb_heap *heap, const uint8_t *p, jamba_error *error)
+{
+    uint64_t at = m->parts.strings, end = at + m->header.strings_size;
+    uint32_t i;
+    for (; at < end; m->string_count++) {
+        uint64_t size = jmb_string_record(p + at, end - at);
+        if (size == 0) return jmb_fail(error, JAMBA_ERR_FORMAT, at, "a string is damaged");
+        at += size;
+    }
+    m->strings = (jmb_string *)jmb_heap_take(heap, m->string_count, sizeof *m->strings);
+    if (!m->strings) return jmb_no_memory(error);
+    at = m->parts.strings;
+    for (i = 0; i < m->string_count; i++) {
+        uint32_t key = jmb_load_u32(p + at), value = jmb_load_u32(p + at + 4);
+        m->strings[i].key = jmb_copy_string(heap, p + at + 8, key);
+        m->strings[i].value = jmb_copy_string(heap, p + at + 8 + key, value);
+        if (!m->strings[i].key || !m->strings[i].value) return jmb_no_memory(error);
+        at += 8 + (uint64_t)key + value;
+    }
+    return jmb_check_zero(p, end, m->parts.tokenizer, error);
+}
+
+static const char *jmb_find_string(const jmb_metadata *m, const char *key)
+{
+    uint32_t i;
+    for (i = 0; i < m->string_count; i++)
+        if (strcmp(m->strings[i].key, key) == 0) return m->strings[i].value;
+    return NULL;
+}
+
+/* Checks and copies everything before the data, from the first `have` bytes of a file of `size`; they
+ * stay the caller's. */
+static jamba_result jmb_parse_metadata(
+    jmb_metadata *m, jmb_heap *heap, const uint8_t *p, uint64_t have, uint64_t size, jamba_error *error)
+{
+    JMB_TRY(jmb_parse_header(m, p, size, error));
+    if (have < m->header.data_offset) return jmb_fail(error, JAMBA_ERR_FORMAT, 24, "the metadata is cut off");
+    JMB_TRY(jmb_check_identity(m, p, error));
+    JMB_TRY(jmb_parse_program(m, heap, p, error));
+    JMB_TRY(jmb_parse_directory(m, heap, p, error));
+    JMB_TRY(jmb_parse_strings(m, heap, p, error));
+    return jmb_check_zero(p, m->parts.tokenizer + m->header.tokenizer_size, m->parts.data, error);
+}
+
+
+/* ===========================================================================================
+ * >>tokenizer - text to tokens and back
+ *
+ * Byte-pair encoding as SentencePiece models use it, with the exact results of the `tokenizers`
+ * library: added tokens are cut out first, the rest is normalised, cut into words, and each word starts
+ * as characters (or their bytes <0x00> to <0xFF>, or unk) and is merged pair by pair in order of rank.
+ *
+ * THE SECTION (numbers little-endian; every part a multiple of 4 bytes but the last; nothing after it)
+ *     header     32 bytes, JMB_TOKENIZER_FIELDS; flags are JMB_TEXT_FLAGS
+ *     rules      of each: u32 kind (jmb_rule_kind), u32 size of from, u32 size of to, from, to, zeros up to
+ *                a multiple of 4. Normaliser rules in the order they run; SPACE; DECODE
+ *     offsets    u32 [tokens + 1]: where each token's text begins in `text`; the last one is its size
+ *     flags      u8 [tokens], JMB_TOKEN_..., zeros up to a multiple of 4. A token without text has none
+ *     bytes      u32 [256], with JMB_TEXT_BYTES only: the token of each byte, or JMB_NO_TOKEN
+ *     merges     u32 [merges][3]: left, right and result token, best first
+ *     text       UTF-8, not terminated
+ * Token ids are indices; ids from `tokens` to the model's vocabulary are padding without text. Hashes
+ * and tries are built at load and never stored. Another `kind` may lay out everything after it anew.
+ * =========================================================================================== */
+
+#define JMB_TOKENIZER_FIELDS(X)                                     \
+    X(u32, kind, 0) /* 1, this one */                               \
+    X(u32, flags, 4)                                                \
+    X(u32, tokens, 8) X(u32, text_size, 12) X(u32, merges, 16)      \
+    X(u32, rules, 20)                                               \
+    X(u32, unk, 24)   /* of characters without token; or JMB_NO_TOKEN, then they vanish */ \
+    X(u32, strip, 28) /* spaces taken off the front of decoded text */
+
+enum { JMB_TOKENIZER_KIND = 1, JMB_TOKENIZER_BYTES = 32 };
+
+enum { /* flags of the section, JMB_TEXT_FLAGS */
+    JMB_TEXT_FUSE_UNK = 1,      /* neighbouring unknown characters become one unk */
+    JMB_TEXT_BYTES = 2,         /* unknown characters become byte tokens where all of them exist */
+    JMB_TEXT_SPLIT = 4,         /* SPACE: a word begins at each replacement */
+    JMB_TEXT_PREFIX_FIRST = 8,  /* SPACE: the text's start gets a replacement if it has none */
+    JMB_TEXT_PREFIX_ALWAYS = 16, /* SPACE: so does text after an added token */
+    JMB_TEXT_DECODE_BYTES = 32, /* tokens <0x00> to <0xFF> decode to that byte */
+    JMB_TEXT_DROP_FIRST = 64,   /* DECODE deletes in the first token instead */
+    JMB_TEXT_FLAGS = 127
+};
+
+enum { /* flags of a token */
+    JMB_TOKEN_MODEL = 1,      /* merging may yield it */
+    JMB_TOKEN_ADDED = 2,      /* matches as a whole, before merging; the flags below are of added tokens */
+    JMB_TOKEN_SPECIAL = 4,    /* only where special tokens may match; not written out by default */
+    JMB_TOKEN_LSTRIP = 8,     /* takes the white space to its left along */
+    JMB_TOKEN_RSTRIP = 16,
+    JMB_TOKEN_WORD = 32,      /* not inside a word */
+    JMB_TOKEN_NORMALISED = 64, /* its normalised text matches in normalised text */
+    JMB_TOKEN_FLAGS = 127
+};
+
+typedef enum jmb_rule_kind {
+    JMB_RULE_PREPEND = 1, /* normaliser: `to` in front of every stretch between added tokens */
+    JMB_RULE_REPLACE,     /* normaliser: each `from` becomes `to` */
+    JMB_RULE_SPACE,       /* words: each " " becomes `to`, one character */
+    JMB_RULE_DECODE       /* decoding: in each token, `from` becomes `to` */
+} jmb_rule_kind;
+
+enum {
+    JMB_MAX_TOKEN = 1024,      /* bytes of text, normalised too */
+    JMB_MAX_TOKEN_TEXT = 1 << 26, /* bytes of all */
+    JMB_MAX_ADDED_TEXT = 1 << 22, /* bytes of all added ones */
+    JMB_MAX_MERGES = 1 << 20,
+    JMB_MAX_RULES = 8,
+    JMB_MAX_RULE_TEXT = 64,
+    JMB_MAX_GROWTH = 16, /* of text, by all rules together */
+    JMB_MAX_STRIP = 64,
+    JMB_MAX_PROBES = 512, /* of a hash; an honest vocabulary needs some dozens */
+    JMB_MAX_TEXT = 1 << 30
+};
+
+typedef struct jmb_rule {
+    uint32_t kind; /* 0: none */
+    uint32_t from_size, to_size;
+    uint8_t from[JMB_MAX_RULE_TEXT], to[JMB_MAX_RULE_TEXT];
+} jmb_rule;
+
+typedef struct jmb_merge {
+    uint32_t left, right, result;
+} jmb_merge;
+
+/* Open addressing over item numbers; empty slots are JMB_NO_TOKEN. */
+typedef struct jmb_hash_table {
+    uint32_t *slots;
+    uint32_t mask;
+} jmb_hash_table;
+
+typedef struct jmb_trie_node {
+    uint32_t child, sibling; /* 0: none */
+    uint32_t token;          /* that ends here, or JMB_NO_TOKEN */
+    uint8_t byte;
+} jmb_trie_node;
+
+/* Added tokens by their bytes. Node 0 is the root, whose children are found through `first`. */
+typedef struct jmb_trie {
+    jmb_trie_node *nodes; /* NULL: no tokens */
+    uint32_t count;
+    uint32_t first[256];
+} jmb_trie;
+
+/* What an added token looks like in normalised text. */
+typedef struct jmb_pattern {
+    uint32_t token, offset, size;
+} jmb_pattern;
+
+/* All zero: no tokenizer. */
+typedef struct jmb_tokenizer {
+    uint32_t vocab;
+    uint32_t kind, flags, tokens, text_size, merges, rules, unk, strip;
+    jmb_rule normaliser[JMB_MAX_RULES], space, decode;
+    uint32_t normaliser_count;
+    const uint32_t *offsets;
+    const uint8_t *token_flags, *text;
+    uint32_t bytes[256];
+    const jmb_merge *merge;
+    jmb_hash_table by_text, by_pair;
+    jmb_trie raw, normalised;
+    jmb_pattern *patterns; /* of JMB_TOKEN_NORMALISED tokens, ascending */
+    uint32_t pattern_count;
+    const uint8_t *pattern_text;
+} jmb_tokenizer;
+
+/* ---- UTF-8 and characters ------------------------------------------------------------------ */
+
+/* Size of the character at p; 0 when the n bytes are only its beginning, -1 when they begin none. No
+ * overlong forms, no surrogates, nothing above U+10FFFF. */
+static int jmb_utf8(const uint8_t *p, size_t n)
+{
+    uint8_t lead = p[0], low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
+    uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
+    size_t i, size = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    if (lead < 0x80) return 1;
+    if (lead < 0xc2 || lead > 0xf4) return -1;
+    if (n > 1 && (p[1] < low || p[1] > high)) return -1;
+    for (i = 2; i < size && i < n; i++)
+        if ((p[i] & 0xc0) != 0x80) return -1;
+    return n < size ? 0 : (int)size;
+}
+
+/* Bytes up to the first that is not valid UTF-8; n when all are. */
+static size_t jmb_utf8_prefix(const uint8_t *p, size_t n)
+{
+    size_t at = 0;
+    while (at < n) {
+        int size = jmb_utf8(p + at, n - at);
+        if (size <= 0) break;
+        at += (size_t)size;
+    }
+    return at;
+}
+
+/* Text is worked on in units: a byte, and whether special tokens may match there. */
+typedef uint16_t jmb_unit;
+enum { JMB_UNIT_SPECIAL = 0x100 };
+
+static bool jmb_unit_continues(jmb_unit unit)
+{
+    return (unit & 0xc0) == 0x80;
+}
+
+static size_t jmb_char_size(jmb_unit lead)
+{
+    uint32_t byte = lead & 0xffu;
+    return byte < 0x80 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
+}
+
+static uint32_t jmb_char_at(const jmb_unit *p)
+{
+    size_t i, size = jmb_char_size(*p);
+    uint32_t c = size == 1 ? *p & 0x7fu : *p & (0x7fu >> size);
+    for (i = 1; i < size; i++) c = c << 6 | (p[i] & 0x3fu);
+    return c;
+}
+
+/* Start of the character that ends at `end` > 0. */
+static size_t jmb_char_before(const jmb_unit *text, size_t end)
+{
+    while (jmb_unit_continues(text[--end])) {}
+    return end;
+}
+
+/* Unicode White_Space. */
+static bool jmb_is_space(uint32_t c)
+{
+    return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a)
+        || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+}
+
+/* Unicode 17 letters, marks, decimal digits, connectors and joiners: lengths of runs from U+0000, by turns
+ * outside and inside. After the last one all are outside. */
+static const uint16_t jmb_word_runs[] = {
+    48, 10, 7, 26, 4, 1, 1, 26, 47, 1, 10, 1, 4, 1, 5, 23, 1, 31, 1, 458, 4, 12, 14, 5, 7, 1, 1, 1, 17, 117, 1, 2, 2,
+    4, 1, 1, 6, 1, 1, 3, 1, 1, 1, 20, 1, 83, 1, 139, 1, 173, 1, 38, 2, 1, 6, 41, 8, 45, 1, 1, 1, 2, 1, 2, 1, 1, 8, 27,
+    4, 4, 29, 11, 5, 74, 4, 102, 1, 8, 2, 10, 1, 19, 2, 1, 16, 59, 2, 101, 14, 54, 4, 1, 2, 1, 2, 46, 18, 28, 4, 11, 5,
+    24, 1, 6, 8, 75, 1, 129, 2, 10, 1, 19, 1, 8, 2, 2, 2, 22, 1, 7, 1, 1, 3, 4, 2, 9, 2, 2, 2, 4, 8, 1, 4, 2, 1, 5, 2,
+    12, 10, 1, 1, 1, 2, 3, 1, 6, 4, 2, 2, 22, 1, 7, 1, 2, 1, 2, 1, 2, 2, 1, 1, 5, 4, 2, 2, 3, 3, 1, 7, 4, 1, 1, 7, 16,
+    11, 3, 1, 9, 1, 3, 1, 22, 1, 7, 1, 2, 1, 5, 2, 10, 1, 3, 1, 3, 2, 1, 15, 4, 2, 10, 9, 7, 1, 3, 1, 8, 2, 2, 2, 22,
+    1, 7, 1, 2, 1, 5, 2, 9, 2, 2, 2, 3, 7, 3, 4, 2, 1, 5, 2, 10, 1, 1, 16, 2, 1, 6, 3, 3, 1, 4, 3, 2, 1, 1, 1, 2, 3, 2,
+    3, 3, 3, 12, 4, 5, 3, 3, 1, 4, 2, 1, 6, 1, 14, 10, 16, 13, 1, 3, 1, 23, 1, 16, 2, 9, 1, 3, 1, 4, 7, 2, 1, 3, 2, 1,
+    2, 4, 2, 10, 16, 4, 1, 8, 1, 3, 1, 23, 1, 10, 1, 5, 2, 9, 1, 3, 1, 4, 7, 2, 6, 2, 1, 4, 2, 10, 1, 3, 12, 13, 1, 3,
+    1, 51, 1, 3, 1, 5, 5, 4, 7, 5, 2, 10, 10, 6, 1, 3, 1, 18, 3, 24, 1, 9, 1, 1, 2, 7, 3, 1, 4, 6, 1, 1, 1, 8, 6, 10,
+    2, 2, 13, 58, 5, 15, 1, 10, 39, 2, 1, 1, 1, 5, 1, 24, 1, 1, 1, 23, 2, 5, 1, 1, 1, 7, 1, 10, 2, 4, 32, 1, 23, 2, 6,
+    10, 11, 1, 1, 1, 1, 1, 4, 10, 1, 36, 4, 20, 1, 18, 1, 36, 9, 1, 57, 74, 6, 78, 2, 38, 1, 1, 5, 1, 2, 43, 1, 333, 1,
+    4, 2, 7, 1, 1, 1, 4, 2, 41, 1, 4, 2, 33, 1, 4, 2, 7, 1, 1, 1, 4, 2, 15, 1, 57, 1, 4, 2, 67, 2, 3, 32, 16, 16, 86,
+    2, 6, 3, 620, 2, 17, 1, 26, 5, 75, 3, 11, 7, 22, 9, 22, 11, 20, 12, 13, 1, 3, 1, 2, 12, 84, 3, 1, 4, 2, 2, 10, 33,
+    3, 1, 11, 6, 89, 7, 43, 5, 70, 10, 31, 1, 12, 4, 12, 10, 40, 2, 5, 11, 44, 4, 26, 6, 10, 38, 28, 4, 63, 1, 29, 2,
+    11, 6, 10, 13, 1, 8, 31, 49, 77, 3, 10, 17, 9, 12, 116, 12, 56, 8, 10, 3, 49, 2, 11, 5, 43, 2, 3, 16, 3, 1, 39, 5,
+    534, 2, 6, 2, 38, 2, 6, 2, 8, 1, 1, 1, 1, 1, 1, 1, 31, 2, 53, 1, 7, 1, 1, 3, 3, 1, 7, 3, 4, 2, 6, 4, 13, 5, 3, 1,
+    7, 15, 2, 49, 2, 19, 1, 28, 1, 13, 1, 16, 13, 51, 33, 17, 1, 4, 1, 2, 10, 1, 1, 3, 5, 6, 1, 1, 1, 1, 1, 1, 4, 1,
+    11, 2, 4, 5, 5, 4, 1, 17, 41, 813, 52, 1814, 229, 6, 9, 12, 38, 1, 1, 5, 1, 2, 56, 7, 1, 15, 24, 9, 7, 1, 7, 1, 7,
+    1, 7, 1, 7, 1, 7, 1, 7, 1, 7, 1, 32, 47, 1, 469, 3, 25, 15, 1, 5, 2, 5, 4, 86, 2, 2, 2, 3, 1, 90, 1, 4, 5, 43, 1,
+    94, 17, 32, 48, 16, 512, 6592, 64, 22157, 67, 46, 2, 269, 3, 28, 20, 51, 1, 10, 1, 115, 37, 9, 2, 103, 2, 67, 2, 2,
+    1, 1, 1, 8, 21, 54, 4, 1, 19, 52, 12, 70, 10, 10, 6, 24, 3, 1, 1, 49, 2, 36, 12, 29, 3, 65, 14, 11, 6, 31, 1, 55,
+    9, 14, 2, 10, 6, 23, 3, 73, 24, 3, 2, 16, 2, 5, 10, 6, 2, 6, 2, 6, 9, 7, 1, 7, 1, 43, 1, 14, 6, 123, 1, 2, 2, 10,
+    6, 11172, 12, 23, 4, 49, 8452, 366, 2, 106, 38, 7, 12, 5, 5, 12, 1, 13, 1, 5, 1, 1, 1, 2, 1, 2, 1, 108, 33, 363,
+    18, 64, 2, 54, 40, 12, 4, 16, 16, 16, 3, 2, 24, 3, 32, 5, 1, 135, 19, 10, 7, 26, 4, 1, 1, 26, 11, 89, 3, 6, 2, 6,
+    2, 6, 2, 3, 35, 12, 1, 26, 1, 19, 1, 2, 1, 15, 2, 14, 34, 123, 69, 53, 136, 1, 130, 29, 3, 49, 15, 1, 31, 32, 13,
+    30, 5, 43, 5, 30, 2, 36, 4, 8, 1, 5, 42, 158, 2, 10, 6, 36, 4, 36, 4, 40, 8, 52, 12, 11, 1, 15, 1, 7, 1, 2, 1, 11,
+    1, 15, 1, 7, 1, 2, 3, 52, 12, 311, 9, 22, 10, 8, 24, 6, 1, 42, 1, 9, 69, 6, 2, 1, 1, 44, 1, 2, 3, 1, 2, 23, 10, 23,
+    9, 31, 65, 19, 1, 2, 10, 22, 10, 26, 70, 56, 6, 2, 64, 4, 1, 2, 5, 8, 1, 3, 1, 29, 2, 3, 4, 1, 32, 29, 3, 29, 35,
+    8, 1, 30, 25, 54, 10, 22, 10, 19, 13, 18, 110, 73, 55, 51, 13, 51, 13, 40, 8, 10, 6, 38, 3, 5, 1, 23, 250, 42, 1,
+    2, 3, 2, 16, 3, 55, 33, 10, 1, 8, 33, 31, 22, 42, 21, 27, 23, 9, 71, 31, 16, 9, 60, 7, 1, 13, 25, 7, 10, 6, 53, 1,
+    10, 4, 4, 8, 36, 2, 1, 9, 69, 4, 4, 1, 13, 1, 1, 35, 18, 1, 37, 6, 4, 62, 7, 1, 1, 1, 4, 1, 15, 1, 10, 7, 59, 5,
+    10, 6, 4, 1, 8, 2, 2, 2, 22, 1, 7, 1, 2, 1, 5, 1, 10, 2, 2, 2, 3, 2, 1, 6, 1, 5, 7, 2, 7, 3, 5, 11, 10, 1, 1, 2, 1,
+    1, 38, 1, 10, 1, 1, 2, 1, 1, 4, 1, 8, 13, 2, 29, 75, 5, 10, 4, 4, 30, 70, 1, 1, 8, 10, 166, 54, 2, 9, 23, 6, 34,
+    65, 3, 1, 11, 10, 38, 57, 7, 10, 6, 20, 28, 27, 2, 15, 4, 10, 6, 7, 185, 59, 101, 74, 21, 8, 2, 1, 2, 8, 1, 2, 1,
+    30, 1, 2, 2, 9, 12, 10, 70, 8, 2, 46, 2, 8, 1, 2, 27, 63, 8, 1, 8, 74, 3, 1, 18, 73, 199, 33, 15, 10, 6, 9, 1, 45,
+    1, 9, 15, 10, 24, 30, 2, 22, 1, 14, 73, 7, 1, 2, 1, 44, 3, 1, 1, 2, 1, 9, 8, 10, 6, 6, 1, 2, 1, 37, 1, 2, 1, 6, 7,
+    10, 310, 23, 9, 17, 1, 41, 3, 5, 13, 11, 85, 1, 79, 922, 102, 111, 17, 196, 2636, 97, 15, 1072, 16, 22, 10, 3995,
+    5, 583, 6841, 58, 1734, 569, 7, 31, 1, 10, 6, 79, 1, 10, 6, 30, 2, 5, 11, 55, 9, 4, 12, 10, 9, 21, 5, 19, 432, 45,
+    3, 10, 198, 64, 128, 75, 4, 57, 7, 17, 64, 2, 1, 2, 11, 2, 14, 6136, 8, 1238, 41, 10, 8935, 4, 1, 7, 1, 2, 1, 291,
+    15, 1, 29, 3, 2, 1, 14, 4, 8, 396, 2308, 107, 5, 13, 3, 9, 7, 10, 3, 2, 4177, 10, 518, 46, 2, 23, 542, 5, 3, 6, 8,
+    8, 2, 7, 30, 4, 148, 3, 443, 85, 1, 71, 1, 2, 2, 1, 2, 2, 2, 4, 1, 12, 1, 1, 1, 7, 1, 65, 1, 4, 2, 8, 1, 7, 1, 28,
+    1, 4, 1, 5, 1, 1, 3, 7, 1, 340, 2, 25, 1, 25, 1, 31, 1, 25, 1, 31, 1, 25, 1, 31, 1, 25, 1, 31, 1, 25, 1, 8, 2, 50,
+    512, 55, 4, 50, 8, 1, 14, 1, 22, 5, 1, 15, 1104, 31, 6, 6, 213, 7, 1, 17, 2, 7, 1, 2, 1, 5, 5, 62, 33, 1, 112, 45,
+    3, 14, 2, 10, 4, 1, 321, 31, 17, 58, 470, 42, 214, 43, 485, 7, 1, 4, 1, 2, 1, 15, 1, 197, 11, 7, 41, 76, 4, 10,
+    1190, 4, 1, 27, 1, 2, 1, 1, 2, 1, 1, 10, 1, 4, 1, 1, 1, 1, 6, 1, 4, 1, 1, 1, 1, 1, 1, 3, 1, 2, 1, 1, 2, 1, 1, 1, 1,
+    1, 1, 1, 1, 1, 1, 2, 1, 1, 2, 4, 1, 7, 1, 4, 1, 4, 1, 1, 1, 10, 1, 17, 5, 3, 1, 5, 1, 17, 628, 26, 6, 26, 6, 26,
+    2662, 10, 1030, 42720, 32, 4154, 6, 222, 2, 5762, 14, 7473, 15, 622, 2466, 542, 1506, 4939, 5, 4192, 65535, 0,
+    65535, 0, 65535, 0, 65535, 0, 65535, 0, 65535, 0, 65535, 0, 65535, 0, 65535, 0, 65535, 0, 56666, 240
+};
+
+static bool jmb_is_word(uint32_t c)
+{
+    size_t i;
+    for (i = 0; i < sizeof jmb_word_runs / sizeof *jmb_word_runs; i++) {
+        if (c < jmb_word_runs[i]) return i % 2 == 1;
+        c -= jmb_word_runs[i];
+    }
+    return false;
+}
+
+/* ---- token table --------------------------------------------------------------------------- */
+
+static const uint8_t *jmb_token_data(const jmb_tokenizer *t, uint32_t token, size_t *size)
+{
+    *size = t->offsets[token + 1] - t->offsets[token];
+    return t->text + t->offsets[token];
+}
+
+static uint32_t jmb_hash_text(const uint8_t *text, size_t size)
+{
+    uint8_t tail[8] = { 0 };
+    size_t whole = size & ~(size_t)7;
+    uint64_t h = jmb_hash64(JMB_HASH_SEED + (uint64_t)size, text, whole);
+    memcpy(tail, text + whole, size - whole);
+    return (uint32_t)jmb_hash64(h, tail, 8);
+}
+
+static uint32_t jmb_hash_pair(uint32_t left, uint32_t right)
+{
+    uint64_t h = ((uint64_t)left << 32 | right) * 0x9e3779b97f4a7c15u;
+    return (uint32_t)((h ^ h >> 32) * 0x9e3779b97f4a7c15u >> 32);
+}
+
+static bool jmb_table_make(jmb_hash_table *table, jmb_heap *heap, uint32_t items)
+{
+    uint32_t size = 2;
+    while (size < items * 2u) size *= 2;
+    table->slots = (uint32_t *)jmb_heap_take(heap, size, sizeof *table->slots);
+    table->mask = size - 1;
+    if (table->slots) memset(table->slots, 0xff, size * sizeof *table->slots);
+    return table->slots != NULL;
+}
+
+/* The token with this text, or JMB_NO_TOKEN. *slot (may be NULL) is where it would be entered. */
+static uint32_t jmb_find_text(const jmb_tokenizer *t, const uint8_t *text, size_t size, uint32_t *slot)
+{
+    uint32_t at = jmb_hash_text(text, size) & t->by_text.mask, probes, token = JMB_NO_TOKEN;
+    for (probes = 0; probes < JMB_MAX_PROBES; probes++, at = (at + 1) & t->by_text.mask) {
+        size_t other_size;
+        const uint8_t *other;
+        token = t->by_text.slots[at];
+        if (token == JMB_NO_TOKEN) break;
+        other = jmb_token_data(t, token, &other_size);
+        if (other_size == size && memcmp(other, text, size) == 0) break;
+    }
+    if (slot) *slot = probes < JMB_MAX_PROBES ? at : JMB_NO_TOKEN;
+    return probes < JMB_MAX_PROBES ? token : JMB_NO_TOKEN;
+}
+
+/* The same for merges: its number, which is its rank. */
+static uint32_t jmb_find_merge(const jmb_tokenizer *t, uint32_t left, uint32_t right, uint32_t *slot)
+{
+    uint32_t at = jmb_hash_pair(left, right) & t->by_pair.mask, probes, rank = JMB_NO_TOKEN;
+    for (probes = 0; probes < JMB_MAX_PROBES; probes++, at = (at + 1) & t->by_pair.mask) {
+        rank = t->by_pair.slots[at];
+        if (rank == JMB_NO_TOKEN || (t->merge[rank].left == left && t->merge[rank].right == right)) break;
+    }
+    if (slot) *slot = probes < JMB_MAX_PROBES ? at : JMB_NO_TOKEN;
+    return probes < JMB_MAX_PROBES ? rank : JMB_NO_TOKEN;
+}
+
+/* The token of the model's vocabulary with this text. */
+static uint32_t jmb_model_token(const jmb_tokenizer *t, const uint8_t *text, size_t size)
+{
+    uint32_t token = jmb_find_text(t, text, size, NULL);
+    return token != JMB_NO_TOKEN && (t->token_flags[token] & JMB_TOKEN_MODEL) ? token : JMB_NO_TOKEN;
+}
+
+static int jmb_hex_digit(uint8_t c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    c = (uint8_t)(c | 32);
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* The byte that a token <0x41> stands for; -1 for other text. */
+static int jmb_byte_of(const uint8_t *text, size_t size)
+{
+    int high, low;
+    if (size != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') return -1;
+    high = jmb_hex_digit(text[3]);
+    low = jmb_hex_digit(text[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+
+/* ---- growing scratch memory ---------------------------------------------------------------- */
+
+typedef struct jmb_room {
+    uint8_t *data;
+    size_t size, capacity; /* bytes */
+} jmb_room;
+
+static void jmb_room_free(jmb_room *room, const jamba_allocator *allocator)
+{
+    if (room->data) allocator->free(allocator->user, room->data, room->capacity);
+    room->data = NULL;
+    room->size = room->capacity = 0;
+}
+
+/* Room for `count` more items of `size` bytes behind what is there; NULL when there is no memory. */
+static void *jmb_room_add(jmb_room *room, const jamba_allocator *allocator, uint64_t count, uint64_t size)
+{
+    uint64_t bytes = jmb_mul(count, size), need = jmb_add(room->size, bytes);
+    void *added;
+    if (need > room->capacity || !room->data) {
+        uint64_t doubled = room->size > 0 ? jmb_mul(room->capacity, 2) : 0;
+        uint64_t capacity = jmb_round_up(jmb_add(need > doubled ? need : doubled, 1), 256);
+        jmb_room grown = { NULL, room->size, (size_t)capacity };
+        if (capacity > SIZE_MAX / 2) return NULL;
+        if (room->size == 0) jmb_room_free(room, allocator);
+        grown.data = (uint8_t *)allocator->alloc(allocator->user, grown.capacity, JMB_ALIGN);
+        if (!grown.data) return NULL;
+        if (room->size > 0) memcpy(grown.data, room->data, room->size);
+        jmb_room_free(room, allocator);
+        *room = grown;
+    }
+    added = room->data + room->size;
+    room->size += (size_t)bytes;
+    return added;
+}
+
+/* The same after forgetting what is there. */
+static void *jmb_room_take(jmb_room *room, const jamba_allocator *allocator, uint64_t count, uint64_t size)
+{
+    room->size = 0;
+    return jmb_room_add(room, allocator, count, size);
+}
+
+/* ---- rules --------------------------------------------------------------------------------- */
+
+typedef struct jmb_encoder {
+    const jmb_tokenizer *t;
+    const jamba_allocator *allocator;
+    jmb_room raw;              /* units of the whole text */
+    jmb_room normal[2];        /* units of one stretch, read and written by turns */
+    jmb_room words;            /* units after rule SPACE */
+    jmb_room symbols, queue;   /* of one word */
+    jmb_room tokens;           /* the result */
+} jmb_encoder;
+
+static void jmb_encoder_free(jmb_encoder *e)
+{
+    jmb_room_free(&e->raw, e->allocator);
+    jmb_room_free(&e->normal[0], e->allocator);
+    jmb_room_free(&e->normal[1], e->allocator);
+    jmb_room_free(&e->words, e->allocator);
+    jmb_room_free(&e->symbols, e->allocator);
+    jmb_room_free(&e->queue, e->allocator);
+    jmb_room_free(&e->tokens, e->allocator);
+}
+
+static jmb_unit *jmb_put_units(jmb_unit *out, const void *text, size_t size, unsigned special)
+{
+    size_t i;
+    for (i = 0; i < size; i++) out[i] = (jmb_unit)(((const uint8_t *)text)[i] | special);
+    return out + size;
+}
+
+static bool jmb_matches(const jmb_unit *p, size_t left, const uint8_t *text, size_t size)
+{
+    size_t i;
+    if (left < size) return false;
+    for (i = 0; i < size; i++)
+        if ((uint8_t)p[i] != text[i]) return false;
+    return true;
+}
+
+/* JMB_UNIT_SPECIAL when all of these units are, else 0. */
+static unsigned jmb_all_special(const jmb_unit *p, size_t size)
+{
+    unsigned special = JMB_UNIT_SPECIAL;
+    while (size-- > 0) special &= *p++;
+    return special;
+}
+
+/* Writes the result to `out`, or only measures it when that is NULL. */
+static size_t jmb_replace(const jmb_rule *rule, const jmb_unit *text, size_t size, jmb_unit *out)
+{
+    size_t at = 0, length = 0;
+    while (at < size) {
+        const jmb_unit *p = text + at;
+        bool match = jmb_matches(p, size - at, rule->from, rule->from_size);
+        if (out && match) jmb_put_units(out + length, rule->to, rule->to_size, jmb_all_special(p, rule->from_size));
+        if (out && !match) out[length] = *p;
+        length += match ? rule->to_size : 1;
+        at += match ? rule->from_size : 1;
+    }
+    return length;
+}
+
+/* A text that is not empty with `from` replaced, and with `to` in front when `prefix` is set, in `room`. A
+ * rule PREPEND has no `from`. NULL when there is no memory. */
+static jmb_unit *jmb_apply(
+    jmb_encoder *e, jmb_room *room, const jmb_rule *rule, bool prefix, const jmb_unit *text, size_t *size)
+{
+    bool replace = rule->from_size > 0;
+    size_t front = prefix ? rule->to_size : 0, length = replace ? jmb_replace(rule, text, *size, NULL) : *size;
+    jmb_unit *out = (jmb_unit *)jmb_room_take(room, e->allocator, jmb_add(front, length), sizeof *out);
+    if (!out) return NULL;
+    jmb_put_units(out, rule->to, front, text[0] & JMB_UNIT_SPECIAL);
+    if (replace) jmb_replace(rule, text, *size, out + front);
+    else memcpy(out + front, text, length * sizeof *out);
+    *size = front + length;
+    return out;
+}
+
+/* Runs the normaliser; NULL when there is no memory. */
+static const jmb_unit *jmb_normalise(jmb_encoder *e, const jmb_unit *text, size_t *size)
+{
+    uint32_t i;
+    for (i = 0; i < e->t->normaliser_count && *size > 0 && text; i++) {
+        const jmb_rule *rule = &e->t->normaliser[i];
+        text = jmb_apply(e, &e->normal[i % 2], rule, rule->kind == JMB_RULE_PREPEND, text, size);
+    }
+    return text;
+}
+
+/* ---- added tokens -------------------------------------------------------------------------- */
+
+/* Walks over a text from one added token to the next. */
+typedef struct jmb_splitter {
+    const jmb_tokenizer *t;
+    const jmb_trie *trie;
+    const jmb_unit *text;
+    size_t size;
+    size_t scan;      /* where the next match may begin */
+    size_t done;      /* end of the last token, white space included */
+    size_t space_end; /* of the last white space looked at */
+} jmb_splitter;
+
+static uint32_t jmb_trie_child(const jmb_trie *trie, uint32_t node, uint8_t byte)
+{
+    if (node == 0) return trie->first[byte];
+    for (node = trie->nodes[node].child; node != 0 && trie->nodes[node].byte != byte;) node = trie->nodes[node].sibling;
+    return node;
+}
+
+/* The longest added token at `at`; its size, 0 when there is none. Special tokens lie in special text as a
+ * whole, or count as text: then *token is JMB_NO_TOKEN, and nothing else matches inside. */
+static size_t jmb_longest_added(const jmb_splitter *s, size_t at, uint32_t *token)
+{
+    size_t i, best = 0, special = 0;
+    uint32_t node = 0;
+    for (i = at; i < s->size; i++) {
+        uint32_t found;
+        node = jmb_trie_child(s->trie, node, (uint8_t)s->text[i]);
+        if (node == 0) break;
+        special += s->text[i] >= JMB_UNIT_SPECIAL;
+        found = s->trie->nodes[node].token;
+        if (found == JMB_NO_TOKEN) continue;
+        if ((s->t->token_flags[found] & JMB_TOKEN_SPECIAL) && special != i + 1 - at) {
+            if (special != 0) continue;
+            found = JMB_NO_TOKEN;
+        }
+        best = i + 1 - at;
+        *token = found;
+    }
+    return best;
+}
+
+static bool jmb_inside_word(const jmb_splitter *s, size_t start, size_t stop)
+{
+    if (start > 0 && jmb_is_word(jmb_char_at(s->text + jmb_char_before(s->text, start)))) return true;
+    return stop < s->size && jmb_is_word(jmb_char_at(s->text + stop));
+}
+
+static size_t jmb_strip_left(const jmb_splitter *s, size_t start)
+{
+    while (start > s->done) {
+        size_t before = jmb_char_before(s->text, start);
+        if (!jmb_is_space(jmb_char_at(s->text + before))) break;
+        start = before;
+    }
+    return start;
+}
+
+static size_t jmb_strip_right(jmb_splitter *s, size_t stop)
+{
+    if (stop < s->space_end) return s->space_end;
+    while (stop < s->size && jmb_is_space(jmb_char_at(s->text + stop))) stop += jmb_char_size(s->text[stop]);
+    return s->space_end = stop;
+}
+
+/* The next added token and where it lies; JMB_NO_TOKEN and the end of the text when there is none. */
+static uint32_t jmb_next_added(jmb_splitter *s, size_t *start, size_t *stop)
+{
+    while (s->trie->nodes && s->scan < s->size) {
+        uint32_t token = JMB_NO_TOKEN, flags;
+        size_t at = s->scan, size = s->trie->first[s->text[at] & 0xff] ? jmb_longest_added(s, at, &token) : 0;
+        s->scan += size > 0 ? size : 1;
+        if (token == JMB_NO_TOKEN) continue;
+        flags = s->t->token_flags[token];
+        *start = at;
+        *stop = at + size;
+        if ((flags & JMB_TOKEN_WORD) && jmb_inside_word(s, *start, *stop)) continue;
+        if (flags & JMB_TOKEN_LSTRIP) *start = jmb_strip_left(s, *start);
+        if (flags & JMB_TOKEN_RSTRIP) *stop = jmb_strip_right(s, *stop);
+        return token;
+    }
+    *start = *stop = s->size;
+    return JMB_NO_TOKEN;
+}
+
+/* ---- merging ------------------------------------------------------------------------------- */
+
+#define JMB_END 0xffffffffu
+
+/* A word is a linked list of symbols in an array. */
+typedef struct jmb_symbol {
+    uint32_t token, prev, next; /* token JMB_NO_TOKEN: merged into its left neighbour */
+} jmb_symbol;
+
+/* A binary heap of rank << 32 | position: the best pair, leftmost at equal rank, is on top. */
+typedef struct jmb_queue {
+    uint64_t *items;
+    size_t count;
+} jmb_queue;
+
+static void jmb_queue_push(jmb_queue *q, uint64_t item)
+{
+    size_t at = q->count++;
+    while (at > 0 && q->items[(at - 1) / 2] > item) {
+        q->items[at] = q->items[(at - 1) / 2];
+        at = (at - 1) / 2;
+    }
+    q->items[at] = item;
+}
+
+static uint64_t jmb_queue_pop(jmb_queue *q)
+{
+    uint64_t top = q->items[0], last = q->items[--q->count];
+    size_t at = 0;
+    for (;;) {
+        size_t child = 2 * at + 1;
+        if (child >= q->count) break;
+        if (child + 1 < q->count && q->items[child + 1] < q->items[child]) child++;
+        if (q->items[child] >= last) break;
+        q->items[at] = q->items[child];
+        at = child;
+    }
+    q->items[at] = last;
+    return top;
+}
+
+static void jmb_add_symbol(jmb_symbol *symbols, uint32_t *count, uint32_t token)
+{
+    jmb_symbol *symbol = &symbols[*count];
+    symbol->token = token;
+    symbol->prev = *count - 1;
+    symbol->next = ++*count;
+}
+
+/* The byte tokens of one character; false unless all exist. */
+static bool jmb_add_bytes(
+    const jmb_tokenizer *t, const uint8_t *text, size_t size, jmb_symbol *symbols, uint32_t *count)
+{
+    size_t i;
+    if (!(t->flags & JMB_TEXT_BYTES)) return false;
+    for (i = 0; i < size; i++)
+        if (t->bytes[text[i]] == JMB_NO_TOKEN) return false;
+    for (i = 0; i < size; i++) jmb_add_symbol(symbols, count, t->bytes[text[i]]);
+    return true;
+}
+
+/* Characters of a word as symbols; returns how many, at most one a byte. As in the reference, an unk waits
+ * until the next known character, so that byte tokens in between come before it. */
+static uint32_t jmb_first_symbols(const jmb_tokenizer *t, const jmb_unit *text, size_t size, jmb_symbol *symbols)
+{
+    uint32_t count = 0;
+    bool waiting = false;
+    size_t at = 0, i;
+    while (at < size) {
+        uint8_t c[4];
+        size_t length = jmb_char_size(text[at]);
+        uint32_t token;
+        for (i = 0; i < length; i++) c[i] = (uint8_t)text[at + i];
+        at += length;
+        token = jmb_model_token(t, c, length);
+        if (token == JMB_NO_TOKEN) {
+            if (jmb_add_bytes(t, c, length, symbols, &count) || t->unk == JMB_NO_TOKEN) continue;
+            if (waiting && !(t->flags & JMB_TEXT_FUSE_UNK)) jmb_add_symbol(symbols, &count, t->unk);
+            waiting = true;
+            continue;
+        }
+        if (waiting) jmb_add_symbol(symbols, &count, t->unk);
+        waiting = false;
+        jmb_add_symbol(symbols, &count, token);
+    }
+    if (waiting) jmb_add_symbol(symbols, &count, t->unk);
+    if (count > 0) symbols[count - 1].next = JMB_END;
+    return count;
+}
+
+/* Queues the pair that begins at symbol `at`, if it can be merged. */
+static void jmb_queue_pair(const jmb_tokenizer *t, jmb_queue *q, const jmb_symbol *symbols, uint32_t at)
+{
+    uint32_t rank;
+    if (at == JMB_END || symbols[at].next == JMB_END) return;
+    rank = jmb_find_merge(t, symbols[at].token, symbols[symbols[at].next].token, NULL);
+    if (rank != JMB_NO_TOKEN) jmb_queue_push(q, (uint64_t)rank << 32 | at);
+}
+
+/* Merges the pair at symbol `at` into `result`, if what was queued with that result is still there. */
+static void jmb_merge_pair(
+    const jmb_tokenizer *t, jmb_queue *q, jmb_symbol *symbols, uint32_t at, uint32_t result)
+{
+    jmb_symbol *left = &symbols[at], *right;
+    uint32_t rank;
+    if (left->token == JMB_NO_TOKEN || left->next == JMB_END) return;
+    right = &symbols[left->next];
+    rank = jmb_find_merge(t, left->token, right->token, NULL);
+    if (rank == JMB_NO_TOKEN || t->merge[rank].result != result) return;
+    left->token = result;
+    left->next = right->next;
+    right->token = JMB_NO_TOKEN;
+    if (left->next != JMB_END) symbols[left->next].prev = at;
+    jmb_queue_pair(t, q, symbols, left->prev);
+    jmb_queue_pair(t, q, symbols, at);
+}
+
+static bool jmb_put_token(jmb_encoder *e, uint32_t token)
+{
+    int32_t *out = (int32_t *)jmb_room_add(&e->tokens, e->allocator, 1, sizeof *out);
+    if (out) *out = (int32_t)token;
+    return out != NULL;
+}
+
+/* One word. False when there is no memory. */
+static bool jmb_encode_word(jmb_encoder *e, const jmb_unit *text, size_t size)
+{
+    jmb_symbol *symbols;
+    jmb_queue q = { NULL, 0 };
+    uint32_t count, i;
+    if (size == 0) return true;
+    if (size >= JMB_END) return false;
+    symbols = (jmb_symbol *)jmb_room_take(&e->symbols, e->allocator, size, sizeof *symbols);
+    if (!symbols) return false;
+    count = jmb_first_symbols(e->t, text, size, symbols);
+    if (count == 0) return true;
+    /* every merge takes one entry off and adds at most two, and there are fewer merges than symbols */
+    q.items = (uint64_t *)jmb_room_take(&e->queue, e->allocator, 2 * (uint64_t)count, sizeof *q.items);
+    if (!q.items) return false;
+    for (i = 0; i + 1 < count; i++) jmb_queue_pair(e->t, &q, symbols, i);
+    while (q.count > 0) {
+        uint64_t best = jmb_queue_pop(&q);
+        jmb_merge_pair(e->t, &q, symbols, (uint32_t)best, e->t->merge[best >> 32].result);
+    }
+    for (i = 0; i != JMB_END; i = symbols[i].next)
+        if (!jmb_put_token(e, symbols[i].token)) return false;
+    return true;
+}
+
+/* ---- encoding ------------------------------------------------------------------------------ */
+
+/* Normalised text without added tokens. `first`: it begins the whole text. */
+static bool jmb_encode_words(jmb_encoder *e, const jmb_unit *text, size_t size, bool first)
+{
+    const jmb_rule *space = &e->t->space;
+    size_t at, start = 0;
+    bool prefix = (e->t->flags & JMB_TEXT_PREFIX_ALWAYS) || (first && (e->t->flags & JMB_TEXT_PREFIX_FIRST));
+    if (size == 0) return true;
+    if (space->kind == 0) return jmb_encode_word(e, text, size);
+    prefix = prefix && (uint8_t)text[0] != ' ' && !jmb_matches(text, size, space->to, space->to_size);
+    text = jmb_apply(e, &e->words, space, prefix, text, &size);
+    if (!text) return false;
+    for (at = 1; at < size && (e->t->flags & JMB_TEXT_SPLIT); at++) {
+        if (!jmb_matches(text + at, size - at, space->to, space->to_size)) continue;
+        if (!jmb_encode_word(e, text + start, at - start)) return false;
+        start = at;
+    }
+    return jmb_encode_word(e, text + start, size - start);
+}
+
+/* Cuts added tokens out of a text and hands the stretches between them to `rest`. */
+static bool jmb_encode_split(jmb_encoder *e, const jmb_trie *trie, const jmb_unit *text, size_t size, bool first,
+    bool (*rest)(jmb_encoder *e, const jmb_unit *text, size_t size, bool first))
+{
+    jmb_splitter s = { e->t, trie, text, size, 0, 0, 0 };
+    uint32_t token;
+    do {
+        size_t start, stop;
+        token = jmb_next_added(&s, &start, &stop);
+        if (s.done < start && !rest(e, text + s.done, start - s.done, first && s.done == 0)) return false;
+        if (token != JMB_NO_TOKEN && !jmb_put_token(e, token)) return false;
+        s.done = stop;
+    } while (token != JMB_NO_TOKEN);
+    return true;
+}
+
+/* Text between added tokens that match as written. */
+static bool jmb_encode_stretch(jmb_encoder *e, const jmb_unit *text, size_t size, bool first)
+{
+    text = jmb_normalise(e, text, &size);
+    return text && jmb_encode_split(e, &e->t->normalised, text, size, first, jmb_encode_words);
+}
+
+/* Part of one text. */
+typedef struct jmb_piece {
+    const char *text;
+    size_t length;
+    bool special; /* special tokens match in it */
+} jmb_piece;
+
+static jamba_result jmb_check_pieces(const jmb_piece *pieces, size_t count, size_t *total, jamba_error *error)
+{
+    uint64_t size = 0;
+    size_t i;
+    for (i = 0; i < count; i++) {
+        const jmb_piece *piece = &pieces[i];
+        size_t valid;
+        if (!piece->text && piece->length > 0) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "text is NULL");
+        if (jmb_add(size, piece->length) > JMB_MAX_TEXT)
+            return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "the text is longer than %u bytes", (unsigned)JMB_MAX_TEXT);
+        valid = jmb_utf8_prefix((const uint8_t *)piece->text, piece->length);
+        if (valid < piece->length)
+            return jmb_fail(error, JAMBA_ERR_TEXT, size + valid, "not valid UTF-8 at byte %l", size + valid);
+        size += piece->length;
+    }
+    *total = (size_t)size;
+    return JAMBA_OK;
+}
+
+static bool jmb_encode_pieces(
+    jmb_encoder *e, const jmb_piece *pieces, size_t count, size_t total, int32_t first_token, bool begins)
+{
+    jmb_unit *text, *out;
+    size_t i;
+    if (first_token >= 0 && !jmb_put_token(e, (uint32_t)first_token)) return false;
+    if (total == 0) return true;
+    text = out = (jmb_unit *)jmb_room_take(&e->raw, e->allocator, total, sizeof *text);
+    if (!text) return false;
+    for (i = 0; i < count; i++)
+        out = jmb_put_units(out, pieces[i].text, pieces[i].length, pieces[i].special ? (unsigned)JMB_UNIT_SPECIAL : 0u);
+    return jmb_encode_split(e, &e->t->raw, text, total, begins, jmb_encode_stretch);
+}
+
+/* Hands out `size` items of `item` bytes under the rule for *count and capacity in the API. */
+static jamba_result jmb_hand_out(
+    const char *what, size_t size, size_t capacity, size_t *count, jamba_error *error)
+{
+    *count = size;
+    if (size <= capacity || capacity == 0) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "%z %s do not fit in %z", size, what, capacity);
+}
+
+/* Tokens of consecutive pieces of one text. `begins` is false when text stands before it. */
+static jamba_result jmb_encode_text(const jmb_tokenizer *t, const jamba_allocator *allocator, const jmb_piece *pieces,
+    size_t piece_count, int32_t first_token, bool begins, int32_t *tokens, size_t capacity, size_t *count,
+    jamba_error *error)
+{
+    jmb_encoder e;
+    jamba_result result;
+    size_t total = 0;
+    *count = 0;
+    if (t->tokens == 0) return jmb_fail(error, JAMBA_ERR_TEXT, 0, "the model has no tokenizer");
+    JMB_TRY(jmb_check_pieces(pieces, piece_count, &total, error));
+    memset(&e, 0, sizeof e);
+    e.t = t;
+    e.allocator = allocator;
+    if (jmb_encode_pieces(&e, pieces, piece_count, total, first_token, begins)) {
+        size_t size = e.tokens.size / sizeof *tokens;
+        result = jmb_hand_out("tokens", size, capacity, count, error);
+        if (size > 0 && size <= capacity) memcpy(tokens, e.tokens.data, e.tokens.size);
+    } else {
+        result = jmb_no_memory(error);
+    }
+    jmb_encoder_free(&e);
+    return result;
+}
+
+/* The same for text that stands alone. first_token >= 0 is put in front. */
+static jamba_result jmb_encode(const jmb_tokenizer *t, const jamba_allocator *allocator, const jmb_piece *pieces,
+    size_t piece_count, int32_t first_token, int32_t *tokens, size_t capacity, size_t *count, jamba_error *error)
+{
+    return jmb_encode_text(t, allocator, pieces, piece_count, first_token, true, tokens, capacity, count, error);
+}
+
+/* ---- decoding ------------------------------------------------------------------------------ */
+
+/* Collects decoded text, or only measures it when `text` is NULL. */
+typedef struct jmb_text_sink {
+    char *text;
+    size_t size;
+    uint32_t strip; /* spaces still to be taken off the front */
+    bool begun;
+} jmb_text_sink;
+
+static void jmb_sink_add(jmb_text_sink *sink, const void *text, size_t size)
+{
+    const char *p = (const char *)text;
+    for (; sink->strip > 0 && size > 0; p++, size--) {
+        if (*p != ' ') sink->strip = 0;
+        else sink->strip--;
+        if (*p != ' ') break;
+    }
+    if (sink->text && size > 0) memcpy(sink->text + sink->size, p, size);
+    sink->size += size;
+}
+
+static void jmb_sink_bad_bytes(jmb_text_sink *sink, size_t count)
+{
+    while (count-- > 0) jmb_sink_add(sink, "\xef\xbf\xbd", 3);
+}
+
+/* What an added token stands for in decoded text: as it looks in normalised text. */
+static const uint8_t *jmb_token_pattern(const jmb_tokenizer *t, uint32_t token, size_t *size)
+{
+    uint32_t low = 0, high = t->pattern_count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        const jmb_pattern *pattern = &t->patterns[middle];
+        if (pattern->token == token) {
+            *size = pattern->size;
+            return t->pattern_text + pattern->offset;
+        }
+        if (pattern->token < token) low = middle + 1;
+        else high = middle;
+    }
+    return jmb_token_data(t, token, size);
+}
+
+static void jmb_sink_token(jmb_text_sink *sink, const jmb_tokenizer *t, uint32_t token)
+{
+    const jmb_rule *rule = &t->decode;
+    size_t at, size, to_size = (t->flags & JMB_TEXT_DROP_FIRST) && !sink->begun ? 0 : rule->to_size;
+    const uint8_t *text = jmb_token_pattern(t, token, &size);
+    size_t from = 0;
+    for (at = 0; at < size && rule->kind;) {
+        if (size - at < rule->from_size || memcmp(text + at, rule->from, rule->from_size) != 0) {
+            at++;
+            continue;
+        }
+        jmb_sink_add(sink, text + from, at - from);
+        jmb_sink_add(sink, rule->to, to_size);
+        from = at += rule->from_size;
+    }
+    jmb_sink_add(sink, text + from, size - from);
+}
+
+/* Whether decoding passes over the token. */
+static bool jmb_is_silent(const jmb_tokenizer *t, uint32_t token, unsigned flags)
+{
+    if (token >= t->tokens) return true;
+    return (t->token_flags[token] & JMB_TOKEN_SPECIAL) && !(flags & JAMBA_TEXT_SPECIAL);
+}
+
+/* The byte that the token decodes to; -1 when it decodes to its text. */
+static int jmb_token_byte(const jmb_tokenizer *t, uint32_t token)
+{
+    size_t size;
+    const uint8_t *text = jmb_token_data(t, token, &size);
+    return t->flags & JMB_TEXT_DECODE_BYTES ? jmb_byte_of(text, size) : -1;
+}
+
+typedef struct jmb_decoder {
+    const jmb_tokenizer *t;
+    const int32_t *tokens;
+    size_t count;
+    unsigned flags;
+} jmb_decoder;
+
+/* Takes a byte into the unfinished character `held`: 1 when that completes it, 0 when more must come, -1
+ * when they cannot become a character. */
+static int jmb_hold_byte(uint8_t held[4], int32_t *held_count, int byte)
+{
+    int size;
+    held[(*held_count)++] = (uint8_t)byte;
+    size = jmb_utf8(held, (size_t)*held_count);
+    return size > 0 ? 1 : size;
+}
+
+/* The run of byte tokens at `at`: returns its end, and whether all of it is valid UTF-8. */
+static size_t jmb_scan_bytes(const jmb_decoder *d, size_t at, bool *valid)
+{
+    uint8_t held[4];
+    int32_t held_count = 0;
+    *valid = true;
+    for (; at < d->count; at++) {
+        uint32_t token = (uint32_t)d->tokens[at];
+        int byte;
+        if (jmb_is_silent(d->t, token, d->flags)) continue;
+        byte = jmb_token_byte(d->t, token);
+        if (byte < 0) break;
+        if (!*valid) continue;
+        switch (jmb_hold_byte(held, &held_count, byte)) {
+        case 1: held_count = 0; break;
+        case -1: *valid = false; break;
+        default: break;
+        }
+    }
+    if (held_count > 0) *valid = false;
+    return at;
+}
+
+/* As the reference: a run of bytes is text as a whole or one U+FFFD for each byte. */
+static void jmb_sink_bytes(jmb_text_sink *sink, const jmb_decoder *d, size_t at, size_t end, bool valid)
+{
+    for (; at < end; at++) {
+        uint8_t byte;
+        if (jmb_is_silent(d->t, (uint32_t)d->tokens[at], d->flags)) continue;
+        byte = (uint8_t)jmb_token_byte(d->t, (uint32_t)d->tokens[at]);
+        if (valid) jmb_sink_add(sink, &byte, 1);
+        else jmb_sink_bad_bytes(sink, 1);
+    }
+}
+
+static void jmb_sink_tokens(jmb_text_sink *sink, const jmb_decoder *d)
+{
+    size_t at = 0;
+    while (at < d->count) {
+        uint32_t token = (uint32_t)d->tokens[at];
+        bool valid;
+        size_t end;
+        if (jmb_is_silent(d->t, token, d->flags)) {
+            at++;
+            continue;
+        }
+        if (jmb_token_byte(d->t, token) < 0) {
+            jmb_sink_token(sink, d->t, token);
+            end = at + 1;
+        } else {
+            end = jmb_scan_bytes(d, at, &valid);
+            jmb_sink_bytes(sink, d, at, end, valid);
+        }
+        sink->begun = true;
+        at = end;
+    }
+}
+
+/* Text of a whole sequence. Special tokens are left out unless flags has JAMBA_TEXT_SPECIAL. */
+static jamba_result jmb_decode(const jmb_tokenizer *t, const int32_t *tokens, size_t count, unsigned flags, char *text,
+    size_t capacity, size_t *length, jamba_error *error)
+{
+    jmb_decoder d = { t, tokens, count, flags };
+    jmb_text_sink sink = { NULL, 0, t->strip, false };
+    size_t i;
+    *length = 0;
+    if (t->tokens == 0) return jmb_fail(error, JAMBA_ERR_TEXT, 0, "the model has no tokenizer");
+    if (!tokens && count > 0) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "tokens is NULL");
+    for (i = 0; i < count; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= t->vocab)
+            return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "token %d is outside the vocabulary (0 to %u)", tokens[i],
+                t->vocab - 1);
+    jmb_sink_tokens(&sink, &d);
+    JMB_TRY(jmb_hand_out("bytes", sink.size, capacity, length, error));
+    if (sink.size > capacity) return JAMBA_OK;
+    sink.text = text;
+    sink.size = 0;
+    sink.strip = t->strip;
+    sink.begun = false;
+    jmb_sink_tokens(&sink, &d);
+    return JAMBA_OK;
+}
+
+static void jmb_stream_flush(jmb_text_sink *sink, jamba_text_stream *stream)
+{
+    jmb_sink_bad_bytes(sink, (size_t)stream->held_count);
+    stream->held_count = 0;
+}
+
+static void jmb_stream_byte(jmb_text_sink *sink, jamba_text_stream *stream, int byte)
+{
+    int state = jmb_hold_byte(stream->held, &stream->held_count, byte);
+    if (state < 0 && stream->held_count > 1) { /* what was held is broken off here, the byte may begin anew */
+        stream->held_count--;
+        jmb_stream_flush(sink, stream);
+        state = jmb_hold_byte(stream->held, &stream->held_count, byte);
+    }
+    if (state < 0) jmb_stream_flush(sink, stream);
+    if (state > 0) jmb_sink_add(sink, stream->held, (size_t)stream->held_count);
+    if (state > 0) stream->held_count = 0;
+}
+
+/* One token of a stream, or -1 at its end. `text` has room for JAMBA_TEXT_MAX bytes: three held ones and
+ * a token, which rule DECODE makes at most three times as long. stream->started counts the spaces taken
+ * off the front; one more than t->strip means that the text has begun. */
+static size_t jmb_decode_next(
+    const jmb_tokenizer *t, jamba_text_stream *stream, int32_t token, unsigned flags, char *text)
+{
+    jmb_text_sink sink = { text, 0, 0, stream->started != 0 };
+    int byte;
+    if (t->tokens == 0 || stream->held_count < 0 || stream->held_count > 3) return 0;
+    if ((uint32_t)stream->started <= t->strip) sink.strip = t->strip - (uint32_t)stream->started;
+    if (token < 0) {
+        jmb_stream_flush(&sink, stream);
+        return sink.size;
+    }
+    if (jmb_is_silent(t, (uint32_t)token, flags)) return 0;
+    byte = jmb_token_byte(t, (uint32_t)token);
+    if (byte < 0) jmb_stream_flush(&sink, stream);
+    if (byte < 0) jmb_sink_token(&sink, t, (uint32_t)token);
+    else jmb_stream_byte(&sink, stream, byte);
+    stream->started = (int32_t)(sink.strip > 0 ? t->strip - sink.strip : t->strip + 1);
+    return sink.size;
+}
+
+static const char *jmb_token_bytes(const jmb_tokenizer *t, int32_t token, size_t *length)
+{
+    const uint8_t *text = NULL;
+    *length = 0;
+    if (token >= 0 && (uint32_t)token < t->tokens) text = jmb_token_data(t, (uint32_t)token, length);
+    return *length > 0 ? (const char *)text : NULL;
+}
+
+/* -1 when absent. */
+static int32_t jmb_token_lookup(const jmb_tokenizer *t, const char *text, size_t length)
+{
+    uint32_t token = t->tokens > 0 && length > 0 ? jmb_find_text(t, (const uint8_t *)text, length, NULL) : JMB_NO_TOKEN;
+    return token == JMB_NO_TOKEN ? -1 : (int32_t)token;
+}
+
+/* ---- loading ------------------------------------------------------------------------------- */
+
+/* The section while it is read. */
+typedef struct jmb_section {
+    const uint8_t *data;
+    size_t size, at;
+    uint64_t offset; /* of the section in the file */
+    jmb_heap *heap;
+    jamba_error *error;
+} jmb_section;
+
+static jamba_result jmb_bad_section(jmb_section *s, const char *what, uint32_t number)
+{
+    return jmb_fail(s->error, JAMBA_ERR_FORMAT, s->offset + s->at, "tokenizer: %s %u", what, number);
+}
+
+static jamba_result jmb_check_padding(jmb_section *s, size_t from, size_t to)
+{
+    jamba_result result = jmb_check_zero(s->data, from, to, s->error);
+    if (result != JAMBA_OK && s->error) s->error->offset += s->offset;
+    return result;
+}
+
+static jamba_result jmb_check_section_header(jmb_section *s, const jmb_tokenizer *t)
+{
+    if (t->kind != JMB_TOKENIZER_KIND)
+        return jmb_fail(s->error, JAMBA_ERR_UNSUPPORTED, s->offset, "tokenizer kind %u is not supported", t->kind);
+    if (t->flags & ~(uint32_t)JMB_TEXT_FLAGS)
+        return jmb_fail(s->error, JAMBA_ERR_UNSUPPORTED, s->offset + 4, "tokenizer flags %u not supported", t->flags);
+    JMB_TRY(jmb_check_range(s->error, "tokenizer: tokens", t->tokens, 1, t->vocab, s->offset + 8));
+    JMB_TRY(jmb_check_range(s->error, "tokenizer: text size", t->text_size, 0, JMB_MAX_TOKEN_TEXT, s->offset + 12));
+    JMB_TRY(jmb_check_range(s->error, "tokenizer: merges", t->merges, 0, JMB_MAX_MERGES, s->offset + 16));
+    JMB_TRY(jmb_check_range(s->error, "tokenizer: rules", t->rules, 0, JMB_MAX_RULES, s->offset + 20));
+    JMB_TRY(jmb_check_range(s->error, "tokenizer: strip", t->strip, 0, JMB_MAX_STRIP, s->offset + 28));
+    if (t->unk == JMB_NO_TOKEN) return JAMBA_OK;
+    return jmb_check_range(s->error, "tokenizer: unk", t->unk, 0, t->tokens - 1, s->offset + 24);
+}
+
+/* Copies a rule and moves behind it. */
+static jamba_result jmb_read_rule(jmb_section *s, jmb_rule *rule)
+{
+    const uint8_t *p = s->data + s->at;
+    uint64_t size;
+    if (s->size - s->at < 12) return jmb_bad_section(s, "it ends inside rule of kind", 0);
+    rule->kind = jmb_load_u32(p);
+    rule->from_size = jmb_load_u32(p + 4);
+    rule->to_size = jmb_load_u32(p + 8);
+    size = jmb_round_up((uint64_t)rule->from_size + rule->to_size, 4);
+    if (rule->from_size > JMB_MAX_RULE_TEXT || rule->to_size > JMB_MAX_RULE_TEXT || size > s->size - s->at - 12)
+        return jmb_bad_section(s, "too much text in rule of kind", rule->kind);
+    memcpy(rule->from, p + 12, rule->from_size);
+    memcpy(rule->to, p + 12 + rule->from_size, rule->to_size);
+    JMB_TRY(jmb_check_padding(s, s->at + 12 + rule->from_size + rule->to_size, s->at + 12 + (size_t)size));
+    if (jmb_utf8_prefix(rule->from, rule->from_size) < rule->from_size
+        || jmb_utf8_prefix(rule->to, rule->to_size) < rule->to_size)
+        return jmb_bad_section(s, "text is not UTF-8 in rule of kind", rule->kind);
+    s->at += 12 + (size_t)size;
+    return JAMBA_OK;
+}
+
+static bool jmb_rule_is_sound(const jmb_rule *rule)
+{
+    switch (rule->kind) {
+    case JMB_RULE_PREPEND: return rule->from_size == 0 && rule->to_size > 0;
+    case JMB_RULE_REPLACE: return rule->from_size > 0;
+    case JMB_RULE_SPACE:
+        return rule->from_size == 1 && rule->from[0] == ' ' && rule->to_size > 0
+            && jmb_utf8(rule->to, rule->to_size) == (int)rule->to_size;
+    case JMB_RULE_DECODE: return rule->from_size > 0 && rule->to_size <= 3 * rule->from_size;
+    default: return false;
+    }
+}
+
+static uint32_t jmb_rule_growth(const jmb_rule *rule)
+{
+    if (rule->from_size == 0 || rule->to_size <= rule->from_size) return 1;
+    return (rule->to_size + rule->from_size - 1) / rule->from_size;
+}
+
+static jamba_result jmb_parse_rules(jmb_section *s, jmb_tokenizer *t)
+{
+    uint32_t i, growth = 1, last = JMB_RULE_REPLACE;
+    for (i = 0; i < t->rules; i++) {
+        jmb_rule rule;
+        memset(&rule, 0, sizeof rule);
+        JMB_TRY(jmb_read_rule(s, &rule));
+        if (!jmb_rule_is_sound(&rule) || (rule.kind > JMB_RULE_REPLACE ? rule.kind <= last : last > JMB_RULE_REPLACE))
+            return jmb_bad_section(s, "wrong contents or order in rule", i);
+        last = rule.kind > last ? rule.kind : last;
+        if (rule.kind == JMB_RULE_DECODE) t->decode = rule;
+        else if (rule.kind == JMB_RULE_SPACE) t->space = rule;
+        else t->normaliser[t->normaliser_count++] = rule;
+        if (rule.kind != JMB_RULE_DECODE) growth *= jmb_rule_growth(&rule);
+        if (growth > JMB_MAX_GROWTH) return jmb_bad_section(s, "text grows too much in rule", i);
+    }
+    if ((t->flags & (JMB_TEXT_SPLIT | JMB_TEXT_PREFIX_FIRST | JMB_TEXT_PREFIX_ALWAYS)) && !t->space.kind)
+        return jmb_bad_section(s, "no rule SPACE for flags", t->flags);
+    if ((t->flags & JMB_TEXT_DROP_FIRST) && (!t->decode.kind || t->strip > 0))
+        return jmb_bad_section(s, "no rule DECODE for flags", t->flags);
+    return JAMBA_OK;
+}
+
+/* Everything after the rules has a size that the header tells: compared before anything is allocated. */
+static jamba_result jmb_check_section_size(jmb_section *s, const jmb_tokenizer *t)
+{
+    uint64_t need = s->at + 4 * ((uint64_t)t->tokens + 1) + jmb_round_up(t->tokens, 4) + 12 * (uint64_t)t->merges;
+    need += t->text_size + (t->flags & JMB_TEXT_BYTES ? 1024u : 0u);
+    if (need == s->size) return JAMBA_OK;
+    return jmb_fail(s->error, JAMBA_ERR_FORMAT, s->offset, "the tokenizer has %z bytes, not %l", s->size, need);
+}
+
+/* `count` numbers from the section in the heap; NULL when there is no memory. */
+static uint32_t *jmb_section_u32(jmb_section *s, size_t count)
+{
+    uint32_t *numbers = (uint32_t *)jmb_heap_take(s->heap, count, sizeof *numbers);
+    size_t i;
+    for (i = 0; i < count && numbers; i++) numbers[i] = jmb_load_u32(s->data + s->at + 4 * i);
+    return numbers;
+}
+
+static uint8_t *jmb_section_bytes(jmb_section *s, size_t count)
+{
+    uint8_t *bytes = (uint8_t *)jmb_heap_take(s->heap, count, 1);
+    if (bytes && count > 0) memcpy(bytes, s->data + s->at, count);
+    return bytes;
+}
+
+static jamba_result jmb_parse_offsets(jmb_section *s, jmb_tokenizer *t)
+{
+    uint32_t *offsets = jmb_section_u32(s, (size_t)t->tokens + 1), i;
+    if (!offsets) return jmb_no_memory(s->error);
+    t->offsets = offsets;
+    if (offsets[0] != 0) return jmb_bad_section(s, "its text does not begin at 0 but at", offsets[0]);
+    for (i = 0; i < t->tokens; i++, s->at += 4)
+        if (offsets[i + 1] < offsets[i] || offsets[i + 1] - offsets[i] > JMB_MAX_TOKEN)
+            return jmb_bad_section(s, "wrong size of token", i);
+    if (offsets[i] != t->text_size) return jmb_bad_section(s, "its text does not end at", t->text_size);
+    s->at += 4;
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_parse_token_flags(jmb_section *s, jmb_tokenizer *t)
+{
+    const uint32_t kinds = JMB_TOKEN_MODEL | JMB_TOKEN_ADDED;
+    uint32_t i;
+    t->token_flags = jmb_section_bytes(s, t->tokens);
+    if (!t->token_flags) return jmb_no_memory(s->error);
+    for (i = 0; i < t->tokens; i++, s->at++) {
+        uint32_t flags = t->token_flags[i];
+        bool has_text = t->offsets[i + 1] > t->offsets[i];
+        if (has_text != ((flags & kinds) != 0) || (flags & ~(uint32_t)JMB_TOKEN_FLAGS)
+            || ((flags & ~kinds) && !(flags & JMB_TOKEN_ADDED)))
+            return jmb_bad_section(s, "wrong flags of token", i);
+    }
+    JMB_TRY(jmb_check_padding(s, s->at, (s->at + 3) & ~(size_t)3));
+    s->at = (s->at + 3) & ~(size_t)3;
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_parse_texts(jmb_section *s, jmb_tokenizer *t)
+{
+    size_t start = s->at;
+    uint32_t i;
+    s->at = s->size - t->text_size;
+    t->text = jmb_section_bytes(s, t->text_size);
+    if (!t->text || !jmb_table_make(&t->by_text, s->heap, t->tokens)) return jmb_no_memory(s->error);
+    for (i = 0; i < t->tokens; i++) {
+        size_t size;
+        const uint8_t *text = jmb_token_data(t, i, &size);
+        uint32_t slot;
+        if (size == 0) continue;
+        if (jmb_utf8_prefix(text, size) < size) return jmb_bad_section(s, "not UTF-8: token", i);
+        if (jmb_find_text(t, text, size, &slot) != JMB_NO_TOKEN) return jmb_bad_section(s, "repeated text in token", i);
+        if (slot == JMB_NO_TOKEN) return jmb_bad_section(s, "too many hash collisions at token", i);
+        t->by_text.slots[slot] = i;
+    }
+    s->at = start;
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_parse_byte_tokens(jmb_section *s, jmb_tokenizer *t)
+{
+    uint32_t i;
+    for (i = 0; i < 256; i++) {
+        uint32_t token = t->flags & JMB_TEXT_BYTES ? jmb_load_u32(s->data + s->at) : JMB_NO_TOKEN;
+        const uint8_t *text;
+        size_t size;
+        t->bytes[i] = token;
+        if (!(t->flags & JMB_TEXT_BYTES)) continue;
+        if (token != JMB_NO_TOKEN) {
+            if (token >= t->tokens || !(t->token_flags[token] & JMB_TOKEN_MODEL))
+                return jmb_bad_section(s, "wrong token for byte", i);
+            text = jmb_token_data(t, token, &size);
+            if (jmb_byte_of(text, size) != (int)i) return jmb_bad_section(s, "wrong token for byte", i);
+        }
+        s->at += 4;
+    }
+    return JAMBA_OK;
+}
+
+/* Whether the merge's tokens exist and its result is written as both parts in a row. */
+static bool jmb_merge_is_sound(const jmb_tokenizer *t, const jmb_merge *merge)
+{
+    const uint8_t *left, *right, *result;
+    size_t left_size, right_size, size;
+    if (merge->left >= t->tokens || merge->right >= t->tokens || merge->result >= t->tokens) return false;
+    if (!(t->token_flags[merge->left] & t->token_flags[merge->right] & t->token_flags[merge->result] & JMB_TOKEN_MODEL))
+        return false;
+    left = jmb_token_data(t, merge->left, &left_size);
+    right = jmb_token_data(t, merge->right, &right_size);
+    result = jmb_token_data(t, merge->result, &size);
+    return size == left_size + right_size && memcmp(result, left, left_size) == 0
+        && memcmp(result + left_size, right, right_size) == 0;
+}
+
+static jamba_result jmb_parse_merges(jmb_section *s, jmb_tokenizer *t)
+{
+    jmb_merge *merges = (jmb_merge *)jmb_heap_take(s->heap, t->merges, sizeof *merges);
+    uint32_t i;
+    if (!merges || !jmb_table_make(&t->by_pair, s->heap, t->merges)) return jmb_no_memory(s->error);
+    t->merge = merges;
+    for (i = 0; i < t->merges; i++, s->at += 12) {
+        const uint8_t *p = s->data + s->at;
+        uint32_t slot;
+        merges[i].left = jmb_load_u32(p);
+        merges[i].right = jmb_load_u32(p + 4);
+        merges[i].result = jmb_load_u32(p + 8);
+        if (!jmb_merge_is_sound(t, &merges[i])) return jmb_bad_section(s, "wrong tokens in merge", i);
+        if (jmb_find_merge(t, merges[i].left, merges[i].right, &slot) != JMB_NO_TOKEN)
+            return jmb_bad_section(s, "repeated pair in merge", i);
+        if (slot == JMB_NO_TOKEN) return jmb_bad_section(s, "too many hash collisions at merge", i);
+        t->by_pair.slots[slot] = i;
+    }
+    return JAMBA_OK;
+}
+
+/* ---- added tokens at load ------------------------------------------------------------------ */
+
+/* The token's text as it is matched, in units; NULL when there is no memory. */
+static const jmb_unit *jmb_added_units(jmb_encoder *e, uint32_t token, size_t *size)
+{
+    const uint8_t *text = jmb_token_data(e->t, token, size);
+    jmb_unit *units = (jmb_unit *)jmb_room_take(&e->raw, e->allocator, *size, sizeof *units);
+    if (!units) return NULL;
+    jmb_put_units(units, text, *size, 0);
+    return e->t->token_flags[token] & JMB_TOKEN_NORMALISED ? jmb_normalise(e, units, size) : units;
+}
+
+typedef struct jmb_added_sizes {
+    uint64_t raw, normalised; /* bytes of text */
+    uint32_t patterns;
+} jmb_added_sizes;
+
+static jamba_result jmb_measure_added(jmb_section *s, jmb_encoder *e, jmb_added_sizes *sizes)
+{
+    const jmb_tokenizer *t = e->t;
+    uint32_t i;
+    for (i = 0; i < t->tokens; i++) {
+        size_t size;
+        if (!(t->token_flags[i] & JMB_TOKEN_ADDED)) continue;
+        if (!jmb_added_units(e, i, &size)) return jmb_no_memory(s->error);
+        if (size == 0 || size > JMB_MAX_TOKEN) return jmb_bad_section(s, "wrong size, normalised, of token", i);
+        if (t->token_flags[i] & JMB_TOKEN_NORMALISED) {
+            sizes->normalised += size;
+            sizes->patterns++;
+        } else {
+            sizes->raw += size;
+        }
+        if (sizes->raw + sizes->normalised > JMB_MAX_ADDED_TEXT)
+            return jmb_bad_section(s, "too much text of added tokens up to", i);
+    }
+    return JAMBA_OK;
+}
+
+/* The child of `node` for `byte`, made if it is not there. */
+static uint32_t jmb_trie_grow(jmb_trie *trie, uint32_t node, uint8_t byte)
+{
+    uint32_t child = jmb_trie_child(trie, node, byte);
+    if (child != 0) return child;
+    child = trie->count++;
+    trie->nodes[child].byte = byte;
+    trie->nodes[child].token = JMB_NO_TOKEN;
+    if (node == 0) {
+        trie->first[byte] = child;
+    } else {
+        trie->nodes[child].sibling = trie->nodes[node].child;
+        trie->nodes[node].child = child;
+    }
+    return child;
+}
+
+/* False when the text is there already. */
+static bool jmb_trie_insert(jmb_trie *trie, const jmb_unit *text, size_t size, uint32_t token)
+{
+    uint32_t node = 0;
+    size_t i;
+    for (i = 0; i < size; i++) node = jmb_trie_grow(trie, node, (uint8_t)text[i]);
+    if (trie->nodes[node].token != JMB_NO_TOKEN) return false;
+    trie->nodes[node].token = token;
+    return true;
+}
+
+static bool jmb_trie_make(jmb_trie *trie, jmb_heap *heap, uint64_t text_size)
+{
+    if (text_size == 0) return true;
+    trie->nodes = (jmb_trie_node *)jmb_heap_take(heap, text_size + 1, sizeof *trie->nodes);
+    trie->count = 1;
+    return trie->nodes != NULL;
+}
+
+/* Keeps what the token looks like in normalised text. */
+static void jmb_add_pattern(jmb_tokenizer *t, uint8_t *room, const jmb_unit *text, size_t size, uint32_t token)
+{
+    jmb_pattern *pattern = &t->patterns[t->pattern_count];
+    size_t i;
+    pattern->token = token;
+    pattern->size = (uint32_t)size;
+    pattern->offset = t->pattern_count > 0 ? pattern[-1].offset + pattern[-1].size : 0;
+    for (i = 0; i < size; i++) room[pattern->offset + i] = (uint8_t)text[i];
+    t->pattern_count++;
+}
+
+static jamba_result jmb_index_added(jmb_section *s, jmb_tokenizer *t, jmb_encoder *e)
+{
+    jmb_added_sizes sizes = { 0, 0, 0 };
+    uint8_t *room;
+    uint32_t i;
+    JMB_TRY(jmb_measure_added(s, e, &sizes));
+    t->patterns = (jmb_pattern *)jmb_heap_take(s->heap, sizes.patterns, sizeof *t->patterns);
+    t->pattern_text = room = (uint8_t *)jmb_heap_take(s->heap, sizes.normalised, 1);
+    if (!t->patterns || !room || !jmb_trie_make(&t->raw, s->heap, sizes.raw)
+        || !jmb_trie_make(&t->normalised, s->heap, sizes.normalised))
+        return jmb_no_memory(s->error);
+    for (i = 0; i < t->tokens; i++) {
+        bool normalised = (t->token_flags[i] & JMB_TOKEN_NORMALISED) != 0;
+        const jmb_unit *units;
+        size_t size;
+        if (!(t->token_flags[i] & JMB_TOKEN_ADDED)) continue;
+        units = jmb_added_units(e, i, &size);
+        if (!units) return jmb_no_memory(s->error);
+        if (!jmb_trie_insert(normalised ? &t->normalised : &t->raw, units, size, i))
+            return jmb_bad_section(s, "repeated normalised text in token", i);
+        if (normalised) jmb_add_pattern(t, room, units, size, i);
+    }
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_parse_tokenizer(jmb_section *s, jmb_tokenizer *t)
+{
+    jmb_encoder e;
+    jamba_result result;
+    if (s->size < JMB_TOKENIZER_BYTES) return jmb_bad_section(s, "too short, bytes:", (uint32_t)s->size);
+#define JMB_X(type, name, at) t->name = JMB_READ_##type(s->data + (at));
+    JMB_TOKENIZER_FIELDS(JMB_X)
+#undef JMB_X
+    JMB_TRY(jmb_check_section_header(s, t));
+    s->at = JMB_TOKENIZER_BYTES;
+    JMB_TRY(jmb_parse_rules(s, t));
+    JMB_TRY(jmb_check_section_size(s, t));
+    JMB_TRY(jmb_parse_offsets(s, t));
+    JMB_TRY(jmb_parse_token_flags(s, t));
+    JMB_TRY(jmb_parse_texts(s, t));
+    JMB_TRY(jmb_parse_byte_tokens(s, t));
+    JMB_TRY(jmb_parse_merges(s, t));
+    if (t->unk != JMB_NO_TOKEN && !(t->token_flags[t->unk] & JMB_TOKEN_MODEL))
+        return jmb_bad_section(s, "unk is not in the model's vocabulary:", t->unk);
+    memset(&e, 0, sizeof e);
+    e.t = t;
+    e.allocator = &s->heap->allocator;
+    result = jmb_index_added(s, t, &e);
+    jmb_encoder_free(&e);
+    return result;
+}
+
+/* Reads and checks the section, untrusted bytes at `file_offset` of the file; an empty one gives no
+ * tokenizer. What is kept is copied into the heap. */
+static jamba_result jmb_tokenizer_load(jmb_tokenizer *t, jmb_heap *heap, const uint8_t *data, size_t size,
+    uint64_t file_offset, uint32_t vocab, jamba_error *error)
+{
+    jmb_section s = { data, size, 0, file_offset, heap, error };
+    jamba_result result;
+    memset(t, 0, sizeof *t);
+    if (size == 0) return JAMBA_OK;
+    t->vocab = vocab;
+    result = jmb_parse_tokenizer(&s, t);
+    if (result != JAMBA_OK) memset(t, 0, sizeof *t);
+    return result;
+}
+
+/* ===========================================================================================
+ * >>chat - turns of a conversation to tokens
+ *
+ * A chat format is strings in the model file, not a template language: chat.format (its name), chat.ROLE.open and
+ * chat.ROLE.close around the content of each role, and where they differ from the default
+ *     chat.begin           in front of a conversation; by default the model's first token
+ *     chat.default_system  content of a system turn for conversations that do not begin with one
+ *     chat.reply           what opens the model's reply; by default chat.assistant.open
+ * Special tokens match in these strings and never in content; the rest is one text, so that the tokens
+ * are those of the whole conversation written out.
+ * =========================================================================================== */
+
+/* A conversation as pieces of one text. */
+typedef struct jmb_chat {
+    const jmb_metadata *metadata;
+    jmb_piece *pieces;
+    size_t count;
+} jmb_chat;
+
+static void jmb_chat_put(jmb_chat *chat, const char *text, bool special)
+{
+    jmb_piece *piece = &chat->pieces[chat->count++];
+    piece->text = text;
+    piece->length = strlen(text);
+    piece->special = special;
+}
+
+/* The string chat.ROLE.PART, NULL when the format has none. */
+static const char *jmb_chat_string(const jmb_metadata *m, const char *role, const char *part)
+{
+    char key[64];
+    if (strlen(role) > 32) return NULL;
+    jmb_format(key, sizeof key, "chat.%s.%s", role, part);
+    return jmb_find_string(m, key);
+}
+
+static jamba_result jmb_chat_turn(jmb_chat *chat, const char *role, const char *content, jamba_error *error)
+{
+    const char *open = jmb_chat_string(chat->metadata, role, "open");
+    const char *close = jmb_chat_string(chat->metadata, role, "close");
+    size_t length = strlen(content), valid = jmb_utf8_prefix((const uint8_t *)content, length);
+    if (!open || !close)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "the model's chat format has no role '%s'", role);
+    if (valid < length)
+        return jmb_fail(error, JAMBA_ERR_TEXT, valid, "not valid UTF-8 at byte %z of a %s message", valid, role);
+    jmb_chat_put(chat, open, true);
+    jmb_chat_put(chat, content, false);
+    jmb_chat_put(chat, close, true);
+    return JAMBA_OK;
+}
+
+/* One more string of the format, which must be there. */
+static jamba_result jmb_chat_mark(jmb_chat *chat, const char *text, const char *key, jamba_error *error)
+{
+    if (!text) return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "the model's chat format has no %s", key);
+    jmb_chat_put(chat, text, true);
+    return JAMBA_OK;
+}
+
+/* What stands before the first message. */
+static jamba_result jmb_chat_begin(jmb_chat *chat, const jamba_message *messages, size_t count, jamba_error *error)
+{
+    const char *begin = jmb_find_string(chat->metadata, "chat.begin");
+    const char *system = jmb_find_string(chat->metadata, "chat.default_system");
+    if (begin) jmb_chat_put(chat, begin, true);
+    if (!system || (count > 0 && strcmp(messages[0].role, "system") == 0)) return JAMBA_OK;
+    return jmb_chat_turn(chat, "system", system, error);
+}
+
+static jamba_result jmb_chat_render(
+    jmb_chat *chat, const jamba_message *messages, size_t count, unsigned flags, jamba_error *error)
+{
+    const jmb_metadata *m = chat->metadata;
+    const char *reply = jmb_find_string(m, "chat.reply");
+    size_t i;
+    if (flags & JAMBA_CHAT_BEGIN) JMB_TRY(jmb_chat_begin(chat, messages, count, error));
+    if (flags & JAMBA_CHAT_CONTINUE)
+        JMB_TRY(jmb_chat_mark(chat, jmb_find_string(m, "chat.assistant.close"), "chat.assistant.close", error));
+    for (i = 0; i < count; i++) JMB_TRY(jmb_chat_turn(chat, messages[i].role, messages[i].content, error));
+    if (!(flags & JAMBA_CHAT_REPLY)) return JAMBA_OK;
+    return jmb_chat_mark(chat, reply ? reply : jmb_find_string(m, "chat.assistant.open"), "chat.assistant.open", error);
+}
+
+static jamba_result jmb_chat_check(
+    const jmb_metadata *m, const jamba_message *messages, size_t count, unsigned flags, jamba_error *error)
+{
+    size_t i;
+    if (!jmb_find_string(m, "chat.format"))
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "this model has no chat format: it completes text");
+    if (!messages && count > 0) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "messages is NULL");
+    for (i = 0; i < count; i++)
+        if (!messages[i].role || !messages[i].content)
+            return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "role or content of message %z is NULL", i);
+    if ((flags & JAMBA_CHAT_BEGIN) && (flags & JAMBA_CHAT_CONTINUE))
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "JAMBA_CHAT_BEGIN and JAMBA_CHAT_CONTINUE exclude each other");
+    return JAMBA_OK;
+}
+
+/* Tokens of one or more turns. */
+static jamba_result jmb_chat_encode(const jmb_metadata *m, const jmb_tokenizer *t, const jamba_allocator *allocator,
+    const jamba_message *messages, size_t count, unsigned flags, int32_t *tokens, size_t capacity, size_t *needed,
+    jamba_error *error)
+{
+    jmb_chat chat = { m, NULL, 0 };
+    /* three pieces a turn; begin, the default system turn, two marks */
+    uint64_t bytes = jmb_mul(jmb_add(jmb_mul(count, 3), 6), sizeof *chat.pieces);
+    bool begins = (flags & JAMBA_CHAT_BEGIN) != 0;
+    int32_t first = begins && !jmb_find_string(m, "chat.begin") ? (int32_t)m->header.bos : -1; /* bos may be -1 */
+    jamba_result result;
+    *needed = 0;
+    JMB_TRY(jmb_chat_check(m, messages, count, flags, error));
+    if (bytes > SIZE_MAX / 2) return jmb_no_memory(error);
+    chat.pieces = (jmb_piece *)allocator->alloc(allocator->user, (size_t)bytes, JMB_ALIGN);
+    if (!chat.pieces) return jmb_no_memory(error);
+    result = jmb_chat_render(&chat, messages, count, flags, error);
+    if (result == JAMBA_OK)
+        result = jmb_encode_text(
+            t, allocator, chat.pieces, chat.count, first, begins, tokens, capacity, needed, error);
+    allocator->free(allocator->user, chat.pieces, (size_t)bytes);
+    return result;
+}
+/* ===========================================================================================
+ * >>plan - the forward pass as a list of operations
+ *
+ * A model's program is unrolled, once at load, into a flat list of small operations. Each is `tasks`
+ * independent pieces of work over the rows (tokens) of one pass, and ends where the next needs all of
+ * it. That one form serves serial runs, executors and time budgets alike: a place in the forward pass
+ * is the pair (operation, task). Tasks write disjoint data, and no task's arithmetic depends on how
+ * rows or tasks are split.
+ * =========================================================================================== */
+
+/* A matrix of activations in a session's scratch: `fan` rows a token, `width` floats used of `stride`.
+ * `offset` is in floats for one row of capacity, so that a view fits any session. */
+typedef struct jmb_view {
+    uint32_t width, stride, fan;
+    uint64_t offset;
+} jmb_view;
+
+typedef enum jmb_op_kind {
+    JMB_OP_EMBED,    /* out[0] = embedding rows of the tokens */
+    JMB_OP_NORM,     /* out[0] = w[0] in / rms(in) */
+    JMB_OP_QUANTISE, /* codes = in, for the linears that follow */
+    JMB_OP_LINEAR,   /* out[i] = w[i] in + bias[i], for each part i */
+    JMB_OP_CONV,     /* out[0] = act(w[0] * out[0] + bias[0]) over time, in place */
+    JMB_OP_SCAN,     /* out[0] = selective scan of out[0], gated */
+    JMB_OP_CACHE,    /* rotates q and k, appends k and v to the KV cache */
+    JMB_OP_ATTEND,   /* out[0] = softmax(q K) V */
+    JMB_OP_ROUTE,    /* experts and weights of each row */
+    JMB_OP_GROUP,    /* sorts the rows by expert */
+    JMB_OP_EXPERT_UP,
+    JMB_OP_EXPERT_DOWN,
+    JMB_OP_COUNT
+} jmb_op_kind;
+
+enum { JMB_MAX_PARTS = 4 };
+
+enum { /* jmb_op.flags */
+    JMB_OP_ADD = 1,      /* add to what out holds: the residual */
+    JMB_OP_LAST = 2,     /* only the rows whose logits are wanted */
+    JMB_OP_ASSIGNED = 4, /* rows are (token, expert) assignments, `fan` a token */
+    JMB_OP_CODES = 8     /* the input is the quantised copy */
+};
+
+typedef struct jmb_op {
+    jmb_op_kind kind;
+    uint32_t flags, parts;
+    const jmb_block *block;
+    jmb_view in, out[JMB_MAX_PARTS];
+    const jmb_tensor *w[JMB_MAX_PARTS], *bias[JMB_MAX_PARTS];
+    uint32_t first_task[JMB_MAX_PARTS + 1]; /* linear: of each part; experts: panel groups */
+    uint32_t group;                         /* panels in a task */
+    float eps;
+    uint64_t conv_at, state_at; /* floats into the session's recurrent state */
+    uint64_t kv_at;             /* elements of one page, of the layers before */
+} jmb_op;
+
+/* Which expert runs which row, of one moe block in one pass. n = rows * top_k assignments. */
+typedef struct jmb_routing {
+    int32_t *expert; /* (rows, top_k) ascending in each row */
+    float *weight;   /* (rows, top_k) */
+    int32_t *start;  /* (experts + 1) first assignment of each expert */
+    int32_t *row;    /* (n) row of each assignment, sorted by expert, then row */
+    float *share;    /* (n) its weight */
+} jmb_routing;
+
+enum { JMB_PAGE = 256 }; /* keys in a KV page, and in a softmax block */
+
+/* One KV page of one layer: for each KV head, K as [PAGE/16][head_dim][16 keys], then V as [PAGE][stride]. */
+static uint64_t jmb_page_elements(const jmb_block *b)
+{
+    return (uint64_t)b->kv_heads * JMB_PAGE * (b->head_dim + jmb_pad16(b->head_dim));
+}
+
+/* What one pass works on: `rows` tokens of one session, from `position` on. */
+typedef struct jmb_pass {
+    const int32_t *tokens; /* (rows) */
+    uint32_t rows, position;
+    uint32_t first_logit; /* rows before it need no logits */
+    uint32_t capacity;    /* rows that the scratch holds */
+    float *scratch;
+    uint8_t *codes;   /* quantised rows, see jmb_codes_bytes */
+    size_t codes_row; /* bytes between them */
+    float *state;
+    uint8_t *kv;
+    uint32_t kv_bytes; /* 2 or 4 an element */
+    uint32_t pages;    /* a layer */
+    jmb_routing routing;
+} jmb_pass;
+
+JMB_INLINE float *jmb_row(const jmb_pass *p, const jmb_view *v, size_t row)
+{
+    return p->scratch + (size_t)v->offset * p->capacity + row * v->stride;
+}
+
+static uint8_t *jmb_kv_page(const jmb_pass *p, const jmb_op *op, size_t page)
+{
+    size_t elements = (size_t)op->kv_at * p->pages + page * (size_t)jmb_page_elements(op->block);
+    return p->kv + elements * p->kv_bytes;
+}
+
+/* A quantised row of k floats: codes s8 [k up to 64], then a float scale and an int32 sum of codes for
+ * each 64 of them. */
+static size_t jmb_codes_bytes(size_t k)
+{
+    return jmb_pad64(jmb_pad64(k) + jmb_pad64(k) / 64 * 8);
+}
+
+static uint32_t jmb_panels(const jmb_tensor *t)
+{
+    return (t->rows + 15) / 16;
+}
+
+static uint32_t jmb_op_rows(const jmb_op *op, const jmb_pass *p)
+{
+    if (op->flags & JMB_OP_LAST) return p->rows - p->first_logit;
+    return op->flags & JMB_OP_ASSIGNED ? p->rows * op->in.fan : p->rows;
+}
+
+/* How many tasks `op` has in this pass. */
+static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
+{
+    switch (op->kind) {
+    case JMB_OP_LINEAR:
+    case JMB_OP_EXPERT_DOWN: return op->first_task[op->parts];
+    case JMB_OP_EXPERT_UP: return op->first_task[1] * op->block->experts;
+    case JMB_OP_CONV:
+    case JMB_OP_SCAN: return (op->out[0].width + 15) / 16;
+    case JMB_OP_ATTEND: return p->rows * op->block->kv_heads;
+    case JMB_OP_GROUP: return 1;
+    default: return jmb_op_rows(op, p);
+    }
+}
+
+static float jmb_f16_to_float(uint32_t h)
+{
+    uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ffu;
+    if (exponent == 31) return jmb_float_of(sign | 0x7f800000u | fraction << 13);
+    if (exponent == 0) { /* fraction * 2^-24, exact */
+        float value = (float)fraction * 5.9604644775390625e-8f;
+        return sign ? -value : value;
+    }
+    return jmb_float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+/* Round to nearest even; overflow gives infinity. */
+static uint32_t jmb_float_to_f16(float value)
+{
+    uint32_t bits = jmb_bits_of(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
+    if (rest > 0x7f800000u) return sign | 0x7e00u;
+    if (rest >= 0x477ff000u) return sign | 0x7c00u;
+    if (rest < 0x38800000u) { /* subnormal: let the adder round at 2^-24 */
+        float shifted = jmb_float_of(rest) + 0.5f;
+        return sign | (jmb_bits_of(shifted) - 0x3f000000u);
+    }
+    return sign | ((rest + 0xfffu + (rest >> 13 & 1) - 0x38000000u) >> 13);
+}
+
+/* One weight of a matrix, as the panels at the top of this file lay it out. */
+static float jmb_weight(const jmb_tensor *t, size_t row, size_t col)
+{
+    const uint8_t *panel = t->data + row / 16 * (size_t)jmb_panel_bytes(t->type, t->cols);
+    size_t r = row % 16;
+    switch (t->type) {
+    case JMB_F32: return jmb_float_of(jmb_load_u32(panel + (col * 16 + r) * 4));
+    case JMB_F16: return jmb_f16_to_float(jmb_load_u16(panel + (col / 2 * 32 + r * 2 + col % 2) * 2));
+    case JMB_BF16: return jmb_float_of(jmb_load_u16(panel + (col / 2 * 32 + r * 2 + col % 2) * 2) << 16);
+    default: {
+        const uint8_t *scale = panel + jmb_pad64(t->cols) * 16 + (col / 64 * 16 + r) * 2;
+        int code = (int)panel[col / 4 * 64 + r * 4 + col % 4] - 128;
+        return (float)code * jmb_f16_to_float(jmb_load_u16(scale));
+    }
+    }
+}
+
+static void jmb_run_embed(const jmb_pass *p, const jmb_op *op, uint32_t row)
+{
+    float *out = jmb_row(p, &op->out[0], row);
+    size_t i, token = (size_t)p->tokens[row];
+    for (i = 0; i < op->out[0].width; i++) out[i] = jmb_weight(op->w[0], token, i);
+    for (; i < op->out[0].stride; i++) out[i] = 0;
+}
+
+/* Counting sort of the rows' choices by expert. */
+static void jmb_run_group(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const jmb_routing *r = &p->routing;
+    uint32_t experts = op->block->experts, n = p->rows * op->block->top_k, i;
+    (void)task;
+    memset(r->start, 0, (experts + 1) * sizeof *r->start);
+    for (i = 0; i < n; i++) r->start[r->expert[i] + 1]++;
+    for (i = 0; i < experts; i++) r->start[i + 1] += r->start[i];
+    for (i = 0; i < n; i++) {
+        int32_t at = r->start[r->expert[i]]++;
+        r->row[at] = (int32_t)(i / op->block->top_k);
+        r->share[at] = r->weight[i];
+    }
+    for (i = experts; i > 0; i--) r->start[i] = r->start[i - 1];
+    r->start[0] = 0;
+}
+
+typedef void (*jmb_run_fn)(const jmb_pass *p, const jmb_op *op, uint32_t task);
+
+/* The kernels of one instruction set. */
+typedef struct jmb_kernels {
+    const char *name;
+    jmb_run_fn run[JMB_OP_COUNT];
+    void (*exp)(float *values, size_t count); /* in place */
+} jmb_kernels;
+
+/* The passes: this file includes itself once for each instruction set, and the code between the next
+ * #else and its #endif is compiled under that set's name suffix and target attribute. */
+#define JMB_JOIN2(a, b) a##b
+#define JMB_JOIN(a, b) JMB_JOIN2(a, b)
+#define JMB_K(name) JMB_JOIN(name, JMB_SUFFIX)
+
+#include <math.h>
+
+#define JMB_PASS 1
+#define JMB_SUFFIX _scalar
+#define JMB_PASS_NAME "scalar"
+#define JMB_PASS_TARGET
+#include JAMBA_HEADER_FILE
+#undef JMB_PASS
+#undef JMB_SUFFIX
+#undef JMB_PASS_NAME
+#undef JMB_PASS_TARGET
+
+#if JMB_X86
+#define JMB_PASS 2
+#define JMB_SUFFIX _avx2
+#define JMB_PASS_NAME "avx2"
+#define JMB_PASS_TARGET JMB_TARGET("avx2,fma,f16c")
+#include JAMBA_HEADER_FILE
+#undef JMB_PASS
+#undef JMB_SUFFIX
+#undef JMB_PASS_NAME
+#undef JMB_PASS_TARGET
+
+#define JMB_PASS 3
+#define JMB_SUFFIX _avx512
+#define JMB_PASS_NAME "avx512"
+#define JMB_PASS_TARGET JMB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#include JAMBA_HEADER_FILE
+#undef JMB_PASS
+#undef JMB_SUFFIX
+#undef JMB_PASS_NAME
+#undef JMB_PASS_TARGET
+#endif
+
+#else /* JMB_PASS */
+
+/* ===========================================================================================
+ * >>lanes - sixteen floats as one value, for each instruction set
+ *
+ * v16 is one AVX-512 register, two AVX registers, or a plain array. Every operation gives the same
+ * bits in each: IEEE single precision, nearest even. max and min are (a > b ? a : b) and
+ * (a < b ? a : b), so that NaN takes the second operand everywhere.
+ * =========================================================================================== */
+
+#define JMB_FN JMB_INLINE JMB_PASS_TARGET
+#define JMB_KERNEL static JMB_PASS_TARGET
+
+#define v16 JMB_K(jmb_v16)
+#define vi16 JMB_K(jmb_vi16)
+#define v_set1 JMB_K(jmb_v_set1)
+#define v_load JMB_K(jmb_v_load)
+#define v_store JMB_K(jmb_v_store)
+#define v_load_f16 JMB_K(jmb_v_load_f16)
+#define v_store_f16 JMB_K(jmb_v_store_f16)
+#define v_pair_f16 JMB_K(jmb_v_pair_f16)
+#define v_pair_bf16 JMB_K(jmb_v_pair_bf16)
+#define v_add JMB_K(jmb_v_add)
+#define v_sub JMB_K(jmb_v_sub)
+#define v_mul JMB_K(jmb_v_mul)
+#define v_div JMB_K(jmb_v_div)
+#define v_sqrt JMB_K(jmb_v_sqrt)
+#define v_max JMB_K(jmb_v_max)
+#define v_min JMB_K(jmb_v_min)
+#define v_fma JMB_K(jmb_v_fma)
+#define v_fnma JMB_K(jmb_v_fnma)
+#define v_round JMB_K(jmb_v_round)
+#define v_pow2 JMB_K(jmb_v_pow2)
+#define v_select_gt JMB_K(jmb_v_select_gt)
+#define v_store_i8 JMB_K(jmb_v_store_i8)
+#define vi_start JMB_K(jmb_vi_start)
+#define vi_dot JMB_K(jmb_vi_dot)
+#define vi_float JMB_K(jmb_vi_float)
+
+#if JMB_PASS == 3
+
+typedef __m512 v16;
+typedef __m512i vi16;
+
+/* Zero-masked forms, all lanes on: gcc 12 warns of its own undefined source operand in the plain ones. */
+#define JMB_ALL ((__mmask16)-1)
+
+JMB_FN v16 v_set1(float x) { return _mm512_set1_ps(x); }
+JMB_FN v16 v_load(const float *p) { return _mm512_loadu_ps(p); }
+JMB_FN void v_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
+JMB_FN v16 v_load_f16(const uint16_t *p) { return _mm512_maskz_cvtph_ps(JMB_ALL, _mm256_loadu_si256((const __m256i *)(const void *)p)); }
+JMB_FN void v_store_f16(uint16_t *p, v16 a)
+{
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_maskz_cvtps_ph(JMB_ALL, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+JMB_FN v16 v_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
+JMB_FN v16 v_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
+JMB_FN v16 v_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
+JMB_FN v16 v_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
+JMB_FN v16 v_sqrt(v16 a) { return _mm512_maskz_sqrt_ps(JMB_ALL, a); }
+JMB_FN v16 v_max(v16 a, v16 b) { return _mm512_maskz_max_ps(JMB_ALL, a, b); }
+JMB_FN v16 v_min(v16 a, v16 b) { return _mm512_maskz_min_ps(JMB_ALL, a, b); }
+JMB_FN v16 v_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
+JMB_FN v16 v_fnma(v16 a, v16 b, v16 c) { return _mm512_fnmadd_ps(a, b, c); }
+JMB_FN v16 v_round(v16 a) { return _mm512_maskz_roundscale_ps(JMB_ALL, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+JMB_FN v16 v_pow2(v16 n)
+{
+    __m512i e = _mm512_add_epi32(_mm512_maskz_cvtps_epi32(JMB_ALL, n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(JMB_ALL, e, 23));
+}
+JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
+JMB_FN void v_store_i8(int8_t *p, v16 a)
+{
+    _mm_storeu_si128((__m128i *)(void *)p, _mm512_maskz_cvtepi32_epi8(JMB_ALL, _mm512_maskz_cvtps_epi32(JMB_ALL, a)));
+}
+JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    __m512i both = _mm512_loadu_si512(p);
+    *even = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(JMB_ALL, both, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32((int)0xffff0000u)));
+}
+JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    __m512i both = _mm512_loadu_si512(p);
+    *even = _mm512_maskz_cvtph_ps(JMB_ALL, _mm512_maskz_cvtepi32_epi16(JMB_ALL, both));
+    *odd = _mm512_maskz_cvtph_ps(JMB_ALL, _mm512_maskz_cvtepi32_epi16(JMB_ALL, _mm512_maskz_srli_epi32(JMB_ALL, both, 16)));
+}
+/* vpdpbusd takes the file's offset bytes as they are: start at -128 times the sum of the codes. */
+JMB_FN vi16 vi_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
+JMB_FN vi16 vi_dot(vi16 acc, const uint8_t *w, const int8_t *a)
+{
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(w), _mm512_set1_epi32(four));
+}
+JMB_FN v16 vi_float(vi16 a) { return _mm512_maskz_cvtepi32_ps(JMB_ALL, a); }
+
+#elif JMB_PASS == 2
+
+typedef struct v16 {
+    __m256 lo, hi;
+} v16;
+typedef struct vi16 {
+    __m256i lo, hi;
+} vi16;
+
+JMB_FN v16 JMB_K(jmb_v_make)(__m256 lo, __m256 hi)
+{
+    v16 v;
+    v.lo = lo;
+    v.hi = hi;
+    return v;
+}
+#define v_make JMB_K(jmb_v_make)
+JMB_FN v16 v_set1(float x) { return v_make(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
+JMB_FN v16 v_load(const float *p) { return v_make(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+JMB_FN void v_store(float *p, v16 a)
+{
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+JMB_FN v16 v_load_f16(const uint16_t *p)
+{
+    return v_make(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)),
+        _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 8))));
+}
+JMB_FN void v_store_f16(uint16_t *p, v16 a)
+{
+    _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128((__m128i *)(void *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+JMB_FN v16 v_add(v16 a, v16 b) { return v_make(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
+JMB_FN v16 v_sub(v16 a, v16 b) { return v_make(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
+JMB_FN v16 v_mul(v16 a, v16 b) { return v_make(_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)); }
+JMB_FN v16 v_div(v16 a, v16 b) { return v_make(_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)); }
+JMB_FN v16 v_sqrt(v16 a) { return v_make(_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)); }
+JMB_FN v16 v_max(v16 a, v16 b) { return v_make(_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)); }
+JMB_FN v16 v_min(v16 a, v16 b) { return v_make(_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)); }
+JMB_FN v16 v_fma(v16 a, v16 b, v16 c)
+{
+    return v_make(_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi));
+}
+JMB_FN v16 v_fnma(v16 a, v16 b, v16 c)
+{
+    return v_make(_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi));
+}
+JMB_FN v16 v_round(v16 a)
+{
+    return v_make(_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+        _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+JMB_FN v16 v_pow2(v16 n)
+{
+    __m256i bias = _mm256_set1_epi32(127);
+    __m256i lo = _mm256_add_epi32(_mm256_cvtps_epi32(n.lo), bias), hi = _mm256_add_epi32(_mm256_cvtps_epi32(n.hi), bias);
+    return v_make(_mm256_castsi256_ps(_mm256_slli_epi32(lo, 23)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 23)));
+}
+JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
+{
+    return v_make(_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)),
+        _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ)));
+}
+JMB_FN void v_store_i8(int8_t *p, v16 a)
+{
+    __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+    w = _mm256_permute4x64_epi64(w, 0xd8);
+    _mm_storeu_si128((__m128i *)(void *)p, _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+}
+JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    __m256i lo = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    __m256i hi = _mm256_loadu_si256((const __m256i *)(const void *)(p + 32));
+    __m256i top = _mm256_set1_epi32((int)0xffff0000u);
+    *even = v_make(_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16)));
+    *odd = v_make(_mm256_castsi256_ps(_mm256_and_si256(lo, top)), _mm256_castsi256_ps(_mm256_and_si256(hi, top)));
+}
+/* Packs the low (shift 0) or high (shift 16) halves of 16 words and widens them. */
+JMB_FN v16 JMB_K(jmb_v_half_f16)(__m256i lo, __m256i hi)
+{
+    __m256i w = _mm256_permute4x64_epi64(_mm256_packus_epi32(lo, hi), 0xd8);
+    return v_make(_mm256_cvtph_ps(_mm256_castsi256_si128(w)), _mm256_cvtph_ps(_mm256_extracti128_si256(w, 1)));
+}
+JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    __m256i lo = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    __m256i hi = _mm256_loadu_si256((const __m256i *)(const void *)(p + 32));
+    __m256i low = _mm256_set1_epi32(0xffff);
+    *even = JMB_K(jmb_v_half_f16)(_mm256_and_si256(lo, low), _mm256_and_si256(hi, low));
+    *odd = JMB_K(jmb_v_half_f16)(_mm256_srli_epi32(lo, 16), _mm256_srli_epi32(hi, 16));
+}
+JMB_FN vi16 vi_start(int32_t sum)
+{
+    vi16 v;
+    (void)sum;
+    v.lo = v.hi = _mm256_setzero_si256();
+    return v;
+}
+/* maddubs saturates at 32767: |w| <= 128 and |a| <= 127 keep two products below it. */
+JMB_FN __m256i JMB_K(jmb_vi_dot8)(__m256i acc, __m256i w, __m256i a)
+{
+    __m256i s = _mm256_xor_si256(w, _mm256_set1_epi8((char)-128));
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(a, s));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+JMB_FN vi16 vi_dot(vi16 acc, const uint8_t *w, const int8_t *a)
+{
+    int32_t four;
+    __m256i all;
+    memcpy(&four, a, 4);
+    all = _mm256_set1_epi32(four);
+    acc.lo = JMB_K(jmb_vi_dot8)(acc.lo, _mm256_loadu_si256((const __m256i *)(const void *)w), all);
+    acc.hi = JMB_K(jmb_vi_dot8)(acc.hi, _mm256_loadu_si256((const __m256i *)(const void *)(w + 32)), all);
+    return acc;
+}
+JMB_FN v16 vi_float(vi16 a) { return v_make(_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)); }
+#undef v_make
+
+#else /* plain C */
+
+typedef struct v16 {
+    float f[16];
+} v16;
+typedef struct vi16 {
+    int32_t i[16];
+} vi16;
+
+/* a * b + c rounded once. Without the instruction: the product of two floats is exact in double; the
+ * sum is rounded to odd there (its error, by two-sum, decides), which makes the second rounding right. */
+JMB_FN float JMB_K(jmb_fma1)(float a, float b, float c)
+{
+#if defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(__aarch64__) || defined(__ARM_FEATURE_FMA)
+    return fmaf(a, b, c);
+#else
+    double p = (double)a * (double)b, d = (double)c, s = p + d, t = s - p, error = (p - (s - t)) + (d - t);
+    uint64_t bits;
+    memcpy(&bits, &s, 8);
+    if (error != 0 && !(bits & 1) && (bits & 0x7ff0000000000000u) != 0x7ff0000000000000u) {
+        if ((error > 0) == (s > 0)) bits++;
+        else bits--;
+        memcpy(&s, &bits, 8);
+    }
+    return (float)s;
+#endif
+}
+
+#define JMB_EACH(expression)                        \
+    v16 r;                                          \
+    int i;                                          \
+    for (i = 0; i < 16; i++) r.f[i] = (expression); \
+    return r
+
+JMB_FN v16 v_set1(float x) { JMB_EACH(x); }
+JMB_FN v16 v_load(const float *p) { JMB_EACH(p[i]); }
+JMB_FN void v_store(float *p, v16 a) { memcpy(p, a.f, sizeof a.f); }
+JMB_FN v16 v_load_f16(const uint16_t *p) { JMB_EACH(jmb_f16_to_float(p[i])); }
+JMB_FN void v_store_f16(uint16_t *p, v16 a)
+{
+    int i;
+    for (i = 0; i < 16; i++) p[i] = (uint16_t)jmb_float_to_f16(a.f[i]);
+}
+JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(a.f[i] + b.f[i]); }
+JMB_FN v16 v_sub(v16 a, v16 b) { JMB_EACH(a.f[i] - b.f[i]); }
+JMB_FN v16 v_mul(v16 a, v16 b) { JMB_EACH(a.f[i] * b.f[i]); }
+JMB_FN v16 v_div(v16 a, v16 b) { JMB_EACH(a.f[i] / b.f[i]); }
+JMB_FN v16 v_sqrt(v16 a) { JMB_EACH(sqrtf(a.f[i])); }
+JMB_FN v16 v_max(v16 a, v16 b) { JMB_EACH(a.f[i] > b.f[i] ? a.f[i] : b.f[i]); }
+JMB_FN v16 v_min(v16 a, v16 b) { JMB_EACH(a.f[i] < b.f[i] ? a.f[i] : b.f[i]); }
+JMB_FN v16 v_fma(v16 a, v16 b, v16 c) { JMB_EACH(JMB_K(jmb_fma1)(a.f[i], b.f[i], c.f[i])); }
+JMB_FN v16 v_fnma(v16 a, v16 b, v16 c) { JMB_EACH(JMB_K(jmb_fma1)(-a.f[i], b.f[i], c.f[i])); }
+/* Adding 2^23 leaves no fraction bits; larger values have none. Keeps the sign of zero. */
+JMB_FN float JMB_K(jmb_round1)(float x)
+{
+    float r = jmb_float_of(jmb_bits_of(x) & 0x7fffffffu);
+    if (!(r < 8388608.0f)) return x;
+    r = (r + 8388608.0f) - 8388608.0f;
+    return jmb_float_of(jmb_bits_of(r) | (jmb_bits_of(x) & 0x80000000u));
+}
+JMB_FN v16 v_round(v16 a) { JMB_EACH(JMB_K(jmb_round1)(a.f[i])); }
+JMB_FN v16 v_pow2(v16 n) { JMB_EACH(jmb_float_of((uint32_t)((int32_t)n.f[i] + 127) << 23)); }
+JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y) { JMB_EACH(a.f[i] > b.f[i] ? x.f[i] : y.f[i]); }
+JMB_FN void v_store_i8(int8_t *p, v16 a)
+{
+    int i;
+    for (i = 0; i < 16; i++) p[i] = (int8_t)a.f[i];
+}
+JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    int i;
+    for (i = 0; i < 16; i++) {
+        even->f[i] = jmb_float_of(jmb_load_u16(p + 4 * i) << 16);
+        odd->f[i] = jmb_float_of(jmb_load_u16(p + 4 * i + 2) << 16);
+    }
+}
+JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    int i;
+    for (i = 0; i < 16; i++) {
+        even->f[i] = jmb_f16_to_float(jmb_load_u16(p + 4 * i));
+        odd->f[i] = jmb_f16_to_float(jmb_load_u16(p + 4 * i + 2));
+    }
+}
+JMB_FN vi16 vi_start(int32_t sum)
+{
+    vi16 r;
+    int i;
+    for (i = 0; i < 16; i++) r.i[i] = -128 * sum;
+    return r;
+}
+JMB_FN vi16 vi_dot(vi16 acc, const uint8_t *w, const int8_t *a)
+{
+    int i;
+    for (i = 0; i < 16; i++)
+        acc.i[i] += w[4 * i] * a[0] + w[4 * i + 1] * a[1] + w[4 * i + 2] * a[2] + w[4 * i + 3] * a[3];
+    return acc;
+}
+JMB_FN v16 vi_float(vi16 a) { JMB_EACH((float)a.i[i]); }
+#undef JMB_EACH
+
+#endif
+
+/* ===========================================================================================
+ * >>kernels - the operations, written once over 16 lanes
+ *
+ * The order of every sum is part of the result: a linear is one chain of fused multiply-adds over its
+ * inputs (q8: over blocks of 64, each an exact integer sum); a sum over a row goes through 16 lanes
+ * and then a fixed tree; attention works in blocks of 256 keys from position 0, merged in order; the
+ * scan's output is a chain over the state. Nothing depends on how many rows or tasks run together.
+ * =========================================================================================== */
+
+/* Tail of a row: n < 16 floats, zero beyond. */
+JMB_FN v16 JMB_K(jmb_load_part)(const float *p, size_t n)
+{
+    float buffer[16] = { 0 };
+    memcpy(buffer, p, n * sizeof *p);
+    return v_load(buffer);
+}
+#define v_load_part JMB_K(jmb_load_part)
+
+JMB_FN void JMB_K(jmb_store_part)(float *p, v16 a, size_t n)
+{
+    float buffer[16];
+    v_store(buffer, a);
+    memcpy(p, buffer, n * sizeof *p);
+}
+#define v_store_part JMB_K(jmb_store_part)
+
+/* ((0+8)+(4+12)) + ... : halves added until one is left. */
+JMB_FN float JMB_K(jmb_sum)(v16 a)
+{
+    float f[16];
+    int half, i;
+    v_store(f, a);
+    for (half = 8; half > 0; half /= 2)
+        for (i = 0; i < half; i++) f[i] += f[i + half];
+    return f[0];
+}
+#define v_sum JMB_K(jmb_sum)
+
+JMB_FN float JMB_K(jmb_highest)(v16 a)
+{
+    float f[16];
+    int half, i;
+    v_store(f, a);
+    for (half = 8; half > 0; half /= 2)
+        for (i = 0; i < half; i++) f[i] = f[i] > f[i + half] ? f[i] : f[i + half];
+    return f[0];
+}
+#define v_highest JMB_K(jmb_highest)
+
+/* Lane numbers 0 to 15, plus `first`. */
+JMB_FN v16 JMB_K(jmb_iota)(float first)
+{
+    static const float lanes[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+    return v_add(v_load(lanes), v_set1(first));
+}
+
+/* e^x = 2^n e^r with |r| <= ln2 / 2; within 1 ulp. 2^n in two factors, so that n may reach past either
+ * end of the exponent and the result overflows to infinity or becomes subnormal as it should. */
+JMB_FN v16 JMB_K(jmb_exp)(v16 x)
+{
+    v16 n, half, r, y;
+    x = v_max(v_min(x, v_set1(90.0f)), v_set1(-105.0f));
+    n = v_round(v_mul(x, v_set1(1.44269504f)));
+    r = v_fnma(n, v_set1(0.693147182f), x);
+    r = v_fnma(n, v_set1(-1.90465421e-9f), r);
+    y = v_fma(v_set1(1.39505998e-3f), r, v_set1(8.36895406e-3f));
+    y = v_fma(y, r, v_set1(4.16662060e-2f));
+    y = v_fma(y, r, v_set1(1.66665182e-1f));
+    y = v_fma(y, r, v_set1(0.5f));
+    y = v_fma(v_mul(r, r), y, r);
+    y = v_add(y, v_set1(1.0f));
+    half = v_round(v_mul(n, v_set1(0.5f)));
+    return v_mul(v_mul(y, v_pow2(half)), v_pow2(v_sub(n, half)));
+}
+#define v_exp JMB_K(jmb_exp)
+
+/* log(1 + t) for t in [0, 1]: 2 atanh(s) with s = t / (2 + t) <= 1/3. */
+JMB_FN v16 JMB_K(jmb_log1p)(v16 t)
+{
+    v16 s = v_div(t, v_add(t, v_set1(2.0f))), z = v_mul(s, s), y;
+    y = v_fma(v_set1(2.43009388e-1f), z, v_set1(2.14276567e-1f));
+    y = v_fma(y, z, v_set1(2.86168844e-1f));
+    y = v_fma(y, z, v_set1(3.99988770e-1f));
+    y = v_fma(y, z, v_set1(6.66666746e-1f));
+    return v_fma(v_mul(s, z), y, v_add(s, s));
+}
+
+JMB_FN v16 JMB_K(jmb_softplus)(v16 x)
+{
+    v16 magnitude = v_max(x, v_mul(x, v_set1(-1.0f)));
+    v16 tail = JMB_K(jmb_log1p)(v_exp(v_mul(magnitude, v_set1(-1.0f))));
+    return v_add(v_max(v_set1(0), x), tail);
+}
+
+JMB_FN v16 JMB_K(jmb_silu)(v16 x)
+{
+    return v_div(x, v_add(v_set1(1.0f), v_exp(v_mul(x, v_set1(-1.0f)))));
+}
+#define v_silu JMB_K(jmb_silu)
+
+/* sin and cos of any |x| < 2^24: x - n pi/2 in three parts, each subtraction exact or last; then the
+ * quadrant n mod 4, taken as -2..2. For large x the first n may be one off: its remainder says so. */
+JMB_FN void JMB_K(jmb_sincos)(v16 x, v16 *sine, v16 *cosine)
+{
+    v16 n = v_round(v_mul(x, v_set1(0.636619747f))), r, z, s, c, quadrant, odd, minus = v_set1(-1.0f);
+    n = v_add(n, v_round(v_mul(v_fnma(n, v_set1(1.57079637f), x), v_set1(0.636619747f))));
+    r = v_fnma(n, v_set1(1.57079637f), x);
+    r = v_fnma(n, v_set1(-4.37113883e-8f), r);
+    r = v_fnma(n, v_set1(-1.71512451e-15f), r);
+    z = v_mul(r, r);
+    s = v_fma(v_set1(2.71823729e-6f), z, v_set1(-1.98393274e-4f));
+    s = v_fma(s, z, v_set1(8.33332911e-3f));
+    s = v_fma(s, z, v_set1(-1.66666672e-1f));
+    s = v_fma(v_mul(r, z), s, r);
+    c = v_fma(v_set1(-2.72095463e-7f), z, v_set1(2.47995122e-5f));
+    c = v_fma(c, z, v_set1(-1.38888834e-3f));
+    c = v_fma(c, z, v_set1(4.16666679e-2f));
+    c = v_fma(v_mul(z, z), c, v_fma(z, v_set1(-0.5f), v_set1(1.0f)));
+    quadrant = v_fnma(v_round(v_mul(n, v_set1(0.25f))), v_set1(4.0f), n);
+    odd = v_sub(v_mul(quadrant, quadrant), v_set1(1.0f)); /* 0 in quadrants 1 and -1, else -1 or 3 */
+    odd = v_mul(odd, odd);
+    *sine = v_select_gt(odd, v_set1(0.5f), s, c);
+    *cosine = v_select_gt(odd, v_set1(0.5f), c, s);
+    /* sine is negative in quadrants -1, -2 and 2, cosine in 1, -2 and 2 */
+    z = v_mul(quadrant, quadrant);
+    *sine = v_select_gt(z, v_set1(3.0f), v_mul(*sine, minus),
+        v_select_gt(v_set1(-0.5f), quadrant, v_mul(*sine, minus), *sine));
+    *cosine = v_select_gt(z, v_set1(3.0f), v_mul(*cosine, minus),
+        v_select_gt(quadrant, v_set1(0.5f), v_mul(*cosine, minus), *cosine));
+}
+
+JMB_KERNEL void JMB_K(jmb_run_exp)(float *values, size_t count)
+{
+    size_t i, n;
+    for (i = 0; i < count; i += 16) {
+        n = count - i < 16 ? count - i : 16;
+        v_store_part(values + i, v_exp(v_load_part(values + i, n)), n);
+    }
+}
+
+/* 1 / sqrt(mean of squares + eps) */
+JMB_FN v16 JMB_K(jmb_rms)(const float *x, size_t width, float eps)
+{
+    v16 sum = v_set1(0), mean, v;
+    size_t i;
+    for (i = 0; i + 16 <= width; i += 16) {
+        v = v_load(x + i);
+        sum = v_fma(v, v, sum);
+    }
+    if (i < width) {
+        v = v_load_part(x + i, width - i);
+        sum = v_fma(v, v, sum);
+    }
+    mean = v_div(v_set1(v_sum(sum)), v_set1((float)width));
+    return v_div(v_set1(1.0f), v_sqrt(v_add(mean, v_set1(eps))));
+}
+
+/* RMSNorm (Zhang and Sennrich 2019): y = w x / rms(x). Weights are padded to 16 with zeros. */
+JMB_KERNEL void JMB_K(jmb_run_norm)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    size_t row = op->flags & JMB_OP_LAST ? task + p->first_logit : task, i, width = op->in.width;
+    const float *x = jmb_row(p, &op->in, row), *w = (const float *)(const void *)op->w[0]->data;
+    float *y = jmb_row(p, &op->out[0], row);
+    v16 scale = JMB_K(jmb_rms)(x, width, op->eps);
+    for (i = 0; i + 16 <= width; i += 16) v_store(y + i, v_mul(v_mul(v_load(x + i), scale), v_load(w + i)));
+    if (i < width) v_store(y + i, v_mul(v_mul(v_load_part(x + i, width - i), scale), v_load(w + i)));
+}
+
+/* Codes of one block of n <= 64 floats. A NaN or infinity makes the scale NaN, so that it reaches the
+ * logits; a block below 1e-30 counts as zero, where 1 / scale would overflow. */
+JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, float *scale, int32_t *sum)
+{
+    v16 v[4], top = v_set1(0), taint = v_set1(0), total = v_set1(0), inverse;
+    float highest;
+    size_t i;
+    for (i = 0; i < 4; i++) {
+        size_t left = n > 16 * i ? n - 16 * i : 0;
+        v[i] = left >= 16 ? v_load(x + 16 * i) : v_load_part(x + (left ? 16 * i : 0), left);
+        top = v_max(top, v_max(v[i], v_mul(v[i], v_set1(-1.0f))));
+        taint = v_fma(v[i], v_set1(0), taint);
+    }
+    highest = v_highest(top);
+    if (!(highest >= 1e-30f)) highest = 0;
+    *scale = highest / 127.0f + v_sum(taint);
+    inverse = v_set1(highest > 0 ? 1.0f / (highest / 127.0f) : 0);
+    for (i = 0; i < 4; i++) {
+        v[i] = v_min(v_max(v_round(v_mul(v[i], inverse)), v_set1(-127.0f)), v_set1(127.0f));
+        v_store_i8(codes + 16 * i, v[i]);
+        total = v_add(total, v[i]);
+    }
+    *sum = (int32_t)v_sum(total);
+}
+
+JMB_KERNEL void JMB_K(jmb_run_quantise)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    size_t row = op->flags & JMB_OP_LAST ? task + p->first_logit : task, width = op->in.width, b;
+    const float *x = jmb_row(p, &op->in, row);
+    int8_t *codes = (int8_t *)(p->codes + row * p->codes_row);
+    float *scale = (float *)(void *)(codes + jmb_pad64(width));
+    int32_t *sum = (int32_t *)(void *)(scale + jmb_pad64(width) / 64);
+    for (b = 0; b * 64 < width; b++) {
+        size_t n = width - b * 64 < 64 ? width - b * 64 : 64;
+        JMB_K(jmb_quantise_block)(x + b * 64, n, codes + b * 64, scale + b, sum + b);
+    }
+}
+
+/* ---- linears -------------------------------------------------------------------------------- */
+
+/* rows that share one reading of a panel */
+#undef JMB_TILE_ROWS
+#if JMB_PASS == 3
+#define JMB_TILE_ROWS 12
+#else
+#define JMB_TILE_ROWS 4
+#endif
+
+/* Where the input rows of a linear are. */
+typedef struct JMB_K(jmb_input_rows) {
+    const float *x; /* NULL: codes */
+    const uint8_t *codes;
+    size_t stride, blocks; /* floats or bytes from row to row; blocks of 64 */
+} JMB_K(jmb_input_rows);
+#define jmb_rows_in JMB_K(jmb_input_rows)
+
+#if defined(__clang__)
+#define JMB_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define JMB_UNROLL _Pragma("GCC unroll 16")
+#else
+#define JMB_UNROLL
+#endif
+
+/* acc[t] = panel x[rows[t]], for n rows; n is a constant wherever this is inlined. */
+JMB_FN void JMB_K(jmb_tile_f32)(const uint8_t *panel, size_t cols, const float *const *x, const int n, v16 *acc)
+{
+    v16 sum[JMB_TILE_ROWS];
+    size_t k;
+    int t;
+    JMB_UNROLL
+    for (t = 0; t < n; t++) sum[t] = v_set1(0);
+    for (k = 0; k < cols; k++) {
+        v16 w = v_load((const float *)(const void *)(panel + k * 64));
+        JMB_UNROLL
+        for (t = 0; t < n; t++) sum[t] = v_fma(w, v_set1(x[t][k]), sum[t]);
+    }
+    JMB_UNROLL
+    for (t = 0; t < n; t++) acc[t] = sum[t];
+}
+
+JMB_FN void JMB_K(jmb_tile_16)(
+    const uint8_t *panel, size_t cols, bool bf16, const float *const *x, const int n, v16 *acc)
+{
+    v16 sum[JMB_TILE_ROWS], even, odd;
+    size_t k;
+    int t;
+    JMB_UNROLL
+    for (t = 0; t < n; t++) sum[t] = v_set1(0);
+    for (k = 0; k < cols; k += 2) {
+        if (bf16) v_pair_bf16(panel + k * 32, &even, &odd);
+        else v_pair_f16(panel + k * 32, &even, &odd);
+        JMB_UNROLL
+        for (t = 0; t < n; t++) sum[t] = v_fma(even, v_set1(x[t][k]), sum[t]);
+        if (k + 1 == cols) break;
+        JMB_UNROLL
+        for (t = 0; t < n; t++) sum[t] = v_fma(odd, v_set1(x[t][k + 1]), sum[t]);
+    }
+    JMB_UNROLL
+    for (t = 0; t < n; t++) acc[t] = sum[t];
+}
+
+JMB_FN void JMB_K(jmb_tile_q8)(const uint8_t *panel, size_t blocks, const uint8_t *const *codes, const int n, v16 *acc)
+{
+    const uint16_t *scales = (const uint16_t *)(const void *)(panel + blocks * 1024);
+    const int8_t *a[JMB_TILE_ROWS];
+    v16 out[JMB_TILE_ROWS];
+    size_t b, j;
+    int t;
+    JMB_UNROLL
+    for (t = 0; t < n; t++) {
+        a[t] = (const int8_t *)codes[t];
+        out[t] = v_set1(0);
+    }
+    for (b = 0; b < blocks; b++) {
+        vi16 sum[JMB_TILE_ROWS];
+        v16 scale = v_load_f16(scales + b * 16);
+        JMB_UNROLL
+        for (t = 0; t < n; t++)
+            sum[t] = vi_start(((const int32_t *)(const void *)(a[t] + blocks * 68))[b]);
+        for (j = 0; j < 16; j++) {
+            JMB_UNROLL
+            for (t = 0; t < n; t++) sum[t] = vi_dot(sum[t], panel + b * 1024 + j * 64, a[t] + b * 64 + j * 4);
+        }
+        JMB_UNROLL
+        for (t = 0; t < n; t++) {
+            float s = ((const float *)(const void *)(a[t] + blocks * 64))[b];
+            out[t] = v_fma(vi_float(sum[t]), v_mul(scale, v_set1(s)), out[t]);
+        }
+    }
+    JMB_UNROLL
+    for (t = 0; t < n; t++) acc[t] = out[t];
+}
+
+JMB_FN void JMB_K(jmb_tile)(const jmb_tensor *w, const uint8_t *panel, const jmb_rows_in *in, const size_t *rows,
+    const int n, v16 *acc)
+{
+    const float *x[JMB_TILE_ROWS];
+    const uint8_t *codes[JMB_TILE_ROWS];
+    int t;
+    if (w->type == JMB_Q8) {
+        for (t = 0; t < n; t++) codes[t] = in->codes + rows[t] * in->stride;
+        JMB_K(jmb_tile_q8)(panel, in->blocks, codes, n, acc);
+        return;
+    }
+    for (t = 0; t < n; t++) x[t] = in->x + rows[t] * in->stride;
+    if (w->type == JMB_F32) JMB_K(jmb_tile_f32)(panel, w->cols, x, n, acc);
+    else JMB_K(jmb_tile_16)(panel, w->cols, w->type == JMB_BF16, x, n, acc);
+}
+
+/* One panel against up to JMB_TILE_ROWS rows: a full tile at once, what remains row by row. */
+JMB_KERNEL void JMB_K(jmb_panel)(const jmb_tensor *w, const uint8_t *panel, const jmb_rows_in *in, const size_t *rows,
+    int n, v16 *acc)
+{
+    int t;
+    if (n == JMB_TILE_ROWS) {
+        JMB_K(jmb_tile)(w, panel, in, rows, JMB_TILE_ROWS, acc);
+        return;
+    }
+    for (t = 0; t < n; t++) JMB_K(jmb_tile)(w, panel, in, rows + t, 1, acc + t);
+}
+
+JMB_FN jmb_rows_in JMB_K(jmb_rows_of)(const jmb_pass *p, const jmb_op *op)
+{
+    jmb_rows_in in;
+    bool codes = (op->flags & JMB_OP_CODES) != 0;
+    in.x = codes ? NULL : jmb_row(p, &op->in, 0);
+    in.codes = p->codes;
+    in.stride = codes ? p->codes_row : op->in.stride;
+    in.blocks = jmb_pad64(op->in.width) / 64;
+    return in;
+}
+
+JMB_FN const uint8_t *JMB_K(jmb_panel_at)(const jmb_tensor *w, size_t panel)
+{
+    return w->data + panel * (size_t)jmb_panel_bytes(w->type, w->cols);
+}
+
+JMB_FN v16 JMB_K(jmb_biased)(v16 y, const jmb_tensor *bias, size_t panel)
+{
+    return bias ? v_add(y, v_load((const float *)(const void *)bias->data + panel * 16)) : y;
+}
+
+/* The 16 outputs of panel i for n rows: one panel, or a gate and an up panel joined by the activation. */
+JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_tensor *w, const jmb_tensor *bias, size_t i, const jmb_rows_in *in,
+    const size_t *rows, int n, v16 *y)
+{
+    v16 up[JMB_TILE_ROWS];
+    int t;
+    if (!jmb_roles[w->role].paired) {
+        JMB_K(jmb_panel)(w, JMB_K(jmb_panel_at)(w, i), in, rows, n, y);
+        for (t = 0; t < n; t++) y[t] = JMB_K(jmb_biased)(y[t], bias, i);
+        return;
+    }
+    JMB_K(jmb_panel)(w, JMB_K(jmb_panel_at)(w, 2 * i), in, rows, n, y);
+    JMB_K(jmb_panel)(w, JMB_K(jmb_panel_at)(w, 2 * i + 1), in, rows, n, up);
+    for (t = 0; t < n; t++) {
+        v16 gate = JMB_K(jmb_biased)(y[t], bias, 2 * i);
+        y[t] = v_mul(v_silu(gate), JMB_K(jmb_biased)(up[t], bias, 2 * i + 1));
+    }
+}
+
+/* y = W x (+ b), for the panels of one task and every row. */
+JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    jmb_rows_in in = JMB_K(jmb_rows_of)(p, op);
+    size_t first = op->flags & JMB_OP_LAST ? p->first_logit : 0, end = first + jmb_op_rows(op, p);
+    size_t part = 0, i, stop, row, rows[JMB_TILE_ROWS];
+    v16 y[JMB_TILE_ROWS];
+    while (task >= op->first_task[part + 1]) part++;
+    i = (size_t)(task - op->first_task[part]) * op->group;
+    stop = i + op->group < jmb_panels(op->w[part]) ? i + op->group : jmb_panels(op->w[part]);
+    for (; i < stop; i++) {
+        for (row = first; row < end; row += JMB_TILE_ROWS) {
+            int n = end - row < JMB_TILE_ROWS ? (int)(end - row) : JMB_TILE_ROWS, t;
+            for (t = 0; t < n; t++) rows[t] = row + (size_t)t;
+            JMB_K(jmb_outputs)(op->w[part], op->bias[part], i, &in, rows, n, y);
+            for (t = 0; t < n; t++) {
+                float *out = jmb_row(p, &op->out[part], row - first + (size_t)t) + i * 16; /* logits begin at row 0 */
+                v_store(out, op->flags & JMB_OP_ADD ? v_add(v_load(out), y[t]) : y[t]);
+            }
+        }
+    }
+}
+
+/* ---- mixture of experts --------------------------------------------------------------------- */
+
+/* The k most probable experts in ascending order; a NaN is taken when nothing better is left, so that
+ * the k are always distinct. */
+JMB_KERNEL void JMB_K(jmb_choose_experts)(float *probability, uint32_t experts, uint32_t k, int32_t *chosen)
+{
+    uint32_t n, e, best;
+    uint8_t taken[JMB_MAX_EXPERTS] = { 0 };
+    for (n = 0; n < k; n++) {
+        best = experts;
+        for (e = 0; e < experts; e++)
+            if (!taken[e] && (best == experts || probability[e] > probability[best])) best = e;
+        taken[best] = 1;
+    }
+    for (n = 0, e = 0; e < experts; e++)
+        if (taken[e]) chosen[n++] = (int32_t)e;
+}
+
+/* weight_e = softmax over all experts of W_router x, kept for the top k (Mixtral: divided by their sum). */
+JMB_KERNEL void JMB_K(jmb_run_route)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const jmb_block *b = op->block;
+    float *logits = jmb_row(p, &op->in, task), *weight = p->routing.weight + (size_t)task * b->top_k;
+    int32_t *chosen = p->routing.expert + (size_t)task * b->top_k;
+    v16 top = v_set1(-3e38f), sum = v_set1(0), count = v_set1((float)b->experts), v;
+    float total;
+    size_t i;
+    for (i = 0; i < b->experts; i += 16) {
+        v = v_select_gt(count, JMB_K(jmb_iota)((float)i), v_load(logits + i), v_set1(-3e38f));
+        top = v_max(v, top);
+    }
+    top = v_set1(v_highest(top));
+    for (i = 0; i < b->experts; i += 16) {
+        v = v_exp(v_sub(v_load(logits + i), top));
+        v = v_select_gt(count, JMB_K(jmb_iota)((float)i), v, v_set1(0));
+        v_store(logits + i, v);
+        sum = v_add(sum, v);
+    }
+    total = v_sum(sum);
+    for (i = 0; i < b->experts; i++) logits[i] /= total;
+    JMB_K(jmb_choose_experts)(logits, b->experts, b->top_k, chosen);
+    for (i = 0, total = 0; i < b->top_k; i++) total += weight[i] = logits[chosen[i]];
+    if (b->flags & JMB_RENORMALISE)
+        for (i = 0; i < b->top_k; i++) weight[i] /= total;
+}
+
+/* h = silu(gate x) * up x, for one expert's rows and one group of panels. */
+JMB_KERNEL void JMB_K(jmb_run_expert_up)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const jmb_routing *r = &p->routing;
+    jmb_rows_in in = JMB_K(jmb_rows_of)(p, op);
+    uint32_t expert = task / op->first_task[1], first = task % op->first_task[1] * op->group;
+    const jmb_tensor *w = op->w[0] + 2 * expert; /* gate_up and down alternate in the directory */
+    size_t i, stop = first + op->group < jmb_panels(w) ? first + op->group : jmb_panels(w), rows[JMB_TILE_ROWS];
+    v16 y[JMB_TILE_ROWS];
+    int32_t at, t, n;
+    for (i = first; i < stop; i++) {
+        for (at = r->start[expert]; at < r->start[expert + 1]; at += JMB_TILE_ROWS) {
+            n = r->start[expert + 1] - at < JMB_TILE_ROWS ? r->start[expert + 1] - at : JMB_TILE_ROWS;
+            for (t = 0; t < n; t++) rows[t] = (size_t)r->row[at + t];
+            JMB_K(jmb_outputs)(w, NULL, i, &in, rows, n, y);
+            for (t = 0; t < n; t++) v_store(jmb_row(p, &op->out[0], (size_t)(at + t)) + i * 16, y[t]);
+        }
+    }
+}
+
+/* x += sum over experts, in ascending order, of weight * (down h). */
+JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const jmb_routing *r = &p->routing;
+    jmb_rows_in in = JMB_K(jmb_rows_of)(p, op);
+    uint32_t expert, first = task * op->group;
+    size_t i, stop = first + op->group < jmb_panels(op->w[0]) ? first + op->group : jmb_panels(op->w[0]), row;
+    size_t rows[JMB_TILE_ROWS];
+    v16 y[JMB_TILE_ROWS];
+    int32_t at, t, n;
+    for (i = first; i < stop; i++) {
+        for (row = 0; row < p->rows; row++) v_store(jmb_row(p, &op->out[1], row) + i * 16, v_set1(0));
+        for (expert = 0; expert < op->block->experts; expert++) {
+            for (at = r->start[expert]; at < r->start[expert + 1]; at += JMB_TILE_ROWS) {
+                n = r->start[expert + 1] - at < JMB_TILE_ROWS ? r->start[expert + 1] - at : JMB_TILE_ROWS;
+                for (t = 0; t < n; t++) rows[t] = (size_t)(at + t);
+                JMB_K(jmb_outputs)(op->w[0] + 2 * expert, NULL, i, &in, rows, n, y);
+                for (t = 0; t < n; t++) {
+                    float *sum = jmb_row(p, &op->out[1], (size_t)r->row[at + t]) + i * 16;
+                    v_store(sum, v_fma(v_set1(r->share[at + t]), y[t], v_load(sum)));
+                }
+            }
+        }
+        for (row = 0; row < p->rows; row++) {
+            float *x = jmb_row(p, &op->out[0], row) + i * 16;
+            v_store(x, v_add(v_load(x), v_load(jmb_row(p, &op->out[1], row) + i * 16)));
+        }
+    }
+}
+
+/* ---- Mamba ---------------------------------------------------------------------------------- */
+
+/* u_t = silu(b + sum_j w_j u_{t-K+1+j}), oldest first, for 16 channels. State: the last K-1 inputs. */
+JMB_KERNEL void JMB_K(jmb_run_conv)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    size_t taps = op->block->d_conv, at = (size_t)task * 16, row, j;
+    const float *w = (const float *)(const void *)op->w[0]->data + at * taps;
+    float *state = p->state + op->conv_at + at * (taps - 1);
+    v16 bias = op->bias[0] ? v_load((const float *)(const void *)op->bias[0]->data + at) : v_set1(0);
+    for (row = 0; row < p->rows; row++) {
+        float *u = jmb_row(p, &op->out[0], row) + at;
+        v16 newest = v_load(u), sum = bias;
+        for (j = 0; j + 1 < taps; j++) {
+            v16 past = v_load(state + j * 16);
+            sum = v_fma(v_load(w + j * 16), past, sum);
+            if (j > 0) v_store(state + (j - 1) * 16, past);
+        }
+        sum = v_fma(v_load(w + j * 16), newest, sum);
+        if (taps > 1) v_store(state + (taps - 2) * 16, newest);
+        v_store(u, v_silu(sum));
+    }
+}
+
+/* Selective scan (Gu and Dao 2023) of 16 channels:
+ *     dt = softplus(dt);  h_n = exp(dt A_n) h_n + dt u B_n;  y = sum_n h_n C_n + D u;  out = y silu(z) */
+JMB_KERNEL void JMB_K(jmb_run_scan)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    size_t d_state = op->block->d_state, at = (size_t)task * 16, row, n;
+    const float *a = (const float *)(const void *)op->w[0]->data + at * d_state;
+    v16 skip = v_load((const float *)(const void *)op->w[1]->data + at);
+    float *h = p->state + op->state_at + at * d_state;
+    for (row = 0; row < p->rows; row++) {
+        float *out = jmb_row(p, &op->out[0], row) + at;
+        const float *b = jmb_row(p, &op->out[2], row), *c = jmb_row(p, &op->out[3], row);
+        v16 u = v_load(out), dt = JMB_K(jmb_softplus)(v_load(jmb_row(p, &op->in, row) + at));
+        v16 dtu = v_mul(dt, u), y = v_set1(0);
+        for (n = 0; n < d_state; n++) {
+            v16 decay = v_exp(v_mul(dt, v_load(a + n * 16)));
+            v16 s = v_fma(v_load(h + n * 16), decay, v_mul(dtu, v_set1(b[n])));
+            v_store(h + n * 16, s);
+            y = v_fma(s, v_set1(c[n]), y);
+        }
+        y = v_fma(skip, u, y);
+        v_store(out, v_mul(y, v_silu(v_load(jmb_row(p, &op->out[1], row) + at))));
+    }
+}
+
+/* ---- attention ------------------------------------------------------------------------------ */
+
+/* Rotates the pairs (i, i + D/2) of one head by `angle` i. */
+JMB_FN void JMB_K(jmb_rotate)(float *x, size_t half, const float *sine, const float *cosine)
+{
+    size_t i;
+    for (i = 0; i < half; i += 16) {
+        size_t n = half - i < 16 ? half - i : 16;
+        v16 a = v_load_part(x + i, n), b = v_load_part(x + half + i, n);
+        v16 s = v_load(sine + i), c = v_load(cosine + i);
+        v_store_part(x + i, v_fnma(b, s, v_mul(a, c)), n);
+        v_store_part(x + half + i, v_fma(a, s, v_mul(b, c)), n);
+    }
+}
+
+/* Rotary position embedding (Su et al. 2021) of q and k, the angle formed in single precision as the
+ * reference does. */
+JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t row)
+{
+    const jmb_block *b = op->block;
+    float sine[JMB_MAX_HEAD_DIM / 2 + 16], cosine[JMB_MAX_HEAD_DIM / 2 + 16];
+    const float *frequency = (const float *)(const void *)op->w[0]->data;
+    size_t half = b->head_dim / 2, i;
+    v16 position = v_set1((float)(p->position + row)), s, c;
+    for (i = 0; i < half; i += 16) {
+        JMB_K(jmb_sincos)(v_mul(position, v_load(frequency + i)), &s, &c);
+        v_store(sine + i, s);
+        v_store(cosine + i, c);
+    }
+    for (i = 0; i < b->heads; i++) JMB_K(jmb_rotate)(jmb_row(p, &op->in, row) + i * b->head_dim, half, sine, cosine);
+    for (i = 0; i < b->kv_heads; i++)
+        JMB_K(jmb_rotate)(jmb_row(p, &op->out[0], row) + i * b->head_dim, half, sine, cosine);
+}
+
+/* The cache holds rotated keys, rounded to its type; prefill reads them back like decode does. */
+JMB_KERNEL void JMB_K(jmb_run_cache)(const jmb_pass *p, const jmb_op *op, uint32_t row)
+{
+    const jmb_block *b = op->block;
+    size_t dim = b->head_dim, stride = jmb_pad16(dim), position = p->position + row, key = position % JMB_PAGE, g, i;
+    uint8_t *page = jmb_kv_page(p, op, position / JMB_PAGE);
+    if (b->flags & JMB_ROPE) JMB_K(jmb_rope)(p, op, row);
+    for (g = 0; g < b->kv_heads; g++) {
+        const float *k = jmb_row(p, &op->out[0], row) + g * dim, *v = jmb_row(p, &op->out[1], row) + g * dim;
+        size_t base = g * JMB_PAGE * (dim + stride), k_at = base + key / 16 * dim * 16 + key % 16;
+        size_t v_at = base + JMB_PAGE * dim + key * stride;
+        if (p->kv_bytes == 4) {
+            float *out = (float *)(void *)page;
+            for (i = 0; i < dim; i++) out[k_at + i * 16] = k[i];
+            for (i = 0; i < stride; i++) out[v_at + i] = i < dim ? v[i] : 0;
+        } else {
+            uint16_t *out = (uint16_t *)(void *)page;
+            for (i = 0; i < dim; i++) out[k_at + i * 16] = (uint16_t)jmb_float_to_f16(k[i]);
+            for (i = 0; i < stride; i++) out[v_at + i] = i < dim ? (uint16_t)jmb_float_to_f16(v[i]) : 0;
+        }
+    }
+}
+
+JMB_FN v16 JMB_K(jmb_load_kv)(const uint8_t *kv, size_t element, uint32_t bytes)
+{
+    if (bytes == 4) return v_load((const float *)(const void *)kv + element);
+    return v_load_f16((const uint16_t *)(const void *)kv + element);
+}
+#define v_load_kv JMB_K(jmb_load_kv)
+
+/* Scores of one query against the keys of a page, `count` of them; the rest -3e38. Returns the highest. */
+JMB_FN float JMB_K(jmb_scores)(
+    const jmb_pass *p, const jmb_block *b, const float *q, const uint8_t *page, size_t base, size_t count, float *score)
+{
+    v16 top = v_set1(-3e38f), limit = v_set1((float)count);
+    size_t key, i;
+    for (key = 0; key < count; key += 16) {
+        v16 s = v_set1(0);
+        for (i = 0; i < b->head_dim; i++)
+            s = v_fma(v_load_kv(page, base + (key * b->head_dim) + i * 16, p->kv_bytes), v_set1(q[i]), s);
+        s = v_mul(s, v_set1(b->scale));
+        s = v_select_gt(limit, JMB_K(jmb_iota)((float)key), s, v_set1(-3e38f));
+        v_store(score + key, s);
+        top = v_max(s, top);
+    }
+    return v_highest(top);
+}
+
+/* score = exp(score - top) for the first `count`, 0 after; returns their sum. */
+JMB_FN float JMB_K(jmb_weights)(float *score, size_t count, float top)
+{
+    v16 sum = v_set1(0), limit = v_set1((float)count);
+    size_t key;
+    for (key = 0; key < count; key += 16) {
+        v16 w = v_exp(v_sub(v_load(score + key), v_set1(top)));
+        w = v_select_gt(limit, JMB_K(jmb_iota)((float)key), w, v_set1(0));
+        v_store(score + key, w);
+        sum = v_add(sum, w);
+    }
+    return v_sum(sum);
+}
+
+/* Running softmax over pages (Milakov and Gimelshein 2018). */
+typedef struct JMB_K(jmb_attention) {
+    float top, sum, out[JMB_MAX_HEAD_DIM];
+} JMB_K(jmb_attention);
+#define jmb_attention_sum JMB_K(jmb_attention)
+
+/* Adds one page's block (its own maximum, sum and weighted values) to what stands. */
+JMB_FN void JMB_K(jmb_attend_page)(const jmb_pass *p, const jmb_op *op, const float *q, const uint8_t *page, size_t base,
+    size_t count, jmb_attention_sum *a)
+{
+    float score[JMB_PAGE], lanes[16], top = JMB_K(jmb_scores)(p, op->block, q, page, base, count, score);
+    float sum = JMB_K(jmb_weights)(score, count, top), highest = a->top > top ? a->top : top;
+    size_t dim = op->block->head_dim, stride = jmb_pad16(dim), i, key;
+    v16 old, fresh;
+    old = v_exp(v_set1(a->top - highest));
+    fresh = v_exp(v_set1(top - highest));
+    v_store(lanes, v_fma(v_set1(sum), fresh, v_mul(v_set1(a->sum), old)));
+    a->sum = lanes[0];
+    a->top = highest;
+    for (i = 0; i < dim; i += 16) {
+        v16 o = v_set1(0);
+        for (key = 0; key < count; key++)
+            o = v_fma(v_set1(score[key]), v_load_kv(page, base + JMB_PAGE * dim + key * stride + i, p->kv_bytes), o);
+        v_store(a->out + i, v_fma(o, fresh, v_mul(v_load(a->out + i), old)));
+    }
+}
+
+/* out = softmax(scale q K) V for one row and the query heads of one KV head. */
+JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const jmb_block *b = op->block;
+    size_t row = task / b->kv_heads, g = task % b->kv_heads, per_kv = b->heads / b->kv_heads, dim = b->head_dim, h, i;
+    size_t keys = p->position + row + 1, base = g * JMB_PAGE * (dim + jmb_pad16(dim)), page;
+    jmb_attention_sum a;
+    for (h = g * per_kv; h < (g + 1) * per_kv; h++) {
+        const float *q = jmb_row(p, &op->in, row) + h * dim;
+        float *out = jmb_row(p, &op->out[0], row) + h * dim;
+        memset(&a, 0, sizeof a);
+        a.top = -3e38f;
+        for (page = 0; page * JMB_PAGE < keys; page++) {
+            size_t count = keys - page * JMB_PAGE < JMB_PAGE ? keys - page * JMB_PAGE : (size_t)JMB_PAGE;
+            JMB_K(jmb_attend_page)(p, op, q, jmb_kv_page(p, op, page), base, count, &a);
+        }
+        for (i = 0; i < dim; i++) out[i] = a.out[i] / a.sum;
+    }
+}
+
+static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
+    { jmb_run_embed, JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise), JMB_K(jmb_run_linear), JMB_K(jmb_run_conv),
+        JMB_K(jmb_run_scan), JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_route), jmb_run_group,
+        JMB_K(jmb_run_expert_up), JMB_K(jmb_run_expert_down) },
+    JMB_K(jmb_run_exp) };
+
+#endif /* JMB_PASS */
+
+#ifndef JMB_PASS
+
+/* ===========================================================================================
+ * >>dispatch - the instruction set, and the floating-point environment
+ * =========================================================================================== */
+
+#if JMB_X86
+
+static void jmb_cpuid(uint32_t leaf, uint32_t r[4])
+{
+#if defined(_MSC_VER)
+    __cpuidex((int *)r, (int)leaf, 0);
+#else
+    if (!__get_cpuid_count(leaf, 0, &r[0], &r[1], &r[2], &r[3])) memset(r, 0, 4 * sizeof *r);
+#endif
+}
+
+/* Register sets that the operating system saves: bits 1-2 for AVX, 5-7 besides for AVX-512. */
+static uint32_t jmb_xgetbv(void)
+{
+#if defined(_MSC_VER)
+    return (uint32_t)_xgetbv(0);
+#else
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+#endif
+}
+
+static jamba_cpu jmb_detect_cpu(void)
+{
+    uint32_t one[4], seven[4], saved;
+    const uint32_t avx = 1u << 28 | 1u << 12 | 1u << 29; /* AVX, FMA, F16C */
+    const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    jmb_cpuid(1, one);
+    if (!(one[2] & 1u << 27) || (one[2] & avx) != avx) return JAMBA_CPU_SCALAR;
+    jmb_cpuid(7, seven);
+    saved = jmb_xgetbv();
+    if ((saved & 6) != 6 || !(seven[1] & 1u << 5)) return JAMBA_CPU_SCALAR;
+    if ((saved & 0xe6) != 0xe6 || (seven[1] & avx512) != avx512 || !(seven[2] & 1u << 11)) return JAMBA_CPU_AVX2;
+    return JAMBA_CPU_AVX512;
+}
+
+static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
+{
+    switch (cpu) {
+    case JAMBA_CPU_SCALAR: return &jmb_kernels_of_scalar;
+    case JAMBA_CPU_AVX2: return &jmb_kernels_of_avx2;
+    default: return &jmb_kernels_of_avx512;
+    }
+}
+
+#else
+
+static jamba_cpu jmb_detect_cpu(void)
+{
+    return JAMBA_CPU_SCALAR;
+}
+
+static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
+{
+    (void)cpu;
+    return &jmb_kernels_of_scalar;
+}
+
+#endif
+
+/* The kernels asked for; NULL when this CPU or build lacks them. */
+static const jmb_kernels *jmb_choose_kernels(jamba_cpu wanted)
+{
+    jamba_cpu best = jmb_detect_cpu();
+    if (wanted == JAMBA_CPU_BEST) wanted = best;
+    if (wanted < JAMBA_CPU_SCALAR || wanted > best) return NULL;
+    return jmb_kernels_for(wanted);
+}
+
+/* Nearest even, no flush to zero, while the library computes; the caller's settings come back. */
+#if JMB_X86
+typedef uint32_t jmb_fp_state;
+
+#if defined(_MSC_VER)
+static jmb_fp_state jmb_fp_enter(void)
+#else
+JMB_TARGET("sse2") static jmb_fp_state jmb_fp_enter(void)
+#endif
+{
+    uint32_t saved = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    return saved;
+}
+
+#if !defined(_MSC_VER)
+JMB_TARGET("sse2")
+#endif
+static void jmb_fp_leave(jmb_fp_state saved)
+{
+    _mm_setcsr(saved);
+}
+#elif defined(__wasm__)
+typedef int jmb_fp_state;
+
+static jmb_fp_state jmb_fp_enter(void)
+{
+    return 0;
+}
+
+static void jmb_fp_leave(jmb_fp_state saved)
+{
+    (void)saved;
+}
+#else
+#include <fenv.h>
+typedef fenv_t jmb_fp_state;
+
+static jmb_fp_state jmb_fp_enter(void)
+{
+    fenv_t saved;
+    fegetenv(&saved);
+    fesetenv(FE_DFL_ENV);
+    return saved;
+}
+
+static void jmb_fp_leave(jmb_fp_state saved)
+{
+    fesetenv(&saved);
+}
+#endif
+
+/* ===========================================================================================
+ * >>layers - what each block computes, as operations
+ *
+ * One function a block, its equations on top. `x` is the residual stream; a block reads norm(x) and
+ * adds its output to x. Temporary views last for one block.
+ * =========================================================================================== */
+
+typedef struct jmb_plan {
+    jmb_op *ops; /* NULL: only count */
+    uint32_t count;
+    uint64_t row_floats; /* activations of one row, without logits */
+    size_t codes_row;    /* bytes of one quantised row */
+    uint32_t fan;        /* quantised rows a token */
+    uint32_t experts, top_k; /* largest of any block */
+    uint64_t state_floats;   /* recurrent state of one session */
+    uint64_t page_elements;  /* of all layers, one KV page each */
+    uint64_t kv_floats;      /* K and V numbers a token */
+    uint32_t attention_blocks, recurrent_blocks;
+} jmb_plan;
+
+typedef struct jmb_builder {
+    jmb_plan *plan;
+    const jmb_metadata *model;
+    const jmb_block *block;
+    jmb_view x;
+    uint64_t floats; /* of the views in use */
+    jmb_op unused;   /* filled while only counting */
+} jmb_builder;
+
+static jmb_view jmb_temp(jmb_builder *b, uint32_t width, uint32_t fan)
+{
+    jmb_view v;
+    v.width = width;
+    v.stride = (uint32_t)jmb_pad16(width);
+    v.fan = fan;
+    v.offset = b->floats;
+    b->floats += (uint64_t)v.stride * fan;
+    if (b->floats > b->plan->row_floats) b->plan->row_floats = b->floats;
+    return v;
+}
+
+/* A tensor of the current block's unit; the first one where there are several. The directory is sorted
+ * by unit from its second entry on. */
+static const jmb_tensor *jmb_tensor_of(const jmb_builder *b, uint32_t role)
+{
+    const jmb_tensor *t = b->model->tensors;
+    uint32_t unit = b->block ? b->block->unit : (uint32_t)JMB_NONE, low = 1, high = b->model->header.tensors;
+    if (role == JMB_ROLE_EMBED) return t;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (t[middle].unit < unit) low = middle + 1;
+        else high = middle;
+    }
+    while (low < b->model->header.tensors && t[low].unit == unit && t[low].role != role) low++;
+    return &t[low];
+}
+
+static jmb_op *jmb_emit(jmb_builder *b, jmb_op_kind kind)
+{
+    jmb_op *op = b->plan->ops ? &b->plan->ops[b->plan->count] : &b->unused;
+    memset(op, 0, sizeof *op);
+    op->kind = kind;
+    op->block = b->block;
+    b->plan->count++;
+    return op;
+}
+
+static jmb_view jmb_emit_norm(jmb_builder *b, uint32_t role, jmb_view in, jmb_view out, float eps, uint32_t flags)
+{
+    jmb_op *op = jmb_emit(b, JMB_OP_NORM);
+    op->in = in;
+    op->out[0] = out;
+    op->w[0] = jmb_tensor_of(b, role);
+    op->eps = eps;
+    op->flags = flags;
+    return out;
+}
+
+static void jmb_emit_quantise(jmb_builder *b, jmb_view in, uint32_t flags)
+{
+    jmb_op *op = jmb_emit(b, JMB_OP_QUANTISE);
+    size_t bytes = jmb_codes_bytes(in.width);
+    op->in = in;
+    op->flags = flags;
+    if (bytes > b->plan->codes_row) b->plan->codes_row = bytes;
+    if (in.fan > b->plan->fan) b->plan->fan = in.fan;
+}
+
+/* One part of a linear: matrix, optional bias, destination. */
+typedef struct jmb_part {
+    uint32_t role, bias; /* bias: a role, or JMB_ROLE_COUNT for none */
+    jmb_view out;
+} jmb_part;
+
+static jmb_part jmb_part_of(uint32_t role, uint32_t bias, jmb_view out)
+{
+    jmb_part part;
+    part.role = role;
+    part.bias = bias;
+    part.out = out;
+    return part;
+}
+
+/* Panels in a task: about 128 KiB of weights, so that a task is short and a layer has many. */
+static uint32_t jmb_panel_group(const jmb_tensor *w)
+{
+    uint64_t n = 131072 / (jmb_panel_bytes(w->type, w->cols) * (jmb_roles[w->role].paired ? 2 : 1));
+    return n < 1 ? 1 : n > 16 ? 16 : (uint32_t)n;
+}
+
+static uint32_t jmb_panel_tasks(const jmb_tensor *w, uint32_t group)
+{
+    return (jmb_panels(w) + group - 1) / group;
+}
+
+static void jmb_add_part(jmb_builder *b, jmb_op *op, const jmb_part *part)
+{
+    uint32_t i = op->parts++;
+    op->w[i] = jmb_tensor_of(b, part->role);
+    op->bias[i] = part->bias == JMB_ROLE_COUNT ? NULL : jmb_tensor_of(b, part->bias);
+    op->out[i] = part->out;
+    if (i == 0) op->group = jmb_panel_group(op->w[0]);
+    op->first_task[i + 1] = op->first_task[i] + jmb_panel_tasks(op->w[i], op->group);
+}
+
+/* out_i = W_i in + bias_i. Parts stored as q8 read the quantised input, which is made here. */
+static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, uint32_t count, uint32_t flags)
+{
+    uint32_t coded, i;
+    for (coded = 0; coded < 2; coded++) {
+        jmb_op *op = NULL;
+        for (i = 0; i < count; i++) {
+            if ((jmb_tensor_of(b, parts[i].role)->type == JMB_Q8) != (coded == 1)) continue;
+            if (!op) {
+                if (coded) jmb_emit_quantise(b, in, flags & JMB_OP_LAST);
+                op = jmb_emit(b, JMB_OP_LINEAR);
+                op->in = in;
+                op->flags = flags | (coded ? (uint32_t)JMB_OP_CODES : 0u);
+            }
+            jmb_add_part(b, op, &parts[i]);
+        }
+    }
+}
+
+static uint32_t jmb_bias_role(const jmb_builder *b, uint32_t role)
+{
+    return b->block->flags & JMB_BIAS ? role : (uint32_t)JMB_ROLE_COUNT;
+}
+
+/* What the block computes from: norm(x). */
+static jmb_view jmb_input(jmb_builder *b)
+{
+    return jmb_emit_norm(b, JMB_ROLE_NORM, b->x, jmb_temp(b, b->x.width, 1), b->block->eps, 0);
+}
+
+/* x += W y + bias */
+static void jmb_output(jmb_builder *b, jmb_view y, uint32_t role, uint32_t bias)
+{
+    jmb_part part = jmb_part_of(role, bias, b->x);
+    jmb_emit_linear(b, y, &part, 1, JMB_OP_ADD);
+}
+
+/* q, k, v = W n;  out = W_o softmax(scale q K) V, over this token and all before it; grouped queries:
+ * consecutive heads share a KV head. */
+static void jmb_build_attention(jmb_builder *b)
+{
+    const jmb_block *m = b->block;
+    jmb_view n = jmb_input(b), q = jmb_temp(b, m->heads * m->head_dim, 1), k = jmb_temp(b, m->kv_heads * m->head_dim, 1);
+    jmb_view v = jmb_temp(b, m->kv_heads * m->head_dim, 1), y = jmb_temp(b, m->heads * m->head_dim, 1);
+    jmb_part parts[3];
+    jmb_op *op;
+    parts[0] = jmb_part_of(JMB_ROLE_Q, jmb_bias_role(b, JMB_ROLE_Q_BIAS), q);
+    parts[1] = jmb_part_of(JMB_ROLE_K, jmb_bias_role(b, JMB_ROLE_K_BIAS), k);
+    parts[2] = jmb_part_of(JMB_ROLE_V, jmb_bias_role(b, JMB_ROLE_V_BIAS), v);
+    jmb_emit_linear(b, n, parts, 3, 0);
+    op = jmb_emit(b, JMB_OP_CACHE);
+    op->in = q;
+    op->out[0] = k;
+    op->out[1] = v;
+    if (m->flags & JMB_ROPE) op->w[0] = jmb_tensor_of(b, JMB_ROLE_ROPE);
+    op->kv_at = b->plan->page_elements;
+    op = jmb_emit(b, JMB_OP_ATTEND);
+    op->in = q;
+    op->out[0] = y;
+    op->kv_at = b->plan->page_elements;
+    jmb_output(b, y, JMB_ROLE_O, jmb_bias_role(b, JMB_ROLE_O_BIAS));
+    b->plan->page_elements += jmb_page_elements(m);
+    b->plan->kv_floats += 2 * (uint64_t)m->kv_heads * m->head_dim;
+    b->plan->attention_blocks++;
+}
+
+/* u, z = W n;  u = silu(conv(u));  dt, B, C = W_x u, in Jamba each with its norm;  dt = W_dt dt + bias;
+ * h = exp(softplus(dt) A) h + softplus(dt) u B;  y = h C + D u;  out = W_out (y silu(z)) */
+static void jmb_build_mamba(jmb_builder *b)
+{
+    const jmb_block *m = b->block;
+    jmb_view n = jmb_input(b), u = jmb_temp(b, m->d_inner, 1), z = jmb_temp(b, m->d_inner, 1);
+    jmb_view low = jmb_temp(b, m->dt_rank, 1), B = jmb_temp(b, m->d_state, 1), C = jmb_temp(b, m->d_state, 1);
+    jmb_view dt = jmb_temp(b, m->d_inner, 1);
+    jmb_part parts[3];
+    jmb_op *op;
+    parts[0] = jmb_part_of(JMB_ROLE_U, jmb_bias_role(b, JMB_ROLE_U_BIAS), u);
+    parts[1] = jmb_part_of(JMB_ROLE_Z, jmb_bias_role(b, JMB_ROLE_Z_BIAS), z);
+    jmb_emit_linear(b, n, parts, 2, 0);
+    op = jmb_emit(b, JMB_OP_CONV);
+    op->out[0] = u;
+    op->w[0] = jmb_tensor_of(b, JMB_ROLE_CONV);
+    if (m->flags & JMB_CONV_BIAS) op->bias[0] = jmb_tensor_of(b, JMB_ROLE_CONV_BIAS);
+    op->conv_at = b->plan->state_floats;
+    b->plan->state_floats += (uint64_t)u.stride * (m->d_conv - 1);
+    parts[0] = jmb_part_of(JMB_ROLE_DT_LOW, JMB_ROLE_COUNT, low);
+    parts[1] = jmb_part_of(JMB_ROLE_B, JMB_ROLE_COUNT, B);
+    parts[2] = jmb_part_of(JMB_ROLE_C, JMB_ROLE_COUNT, C);
+    jmb_emit_linear(b, u, parts, 3, 0);
+    if (m->flags & JMB_DT_NORM) {
+        jmb_emit_norm(b, JMB_ROLE_DT_NORM, low, low, m->eps, 0);
+        jmb_emit_norm(b, JMB_ROLE_B_NORM, B, B, m->eps, 0);
+        jmb_emit_norm(b, JMB_ROLE_C_NORM, C, C, m->eps, 0);
+    }
+    parts[0] = jmb_part_of(JMB_ROLE_DT, JMB_ROLE_DT_BIAS, dt);
+    jmb_emit_linear(b, low, parts, 1, 0);
+    op = jmb_emit(b, JMB_OP_SCAN);
+    op->in = dt;
+    op->out[0] = u;
+    op->out[1] = z;
+    op->out[2] = B;
+    op->out[3] = C;
+    op->w[0] = jmb_tensor_of(b, JMB_ROLE_A);
+    op->w[1] = jmb_tensor_of(b, JMB_ROLE_D);
+    op->state_at = b->plan->state_floats;
+    b->plan->state_floats += (uint64_t)u.stride * m->d_state;
+    jmb_output(b, u, JMB_ROLE_OUT, jmb_bias_role(b, JMB_ROLE_OUT_BIAS));
+    b->plan->recurrent_blocks++;
+}
+
+/* out = W_down (silu(W_gate n) * W_up n) */
+static void jmb_build_mlp(jmb_builder *b)
+{
+    jmb_view n = jmb_input(b), h = jmb_temp(b, b->block->intermediate, 1);
+    jmb_part part = jmb_part_of(JMB_ROLE_GATE_UP, jmb_bias_role(b, JMB_ROLE_GATE_UP_BIAS), h);
+    jmb_emit_linear(b, n, &part, 1, 0);
+    jmb_output(b, h, JMB_ROLE_DOWN, jmb_bias_role(b, JMB_ROLE_DOWN_BIAS));
+}
+
+/* One half of the experts. w[0] is the first expert's matrix, the others follow in steps of two; all
+ * experts of a block have one type. */
+static void jmb_emit_experts(jmb_builder *b, jmb_op_kind kind, uint32_t role, jmb_view in, jmb_view out, jmb_view sum)
+{
+    const jmb_tensor *w = jmb_tensor_of(b, role);
+    bool coded = w->type == JMB_Q8;
+    uint32_t assigned = kind == JMB_OP_EXPERT_DOWN ? (uint32_t)JMB_OP_ASSIGNED : 0u;
+    jmb_op *op;
+    if (coded) jmb_emit_quantise(b, in, assigned);
+    op = jmb_emit(b, kind);
+    op->in = in;
+    op->out[0] = out;
+    op->out[1] = sum;
+    op->w[0] = w;
+    op->parts = 1;
+    op->group = jmb_panel_group(w);
+    op->first_task[1] = jmb_panel_tasks(w, op->group);
+    op->flags = coded ? (uint32_t)JMB_OP_CODES : 0u;
+}
+
+/* weights = top k of softmax(W_r n);  out = sum over the chosen of weight * mlp_e(n) */
+static void jmb_build_moe(jmb_builder *b)
+{
+    const jmb_block *m = b->block;
+    jmb_view n = jmb_input(b), logits = jmb_temp(b, m->experts, 1), h = jmb_temp(b, m->intermediate, m->top_k);
+    jmb_view sum = jmb_temp(b, b->x.width, 1);
+    jmb_part router = jmb_part_of(JMB_ROLE_ROUTER, JMB_ROLE_COUNT, logits);
+    jmb_emit_linear(b, n, &router, 1, 0);
+    jmb_emit(b, JMB_OP_ROUTE)->in = logits;
+    jmb_emit(b, JMB_OP_GROUP);
+    jmb_emit_experts(b, JMB_OP_EXPERT_UP, JMB_ROLE_GATE_UP, n, h, sum);
+    jmb_emit_experts(b, JMB_OP_EXPERT_DOWN, JMB_ROLE_DOWN, h, b->x, sum);
+    if (m->experts > b->plan->experts) b->plan->experts = m->experts;
+    if (m->top_k > b->plan->top_k) b->plan->top_k = m->top_k;
+}
+
+/* logits = W_head norm(x), W_head = the embedding matrix where tied */
+static void jmb_build_head(jmb_builder *b)
+{
+    const jmb_header *h = &b->model->header;
+    jmb_view n, logits;
+    jmb_part part;
+    b->block = NULL;
+    n = jmb_emit_norm(b, JMB_ROLE_FINAL_NORM, b->x, jmb_temp(b, h->hidden, 1), h->eps, JMB_OP_LAST);
+    logits.width = h->vocab;
+    logits.stride = (uint32_t)jmb_pad16(h->vocab);
+    logits.fan = 1;
+    logits.offset = b->plan->row_floats; /* behind all activations, for as many rows as are wanted */
+    part = jmb_part_of(h->head ? (uint32_t)JMB_ROLE_HEAD : (uint32_t)JMB_ROLE_EMBED, JMB_ROLE_COUNT, logits);
+    jmb_emit_linear(b, n, &part, 1, JMB_OP_LAST);
+}
+
+static void jmb_build_block(jmb_builder *b, const jmb_block *block)
+{
+    uint64_t floats = b->floats;
+    b->block = block;
+    switch (block->kind) {
+    case JMB_ATTENTION: jmb_build_attention(b); break;
+    case JMB_MAMBA: jmb_build_mamba(b); break;
+    case JMB_MLP: jmb_build_mlp(b); break;
+    case JMB_MOE: jmb_build_moe(b); break;
+    }
+    b->floats = floats;
+}
+
+/* Unrolls the program. Run once with plan->ops NULL to count, once to fill. */
+static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
+{
+    jmb_builder b;
+    jmb_op *op, *ops = plan->ops;
+    uint32_t i;
+    memset(plan, 0, sizeof *plan);
+    memset(&b, 0, sizeof b);
+    plan->ops = ops;
+    plan->fan = 1;
+    b.plan = plan;
+    b.model = model;
+    b.x = jmb_temp(&b, model->header.hidden, 1);
+    op = jmb_emit(&b, JMB_OP_EMBED);
+    op->out[0] = b.x;
+    op->w[0] = jmb_tensor_of(&b, JMB_ROLE_EMBED);
+    for (i = 0; i < model->header.blocks; i++) jmb_build_block(&b, &model->blocks[i]);
+    jmb_build_head(&b);
+}
+
+/* ===========================================================================================
+ * >>model - loading
+ * =========================================================================================== */
+
+struct jamba_model {
+    jmb_heap heap;
+    jmb_metadata metadata;
+    jmb_tokenizer tokenizer;
+    jmb_plan plan;
+    const jmb_kernels *kernels;
+    const uint8_t *data; /* the whole file */
+    void *mapping;       /* NULL unless mapped */
+    uint64_t size;
+};
+
+/* Reads `size` bytes at 0 into the heap in pieces, with progress between them. */
+static jamba_result jmb_read_all(jamba_model *model, const jamba_io *io, const jamba_model_params *params, jamba_error *error)
+{
+    uint8_t *data = (uint8_t *)jmb_heap_take(&model->heap, io->size, 1);
+    uint64_t at;
+    if (!data) return jmb_no_memory(error);
+    for (at = 0; at < io->size;) {
+        size_t part = io->size - at < (1u << 26) ? (size_t)(io->size - at) : (size_t)1 << 26;
+        if (io->read(io->user, at, data + at, part) != part)
+            return jmb_fail(error, JAMBA_ERR_IO, at, "the file could not be read at byte %l", at);
+        at += part;
+        if (params->progress && !params->progress(params->progress_user, "read", at, io->size))
+            return jmb_fail(error, JAMBA_ERR_ABORTED, 0, "loading was stopped by the progress callback");
+    }
+    model->data = data;
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_open_path(
+    jamba_model *model, const char *path, const jamba_model_params *params, jamba_error *error)
+{
+    jmb_file file;
+    jamba_io io;
+    jamba_result result = JAMBA_OK;
+    if (!jmb_file_open(&file, path)) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s", path);
+    model->size = file.size;
+    if (!params->no_mmap && jmb_file_map(&file)) {
+        model->mapping = file.mapping;
+        model->data = (const uint8_t *)file.mapping;
+    } else {
+        io.read = jmb_file_read;
+        io.user = &file;
+        io.size = file.size;
+        result = jmb_read_all(model, &io, params, error);
+    }
+    jmb_file_close(&file);
+    return result;
+}
+
+static jamba_result jmb_open_memory(jamba_model *model, const void *data, size_t size, jamba_error *error)
+{
+    model->size = size;
+    model->data = (const uint8_t *)data;
+    if ((uintptr_t)data % JMB_ALIGN) {
+        void *copy = jmb_heap_take(&model->heap, size, 1);
+        if (!copy) return jmb_no_memory(error);
+        memcpy(copy, data, size);
+        model->data = (const uint8_t *)copy;
+    }
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_open_source(
+    jamba_model *model, const jamba_source *source, const jamba_model_params *params, jamba_error *error)
+{
+    int given = (source->path != NULL) + (source->data != NULL) + (source->io.read != NULL);
+    if (given != 1) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a source needs one of path, data and io");
+    if (source->path) return jmb_open_path(model, source->path, params, error);
+    if (source->data) return jmb_open_memory(model, source->data, source->size, error);
+    model->size = source->io.size;
+    return jmb_read_all(model, &source->io, params, error);
+}
+
+/* Metadata is copied before it is checked, so that a mapped file that changes meanwhile cannot slip
+ * past the checks. */
+static jamba_result jmb_load_metadata(jamba_model *model, jamba_error *error)
+{
+    jmb_heap scratch = { model->heap.allocator, NULL, 0 };
+    uint64_t have = model->size < JMB_HEADER_BYTES ? model->size : (uint64_t)JMB_HEADER_BYTES, size = have;
+    uint8_t *copy;
+    jamba_result result;
+    if (have == JMB_HEADER_BYTES) size = jmb_load_u64(model->data + 24);
+    if (size < have || size > model->size || size > JMB_MAX_METADATA) size = have;
+    copy = (uint8_t *)jmb_heap_take(&scratch, size, 1);
+    if (!copy) return jmb_no_memory(error);
+    if (size) memcpy(copy, model->data, (size_t)size);
+    result = jmb_parse_metadata(&model->metadata, &model->heap, copy, size, model->size, error);
+    if (result == JAMBA_OK) {
+        const jmb_metadata *m = &model->metadata;
+        result = jmb_tokenizer_load(&model->tokenizer, &model->heap, copy + m->parts.tokenizer,
+            (size_t)m->header.tokenizer_size, m->parts.tokenizer, m->header.vocab, error);
+    }
+    jmb_heap_free(&scratch);
+    return result;
+}
+
+static jamba_result jmb_verify_tensors(const jamba_model *model, const jamba_model_params *params, jamba_error *error)
+{
+    const jmb_metadata *m = &model->metadata;
+    char name[64];
+    uint32_t i;
+    for (i = 0; i < m->header.tensors; i++) {
+        const jmb_tensor *t = &m->tensors[i];
+        if (jmb_hash64(JMB_HASH_SEED, t->data, (size_t)t->bytes) != t->hash)
+            return jmb_fail(error, JAMBA_ERR_FORMAT, t->offset, "tensor %s is damaged (its hash differs): copy the file again",
+                jmb_tensor_name(t, name));
+        if (params->progress && !params->progress(params->progress_user, "verify", t->offset + t->bytes, model->size))
+            return jmb_fail(error, JAMBA_ERR_ABORTED, 0, "loading was stopped by the progress callback");
+    }
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_load_plan(jamba_model *model, jamba_error *error)
+{
+    jmb_plan *plan = &model->plan;
+    uint32_t i;
+    for (i = 0; i < model->metadata.header.tensors; i++)
+        model->metadata.tensors[i].data = model->data + model->metadata.tensors[i].offset;
+    jmb_build_plan(plan, &model->metadata);
+    plan->ops = (jmb_op *)jmb_heap_take(&model->heap, plan->count, sizeof *plan->ops);
+    if (!plan->ops) return jmb_no_memory(error);
+    jmb_build_plan(plan, &model->metadata);
+    return JAMBA_OK;
+}
+
+static bool jmb_little_endian(void)
+{
+    const uint16_t one = 1;
+    uint8_t first;
+    memcpy(&first, &one, 1);
+    return first == 1;
+}
+
+static jamba_result jmb_load(
+    jamba_model *model, const jamba_source *source, const jamba_model_params *params, jamba_error *error)
+{
+    model->kernels = jmb_choose_kernels(params->cpu);
+    if (!model->kernels)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "this CPU or build lacks the instruction set asked for");
+    if (!jmb_little_endian()) return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "model files need a little-endian CPU");
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+    return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "floats are not computed in single precision: compile with -msse2 -mfpmath=sse");
+#else
+    JMB_TRY(jmb_open_source(model, source, params, error));
+    JMB_TRY(jmb_load_metadata(model, error));
+    JMB_TRY(jmb_load_plan(model, error));
+    return params->verify ? jmb_verify_tensors(model, params, error) : JAMBA_OK;
+#endif
+}
+
+/* ===========================================================================================
+ * >>session - one timeline's memory, and the forward pass
+ * =========================================================================================== */
+
+struct jamba_session {
+    const jamba_model *model;
+    jamba_allocator allocator;
+    size_t size; /* of this allocation */
+    jamba_executor executor;
+    uint64_t (*now_us)(void *user);
+    void *now_user;
+    jamba_progress_fn progress;
+    void *progress_user;
+    jamba_logits_fn on_logits;
+    void *logits_user;
+    uint32_t context, chunk;
+    int32_t *tokens;         /* (context) evaluated, then queued */
+    uint32_t position, fed;  /* tokens evaluated, and evaluated or queued */
+    jmb_pass pass;           /* rows == 0: between passes */
+    uint32_t next_op, next_task;
+    float *logits;           /* of the last pass's wanted rows */
+    float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
+    int32_t *order;          /* (vocab) sampler */
+    jamba_memory memory;
+    jamba_error error;
+};
+
+/* Places everything a session needs, or measures it. */
+static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
+{
+    const jmb_plan *plan = &s->model->plan;
+    const jmb_header *h = &s->model->metadata.header;
+    jmb_pass *p = &s->pass;
+    uint64_t start, logit_rows = s->on_logits ? s->chunk : 1, assigned = (uint64_t)s->chunk * plan->top_k;
+    jmb_place(layout, 1, sizeof *s);
+    s->tokens = (int32_t *)jmb_place(layout, s->context, sizeof *s->tokens);
+    p->capacity = s->chunk;
+    p->scratch = (float *)jmb_place(layout,
+        jmb_add(jmb_mul(plan->row_floats, s->chunk), jmb_mul(jmb_pad16(h->vocab), logit_rows)), sizeof(float));
+    s->logits = p->scratch ? p->scratch + (size_t)plan->row_floats * s->chunk : NULL;
+    p->codes_row = plan->codes_row;
+    p->codes = (uint8_t *)jmb_place(layout, jmb_mul(plan->codes_row, plan->fan), s->chunk);
+    p->routing.expert = (int32_t *)jmb_place(layout, assigned, sizeof(int32_t));
+    p->routing.weight = (float *)jmb_place(layout, assigned, sizeof(float));
+    p->routing.start = (int32_t *)jmb_place(layout, (uint64_t)plan->experts + 1, sizeof(int32_t));
+    p->routing.row = (int32_t *)jmb_place(layout, assigned, sizeof(int32_t));
+    p->routing.share = (float *)jmb_place(layout, assigned, sizeof(float));
+    s->candidates = (float *)jmb_place(layout, h->vocab, sizeof(float));
+    s->order = (int32_t *)jmb_place(layout, h->vocab, sizeof(int32_t));
+    s->memory.scratch = (size_t)layout->size;
+    start = layout->size;
+    p->state = (float *)jmb_place(layout, plan->state_floats, sizeof(float));
+    s->memory.state = (size_t)(layout->size - start);
+    start = layout->size;
+    p->pages = (s->context + JMB_PAGE - 1) / JMB_PAGE;
+    p->kv = (uint8_t *)jmb_place(layout, jmb_mul(plan->page_elements, p->pages), p->kv_bytes);
+    s->memory.kv = (size_t)(layout->size - start);
+}
+
+#if defined(_OPENMP)
+/* The executor of OpenMP builds; `user` carries the number of threads. */
+static void jmb_openmp_run(void *user, int count, jamba_task_fn task, void *ctx)
+{
+    int threads = (int)(intptr_t)user, i;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (i = 0; i < count; i++) task(ctx, i);
+}
+#endif
+
+static jamba_executor jmb_default_executor(int32_t threads)
+{
+    jamba_executor executor = { NULL, NULL, 1, false };
+#if defined(_OPENMP)
+    if (threads == 0) threads = omp_get_max_threads();
+    if (threads > 1) {
+        executor.run = jmb_openmp_run;
+        executor.user = (void *)(intptr_t)threads;
+        executor.width = threads;
+    }
+#else
+    (void)threads;
+#endif
+    return executor;
+}
+
+static jamba_result jmb_check_session_params(const jamba_session_params *p, jamba_error *error)
+{
+    if (p->context < 0 || p->context > JMB_MAX_CONTEXT)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "context is %d, outside 0 to %d", p->context, (int)JMB_MAX_CONTEXT);
+    if (p->chunk < 0 || p->chunk > 65536)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "chunk is %d, outside 0 to 65536", p->chunk);
+    if (p->threads < 0 || p->threads > 4096)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "threads is %d, outside 0 to 4096", p->threads);
+    if (p->kv_type != JAMBA_KV_F16 && p->kv_type != JAMBA_KV_F32)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "kv_type %d is not known", (int)p->kv_type);
+    if (p->executor && (!p->executor->run || p->executor->width < 1))
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "an executor needs run() and a width of at least 1");
+    return JAMBA_OK;
+}
+
+/* Fills everything but the places, and measures. */
+static jamba_result jmb_session_prepare(
+    jamba_session *s, const jamba_model *model, const jamba_session_params *params, jamba_error *error)
+{
+    jmb_layout measure = { NULL, 0 };
+    uint32_t trained = model->metadata.header.context;
+    memset(s, 0, sizeof *s);
+    JMB_TRY(jmb_check_session_params(params, error));
+    s->model = model;
+    s->allocator = params->allocator ? *params->allocator : model->heap.allocator;
+    s->executor = params->executor ? *params->executor : jmb_default_executor(params->threads);
+    s->now_us = params->now_us ? params->now_us : jmb_clock_us;
+    s->now_user = params->now_user;
+    s->progress = params->progress;
+    s->progress_user = params->progress_user;
+    s->on_logits = params->on_logits;
+    s->logits_user = params->logits_user;
+    s->context = params->context ? (uint32_t)params->context : trained < 8192 ? trained : 8192;
+    s->chunk = params->chunk ? (uint32_t)params->chunk : 64;
+    if (s->chunk > s->context) s->chunk = s->context;
+    s->pass.kv_bytes = params->kv_type == JAMBA_KV_F32 ? 4 : 2;
+    jmb_session_layout(s, &measure);
+    if (measure.size > SIZE_MAX / 2) return jmb_no_memory(error);
+    s->size = (size_t)measure.size;
+    return JAMBA_OK;
+}
+
+static void jmb_session_clear(jamba_session *s)
+{
+    s->position = s->fed = s->next_op = s->next_task = 0;
+    s->pass.rows = 0;
+    memset(s->pass.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
+}
+
+/* ---- running ------------------------------------------------------------------------------- */
+
+typedef struct jmb_slice { /* consecutive tasks of one operation */
+    const jamba_session *session;
+    const jmb_op *op;
+    uint32_t first;
+} jmb_slice;
+
+static void jmb_run_task(void *ctx, int index)
+{
+    const jmb_slice *slice = (const jmb_slice *)ctx;
+    jmb_fp_state saved = jmb_fp_enter();
+    slice->session->model->kernels->run[slice->op->kind](&slice->session->pass, slice->op, slice->first + (uint32_t)index);
+    jmb_fp_leave(saved);
+}
+
+static void jmb_run_slice(jamba_session *s, const jmb_op *op, uint32_t first, uint32_t count)
+{
+    jmb_slice slice;
+    slice.session = s;
+    slice.op = op;
+    slice.first = first;
+    if (s->executor.run && count > 1) {
+        s->executor.run(s->executor.user, (int)count, jmb_run_task, &slice);
+    } else {
+        uint32_t i;
+        for (i = 0; i < count; i++) jmb_run_task(&slice, (int)i);
+    }
+}
+
+/* Takes the next tokens of the queue. Logits are wanted for the last of all, or for every token. */
+static void jmb_pass_begin(jamba_session *s)
+{
+    uint32_t pending = s->fed - s->position;
+    jmb_pass *p = &s->pass;
+    p->rows = pending < s->chunk ? pending : s->chunk;
+    p->tokens = s->tokens + s->position;
+    p->position = s->position;
+    p->first_logit = s->on_logits ? 0 : p->rows < pending ? p->rows : p->rows - 1;
+    s->next_op = s->next_task = 0;
+}
+
+/* Ends a pass; false when a callback asks to stop. */
+static bool jmb_pass_end(jamba_session *s)
+{
+    uint32_t i, rows = s->pass.rows;
+    s->position += rows;
+    s->pass.rows = 0;
+    for (i = 0; s->on_logits && i < rows; i++)
+        s->on_logits(s->logits_user, (int32_t)(s->pass.position + i), s->logits + i * jmb_pad16(s->model->metadata.header.vocab));
+    return !s->progress || s->progress(s->progress_user, "eval", s->position, s->fed);
+}
+
+/* Runs the pass on from where it stands; false when the deadline came first. With a deadline the clock
+ * is read after every task, or after as many as run at once. */
+static bool jmb_pass_run(jamba_session *s, bool limited, uint64_t deadline)
+{
+    const jmb_plan *plan = &s->model->plan;
+    uint32_t width = limited ? (uint32_t)s->executor.width : UINT32_MAX;
+    for (; s->next_op < plan->count; s->next_op++, s->next_task = 0) {
+        const jmb_op *op = &plan->ops[s->next_op];
+        uint32_t tasks = jmb_op_tasks(op, &s->pass);
+        while (s->next_task < tasks) {
+            uint32_t count = tasks - s->next_task < width ? tasks - s->next_task : width;
+            jmb_run_slice(s, op, s->next_task, count);
+            s->next_task += count;
+            if (limited && s->now_us(s->now_user) >= deadline) return false;
+        }
+    }
+    return true;
+}
+
+/* ===========================================================================================
+ * >>sampler - from logits to a token
+ *
+ * Works on a copy of the logits. Candidates are kept in a heap by falling probability, so that top-p
+ * takes only as many as it needs; equal probabilities go by token number.
+ * =========================================================================================== */
+
+static bool jmb_sampler_valid(const jamba_sampler *p)
+{
+    return jmb_finite(p->temperature) && p->temperature >= 0 && p->top_k >= 0 && jmb_finite(p->top_p) && p->top_p >= 0
+        && p->top_p <= 1 && jmb_finite(p->min_p) && p->min_p >= 0 && p->min_p <= 1 && jmb_finite(p->repeat_penalty)
+        && p->repeat_penalty >= 0 && p->repeat_window >= 0;
+}
+
+static void jmb_penalise(jamba_session *s, const jamba_sampler *p)
+{
+    uint32_t window = p->repeat_window ? (uint32_t)p->repeat_window : 64, i, j;
+    uint32_t first = s->position > window ? s->position - window : 0;
+    for (i = first; i < s->position; i++) {
+        float *logit = &s->candidates[s->tokens[i]];
+        for (j = first; j < i && s->tokens[j] != s->tokens[i]; j++) {}
+        if (j < i) continue; /* once for each token */
+        *logit = *logit > 0 ? *logit / p->repeat_penalty : *logit * p->repeat_penalty;
+    }
+}
+
+/* -1 when every candidate is finite or, after a filter, -infinity; else the first that is not. */
+static int32_t jmb_find_bad(const float *logits, uint32_t vocab, bool filtered)
+{
+    uint32_t i;
+    for (i = 0; i < vocab; i++)
+        if (!jmb_finite(logits[i]) && !(filtered && jmb_bits_of(logits[i]) == 0xff800000u)) return (int32_t)i;
+    return -1;
+}
+
+static int32_t jmb_argmax(const float *logits, uint32_t vocab)
+{
+    uint32_t i, best = 0;
+    for (i = 1; i < vocab; i++)
+        if (logits[i] > logits[best]) best = i;
+    return (int32_t)best;
+}
+
+static bool jmb_before(const float *score, int32_t a, int32_t b)
+{
+    return score[a] > score[b] || (score[a] == score[b] && a < b);
+}
+
+static void jmb_sift(const float *score, int32_t *heap, size_t count, size_t at)
+{
+    for (;;) {
+        size_t child = 2 * at + 1;
+        int32_t item = heap[at];
+        if (child >= count) return;
+        if (child + 1 < count && jmb_before(score, heap[child + 1], heap[child])) child++;
+        if (!jmb_before(score, heap[child], item)) return;
+        heap[at] = heap[child];
+        heap[child] = item;
+        at = child;
+    }
+}
+
+/* Turns the scaled logits into unnormalised probabilities in place; returns the token with the highest. */
+static int32_t jmb_soften(jamba_session *s, float temperature)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i;
+    int32_t best = jmb_argmax(s->candidates, vocab);
+    float top = s->candidates[best];
+    for (i = 0; i < vocab; i++) s->candidates[i] = (s->candidates[i] - top) / temperature;
+    s->model->kernels->exp(s->candidates, vocab);
+    return best;
+}
+
+/* Moves the candidates that pass top_k, top_p and min_p, best first, to the end of `order` (it is the
+ * heap's free end); returns how many, and their sum. */
+static uint32_t jmb_shortlist(jamba_session *s, const jamba_sampler *p, double *kept_sum)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i, kept = 0;
+    uint32_t limit = p->top_k > 0 && (uint32_t)p->top_k < vocab ? (uint32_t)p->top_k : vocab;
+    double total = 0, sum = 0, reach;
+    for (i = 0; i < vocab; i++) s->order[i] = (int32_t)i;
+    for (i = vocab / 2; i > 0; i--) jmb_sift(s->candidates, s->order, vocab, i - 1);
+    /* top_p is a share of what top_k leaves */
+    if (limit == vocab)
+        for (i = 0; i < vocab; i++) total += (double)s->candidates[i];
+    reach = p->top_p > 0 && p->top_p < 1 && limit == vocab ? (double)p->top_p * total : 1e300;
+    while (kept < limit) {
+        int32_t token = s->order[0];
+        if (s->candidates[token] <= 0 || (kept > 0 && s->candidates[token] < p->min_p)) break;
+        sum += (double)s->candidates[token];
+        kept++;
+        s->order[0] = s->order[vocab - kept];
+        s->order[vocab - kept] = token;
+        jmb_sift(s->candidates, s->order, vocab - kept, 0);
+        if (sum >= reach) break;
+    }
+    if (p->top_p > 0 && p->top_p < 1 && limit < vocab) {
+        for (reach = sum * (double)p->top_p, sum = 0, i = 0; i < kept && sum < reach; i++)
+            sum += (double)s->candidates[s->order[vocab - 1 - i]];
+        kept = i;
+    }
+    *kept_sum = sum;
+    return kept;
+}
+
+/* SplitMix64 (Steele, Lea, Flood 2014); a double in [0, 1). */
+static double jmb_random(uint64_t *seed)
+{
+    uint64_t z = *seed += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (double)((z ^ z >> 31) >> 11) * (1.0 / 9007199254740992.0);
+}
+
+static int32_t jmb_draw(jamba_session *s, jamba_sampler *p)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, kept, i;
+    double sum, mark;
+    jmb_soften(s, p->temperature);
+    kept = jmb_shortlist(s, p, &sum);
+    mark = jmb_random(&p->seed) * sum;
+    for (i = 0; i + 1 < kept; i++) {
+        mark -= (double)s->candidates[s->order[vocab - 1 - i]];
+        if (mark < 0) break;
+    }
+    return s->order[vocab - 1 - i];
+}
+
+static int32_t jmb_sample(jamba_session *s, jamba_sampler *p, const float *logits)
+{
+    uint32_t vocab = s->model->metadata.header.vocab;
+    int32_t bad = jmb_find_bad(logits, vocab, false), best;
+    if (bad >= 0) return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "the logit of token %d is not a finite number", bad);
+    memcpy(s->candidates, logits, vocab * sizeof *logits);
+    if (p->repeat_penalty > 0 && p->repeat_penalty != 1) jmb_penalise(s, p);
+    if (p->filter) p->filter(p->filter_user, s->candidates, (int32_t)vocab);
+    bad = jmb_find_bad(s->candidates, vocab, true);
+    if (bad >= 0) return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "the logit of token %d is not a finite number after the filter", bad);
+    best = jmb_argmax(s->candidates, vocab);
+    if (!jmb_finite(s->candidates[best])) return jmb_fail(&s->error, JAMBA_ERR_FILTER, 0, "the logit filter allows no token");
+    return p->temperature > 0 ? jmb_draw(s, p) : best;
+}
+
+/* ===========================================================================================
+ * >>public - the API: arguments are checked here, the work is above
+ * =========================================================================================== */
+
+JAMBA_API int jamba_version(void)
+{
+    return JAMBA_VERSION;
+}
+
+#define JMB_STRING2(x) #x
+#define JMB_STRING(x) JMB_STRING2(x)
+
+JAMBA_API const char *jamba_build_info(void)
+{
+    return JMB_STRING(JAMBA_VERSION_MAJOR) "." JMB_STRING(JAMBA_VERSION_MINOR) "." JMB_STRING(JAMBA_VERSION_PATCH)
+#if defined(_OPENMP)
+        " openmp"
+#endif
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__OPTIMIZE__)
+        " unoptimised"
+#endif
+        ;
+}
+
+JAMBA_API const char *jamba_result_name(jamba_result result)
+{
+    switch (result) {
+#define JMB_X(name, value, text) \
+    case name: return text;
+        JAMBA_RESULTS(JMB_X)
+#undef JMB_X
+    default: return "unknown result";
+    }
+}
+
+JAMBA_API jamba_source jamba_from_file(const char *path)
+{
+    jamba_source source;
+    memset(&source, 0, sizeof source);
+    source.path = path;
+    return source;
+}
+
+JAMBA_API jamba_source jamba_from_memory(const void *data, size_t size)
+{
+    jamba_source source;
+    memset(&source, 0, sizeof source);
+    source.data = data;
+    source.size = size;
+    return source;
+}
+
+JAMBA_API jamba_source jamba_from_io(jamba_io io)
+{
+    jamba_source source;
+    memset(&source, 0, sizeof source);
+    source.io = io;
+    return source;
+}
+
+JAMBA_API jamba_result jamba_model_load(
+    jamba_model **out, jamba_source source, const jamba_model_params *params, jamba_error *error)
+{
+    jamba_model_params standard;
+    jmb_heap heap = { jmb_allocator_or_default(params ? params->allocator : NULL), NULL, 0 };
+    jamba_model *model;
+    jamba_result result;
+    memset(&standard, 0, sizeof standard);
+    if (!out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the model: out is NULL");
+    *out = NULL;
+    model = (jamba_model *)jmb_heap_take(&heap, 1, sizeof *model);
+    if (!model) return jmb_no_memory(error);
+    model->heap = heap;
+    result = jmb_load(model, &source, params ? params : &standard, error);
+    if (result == JAMBA_OK) *out = model;
+    else jamba_model_free(model);
+    return result;
+}
+
+JAMBA_API void jamba_model_free(jamba_model *model)
+{
+    jmb_heap heap;
+    if (!model) return;
+    if (model->mapping) jmb_file_unmap(model->mapping, model->size);
+    heap = model->heap; /* the model itself is one of its blocks */
+    jmb_heap_free(&heap);
+}
+
+/* Numbers in the model's matrices and vectors, and those that one token uses. */
+static void jmb_count_parameters(const jmb_metadata *m, uint64_t *all, uint64_t *active)
+{
+    uint32_t i;
+    *all = *active = 0;
+    for (i = 0; i < m->header.tensors; i++) {
+        const jmb_tensor *t = &m->tensors[i];
+        uint64_t n = (uint64_t)t->rows * t->cols * (jmb_roles[t->role].paired ? 2 : 1);
+        bool expert = t->unit != JMB_NONE && m->blocks[t->unit].kind == JMB_MOE
+            && (t->role == JMB_ROLE_GATE_UP || t->role == JMB_ROLE_DOWN);
+        if (t->role == JMB_ROLE_ROPE) continue;
+        *all += n;
+        if (!expert || t->index < m->blocks[t->unit].top_k) *active += n;
+    }
+}
+
+JAMBA_API void jamba_model_describe(const jamba_model *model, jamba_model_info *out)
+{
+    const jmb_header *h;
+    const char *architecture;
+    uint32_t i;
+    if (!out) return;
+    memset(out, 0, sizeof *out);
+    if (!model) return;
+    h = &model->metadata.header;
+    architecture = jmb_find_string(&model->metadata, "architecture");
+    out->architecture = architecture ? architecture : "";
+    out->isa = model->kernels->name;
+    out->type = jmb_type_names[h->type];
+    out->vocab = (int32_t)h->vocab;
+    out->hidden = (int32_t)h->hidden;
+    out->blocks = (int32_t)h->blocks;
+    out->attention_blocks = (int32_t)model->plan.attention_blocks;
+    out->recurrent_blocks = (int32_t)model->plan.recurrent_blocks;
+    out->context = (int32_t)h->context;
+    out->token_bos = h->bos == JMB_NO_TOKEN ? -1 : (int32_t)h->bos;
+    out->token_pad = h->pad == JMB_NO_TOKEN ? -1 : (int32_t)h->pad;
+    out->eos_count = (int32_t)h->eos_count;
+    for (i = 0; i < h->eos_count; i++) out->token_eos[i] = (int32_t)jmb_eos(h, i);
+    jmb_count_parameters(&model->metadata, &out->parameters, &out->parameters_active);
+    out->kv_bytes_per_token = model->plan.kv_floats * 2;
+    out->state_bytes = model->plan.state_floats * 4;
+    memcpy(out->identity, h->identity, 32);
+    out->memory.mapped = model->mapping ? (size_t)model->size : 0;
+    out->memory.weights = model->heap.total;
+}
+
+JAMBA_API const char *jamba_model_meta(const jamba_model *model, const char *key)
+{
+    return model && key ? jmb_find_string(&model->metadata, key) : NULL;
+}
+
+JAMBA_API jamba_result jamba_session_estimate(
+    const jamba_model *model, const jamba_session_params *params, jamba_memory *out)
+{
+    jamba_session_params standard;
+    jamba_session s;
+    memset(&standard, 0, sizeof standard);
+    if (!model || !out) return JAMBA_ERR_ARGUMENT;
+    memset(out, 0, sizeof *out);
+    JMB_TRY(jmb_session_prepare(&s, model, params ? params : &standard, NULL));
+    *out = s.memory;
+    return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_session_create(
+    jamba_session **out, const jamba_model *model, const jamba_session_params *params, jamba_error *error)
+{
+    jamba_session_params standard;
+    jamba_session prepared, *s;
+    jmb_layout layout = { NULL, 0 };
+    memset(&standard, 0, sizeof standard);
+    if (!out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the session: out is NULL");
+    *out = NULL;
+    if (!model) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a session needs a model");
+    JMB_TRY(jmb_session_prepare(&prepared, model, params ? params : &standard, error));
+    layout.base = (uint8_t *)prepared.allocator.alloc(prepared.allocator.user, prepared.size, JMB_ALIGN);
+    if (!layout.base)
+        return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "no memory for a session of %z bytes: ask for a smaller context or chunk",
+            prepared.size);
+    s = (jamba_session *)(void *)layout.base;
+    *s = prepared;
+    jmb_session_layout(s, &layout);
+    jmb_session_clear(s);
+    *out = s;
+    return JAMBA_OK;
+}
+
+JAMBA_API void jamba_session_free(jamba_session *session)
+{
+    jamba_allocator allocator;
+    if (!session) return;
+    allocator = session->allocator;
+    allocator.free(allocator.user, session, session->size);
+}
+
+JAMBA_API void jamba_session_reset(jamba_session *session)
+{
+    if (session) jmb_session_clear(session);
+}
+
+JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_session_info *out)
+{
+    if (!out) return;
+    memset(out, 0, sizeof *out);
+    if (!session) return;
+    out->position = (int32_t)session->position;
+    out->pending = (int32_t)(session->fed - session->position);
+    out->context = (int32_t)session->context;
+    out->chunk = (int32_t)session->chunk;
+    out->width = session->executor.width;
+    out->memory = session->memory;
+}
+
+JAMBA_API const jamba_error *jamba_session_error(const jamba_session *session)
+{
+    return session ? &session->error : NULL;
+}
+
+JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size_t *count)
+{
+    if (count) *count = session ? session->fed : 0;
+    return session ? session->tokens : NULL;
+}
+
+JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count)
+{
+    uint32_t vocab;
+    size_t i;
+    if (!session || (!tokens && count)) return JAMBA_ERR_ARGUMENT;
+    vocab = session->model->metadata.header.vocab;
+    if (count > session->context - session->fed)
+        return jmb_fail(&session->error, JAMBA_ERR_CONTEXT, 0, "%z more tokens do not fit: %u of %u are used", count,
+            session->fed, session->context);
+    for (i = 0; i < count; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
+            return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "token %d is outside the vocabulary of %u", tokens[i], vocab);
+    if (count) memcpy(session->tokens + session->fed, tokens, count * sizeof *tokens);
+    session->fed += (uint32_t)count;
+    return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us)
+{
+    uint64_t deadline;
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    deadline = budget_us ? jmb_add(session->now_us(session->now_user), budget_us) : 0;
+    while (session->pass.rows || session->position < session->fed) {
+        if (!session->pass.rows) jmb_pass_begin(session);
+        if (!jmb_pass_run(session, budget_us != 0, deadline)) return JAMBA_PENDING;
+        if (!jmb_pass_end(session))
+            return jmb_fail(&session->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
+    }
+    return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count)
+{
+    JMB_TRY(jamba_feed(session, tokens, count));
+    return jamba_step(session, 0);
+}
+
+JAMBA_API const float *jamba_logits(const jamba_session *session)
+{
+    uint32_t rows;
+    if (!session || session->position == 0 || session->position < session->fed) return NULL;
+    rows = session->on_logits ? session->position - session->pass.position : 1;
+    return session->logits + (rows - 1) * jmb_pad16(session->model->metadata.header.vocab);
+}
+
+JAMBA_API int32_t jamba_sample(jamba_session *session, jamba_sampler *sampler)
+{
+    jamba_sampler greedy;
+    const float *logits = jamba_logits(session);
+    jmb_fp_state saved;
+    int32_t token;
+    memset(&greedy, 0, sizeof greedy);
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    if (!logits) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "there are no logits: evaluate a token first");
+    if (!sampler) sampler = &greedy;
+    if (!jmb_sampler_valid(sampler)) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "a sampler field is out of range");
+    saved = jmb_fp_enter();
+    token = jmb_sample(session, sampler, logits);
+    jmb_fp_leave(saved);
+    return token;
+}
+
+JAMBA_API jamba_result jamba_encode(const jamba_model *model, const char *text, size_t length, unsigned flags,
+    int32_t *tokens, size_t capacity, size_t *count, jamba_error *error)
+{
+    jmb_piece piece;
+    uint32_t bos;
+    if (!model || !count || (!text && length) || (!tokens && capacity))
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "model, text, tokens and count must not be NULL");
+    bos = model->metadata.header.bos;
+    piece.text = text;
+    piece.length = length;
+    piece.special = (flags & JAMBA_TEXT_SPECIAL) != 0;
+    return jmb_encode(&model->tokenizer, &model->heap.allocator, &piece, 1,
+        (flags & JAMBA_TEXT_BOS) && bos != JMB_NO_TOKEN ? (int32_t)bos : -1, tokens, capacity, count, error);
+}
+
+JAMBA_API jamba_result jamba_decode(const jamba_model *model, const int32_t *tokens, size_t count, unsigned flags,
+    char *text, size_t capacity, size_t *length, jamba_error *error)
+{
+    if (!model || !length || (!tokens && count) || (!text && capacity))
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "model, tokens, text and length must not be NULL");
+    return jmb_decode(&model->tokenizer, tokens, count, flags, text, capacity, length, error);
+}
+
+JAMBA_API size_t jamba_decode_next(
+    const jamba_model *model, jamba_text_stream *stream, int32_t token, unsigned flags, char *text)
+{
+    return model && stream && text ? jmb_decode_next(&model->tokenizer, stream, token, flags, text) : 0;
+}
+
+JAMBA_API const char *jamba_token_text(const jamba_model *model, int32_t token, size_t *length)
+{
+    size_t ignored;
+    return model ? jmb_token_bytes(&model->tokenizer, token, length ? length : &ignored) : NULL;
+}
+
+JAMBA_API int32_t jamba_token_find(const jamba_model *model, const char *text)
+{
+    return model && text ? jmb_token_lookup(&model->tokenizer, text, strlen(text)) : -1;
+}
+
+JAMBA_API bool jamba_token_is_end(const jamba_model *model, int32_t token)
+{
+    uint32_t i;
+    if (!model || token < 0) return false;
+    for (i = 0; i < model->metadata.header.eos_count; i++)
+        if (jmb_eos(&model->metadata.header, i) == (uint32_t)token) return true;
+    return false;
+}
+
+JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_message *messages, size_t count,
+    unsigned flags, int32_t *tokens, size_t capacity, size_t *needed, jamba_error *error)
+{
+    if (!model || !needed || (!messages && count) || (!tokens && capacity))
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "model, messages, tokens and needed must not be NULL");
+    return jmb_chat_encode(&model->metadata, &model->tokenizer, &model->heap.allocator, messages, count, flags, tokens,
+        capacity, needed, error);
+}
+
+
+/* Short names of >>lanes and >>kernels, which must not reach the including file. */
+#undef v16
+#undef vi16
+#undef v_set1
+#undef v_load
+#undef v_store
+#undef v_load_f16
+#undef v_store_f16
+#undef v_pair_f16
+#undef v_pair_bf16
+#undef v_add
+#undef v_sub
+#undef v_mul
+#undef v_div
+#undef v_sqrt
+#undef v_max
+#undef v_min
+#undef v_fma
+#undef v_fnma
+#undef v_round
+#undef v_pow2
+#undef v_select_gt
+#undef v_store_i8
+#undef vi_start
+#undef vi_dot
+#undef vi_float
+#undef v_load_part
+#undef v_store_part
+#undef v_sum
+#undef v_highest
+#undef v_exp
+#undef v_silu
+#undef jmb_rows_in
+#undef v_load_kv
+#undef jmb_attention_sum
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#elif defined(__clang__)
+#pragma float_control(pop)
+#endif
+#endif /* JMB_PASS */
+#endif /* JAMBA_IMPLEMENTATION */
+
+/* MIT License
+ *
+ * Copyright (c) 2026 the jamba.h authors
+ *
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+ * associated documentation files (the "Software"), to deal in the Software without restriction,
+ * including without limitation the rights to use, copy, modify, merge, publish, distribute,
+ * sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+ * furnished to do so, subject to the following conditions:
+ *
+ * The above copyright notice and this permission notice shall be included in all copies or
+ * substantial portions of the Software.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+ * NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+ * NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+ * DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT
+ * OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ */

@@ -1,0 +1,550 @@
+/* naive.h - a second implementation of everything: one token at a time, in double precision, straight
+ * from the equations, on a .jamba file decoded by its own reader of the layout that jamba.h documents.
+ *
+ * It shares with the library only the numbers of kinds, flags, roles and types. Linears of type q8
+ * round their input as the library promises to: blocks of 64 along the columns, scale = absmax / 127
+ * in float, codes to nearest with ties to even, within +-127. */
+#ifndef NAIVE_H
+#define NAIVE_H
+
+#include "support.h"
+
+typedef struct naive_tensor {
+    unsigned role, unit, index, type;
+    size_t rows, cols;
+    double *weights; /* [rows, cols] */
+    double *second;  /* the same for the up projection of a paired tensor */
+} naive_tensor;
+
+typedef struct naive_block {
+    unsigned kind, unit, flags;
+    double eps, scale;
+    size_t heads, kv_heads, head_dim, d_inner, d_state, d_conv, dt_rank, intermediate, experts, top_k;
+    double *keys, *values; /* attention: [capacity, kv_heads * head_dim] */
+    double *conv, *state;  /* mamba: [d_inner, d_conv] oldest first, [d_inner, d_state] */
+} naive_block;
+
+typedef struct naive_model {
+    size_t vocab, hidden, block_count, tensor_count, capacity, position;
+    bool own_head;
+    bool keep_activations; /* q8: do not round them (to see that rounding matters) */
+    double nearest_tie;    /* q8: least distance of an activation from a boundary between two codes, in codes */
+    double eps;
+    naive_block *blocks;
+    naive_tensor *tensors;
+} naive_model;
+
+/* ---- reading ------------------------------------------------------------------------------------ */
+
+static uint32_t naive_u16(const uint8_t *p)
+{
+    return (uint32_t)(p[0] + 256 * p[1]);
+}
+
+static uint32_t naive_u32(const uint8_t *p)
+{
+    return naive_u16(p) + 65536u * naive_u16(p + 2);
+}
+
+static size_t naive_u64(const uint8_t *p)
+{
+    return (size_t)(naive_u32(p) + 4294967296.0 * naive_u32(p + 4));
+}
+
+/* A binary floating-point number of `exponent_bits` and `mantissa_bits`, by its definition. */
+static double naive_decode(uint32_t bits, int exponent_bits, int mantissa_bits)
+{
+    int bias = (1 << (exponent_bits - 1)) - 1;
+    int exponent = (int)(bits >> mantissa_bits) & ((1 << exponent_bits) - 1);
+    double mantissa = (double)(bits & ((1u << mantissa_bits) - 1)) / (double)(1u << mantissa_bits);
+    double sign = bits >> (exponent_bits + mantissa_bits) & 1 ? -1 : 1;
+    if (exponent == (1 << exponent_bits) - 1) return mantissa != 0 ? (double)NAN : sign * (double)INFINITY;
+    if (exponent == 0) return sign * ldexp(mantissa, 1 - bias);
+    return sign * ldexp(1 + mantissa, exponent - bias);
+}
+
+static double naive_f32(const uint8_t *p)
+{
+    return naive_decode(naive_u32(p), 8, 23);
+}
+
+static double naive_f16(const uint8_t *p)
+{
+    return naive_decode(naive_u16(p), 5, 10);
+}
+
+static double naive_bf16(const uint8_t *p)
+{
+    return naive_decode(naive_u16(p), 8, 7);
+}
+
+static size_t naive_up(size_t n, size_t step)
+{
+    return (n + step - 1) / step * step;
+}
+
+static size_t naive_panel_size(unsigned type, size_t cols)
+{
+    switch (type) {
+    case JMB_F32: return cols * 16 * 4;
+    case JMB_Q8: return naive_up(naive_up(cols, 64) * 16 + naive_up(cols, 64) / 64 * 16 * 2, 64);
+    default: return naive_up(cols, 2) * 16 * 2;
+    }
+}
+
+/* Weight (row, col) of the panel at p; row < 16. */
+static double naive_weight(const uint8_t *p, unsigned type, size_t cols, size_t row, size_t col)
+{
+    switch (type) {
+    case JMB_F32: return naive_f32(p + (col * 16 + row) * 4);
+    case JMB_F16: return naive_f16(p + ((col / 2 * 16 + row) * 2 + col % 2) * 2);
+    case JMB_BF16: return naive_bf16(p + ((col / 2 * 16 + row) * 2 + col % 2) * 2);
+    default: {
+        const uint8_t *scales = p + naive_up(cols, 64) * 16;
+        int code = (int)p[(col / 4 * 16 + row) * 4 + col % 4] - 128;
+        return code * naive_f16(scales + (col / 64 * 16 + row) * 2);
+    }
+    }
+}
+
+/* The matrix whose panels start at p, `stride` panels apart. */
+static double *naive_matrix(const uint8_t *p, const naive_tensor *t, size_t stride)
+{
+    double *w = (double *)malloc(t->rows * t->cols * sizeof *w);
+    size_t row, col, panel = naive_panel_size(t->type, t->cols);
+    for (row = 0; row < t->rows; row++)
+        for (col = 0; col < t->cols; col++)
+            w[row * t->cols + col] = naive_weight(p + row / 16 * stride * panel, t->type, t->cols, row % 16, col);
+    return w;
+}
+
+static void naive_read_tensor(naive_tensor *t, const uint8_t *file, const uint8_t *entry)
+{
+    const uint8_t *data = file + naive_u64(entry + 16);
+    bool paired;
+    t->role = naive_u16(entry);
+    t->unit = naive_u16(entry + 2);
+    t->index = naive_u16(entry + 4);
+    t->type = naive_u16(entry + 6);
+    t->rows = naive_u32(entry + 8);
+    t->cols = naive_u32(entry + 12);
+    paired = t->role == JMB_ROLE_GATE_UP || t->role == JMB_ROLE_GATE_UP_BIAS;
+    t->weights = naive_matrix(data, t, paired ? 2 : 1);
+    t->second = paired ? naive_matrix(data + naive_panel_size(t->type, t->cols), t, 2) : NULL;
+}
+
+static void naive_read_block(naive_block *b, const uint8_t *p, size_t capacity)
+{
+    b->kind = naive_u32(p);
+    b->unit = naive_u32(p + 4);
+    b->flags = naive_u32(p + 12);
+    b->eps = naive_f32(p + 28);
+    b->scale = naive_f32(p + 32);
+    b->heads = naive_u32(p + 44);
+    b->kv_heads = naive_u32(p + 48);
+    b->head_dim = naive_u32(p + 52);
+    b->d_inner = naive_u32(p + 56);
+    b->d_state = naive_u32(p + 60);
+    b->d_conv = naive_u32(p + 64);
+    b->dt_rank = naive_u32(p + 68);
+    b->intermediate = naive_u32(p + 76);
+    b->experts = naive_u32(p + 80);
+    b->top_k = naive_u32(p + 84);
+    if (b->kind == JMB_ATTENTION) {
+        b->keys = (double *)calloc(capacity * b->kv_heads * b->head_dim, sizeof *b->keys);
+        b->values = (double *)calloc(capacity * b->kv_heads * b->head_dim, sizeof *b->values);
+    }
+    if (b->kind == JMB_MAMBA) {
+        b->conv = (double *)calloc(b->d_inner * b->d_conv, sizeof *b->conv);
+        b->state = (double *)calloc(b->d_inner * b->d_state, sizeof *b->state);
+    }
+}
+
+/* A model of at most `capacity` positions from the bytes of a .jamba file. */
+static naive_model *naive_parse(const uint8_t *file, size_t capacity)
+{
+    naive_model *m = (naive_model *)calloc(1, sizeof *m);
+    size_t i, directory;
+    m->vocab = naive_u32(file + 64);
+    m->hidden = naive_u32(file + 68);
+    m->block_count = naive_u32(file + 76);
+    m->tensor_count = naive_u32(file + 80);
+    m->own_head = naive_u32(file + 84) == 1;
+    m->eps = naive_f32(file + 88);
+    m->capacity = capacity;
+    m->blocks = (naive_block *)calloc(m->block_count, sizeof *m->blocks);
+    m->tensors = (naive_tensor *)calloc(m->tensor_count, sizeof *m->tensors);
+    for (i = 0; i < m->block_count; i++) naive_read_block(&m->blocks[i], file + 256 + 128 * i, capacity);
+    directory = 256 + 128 * m->block_count;
+    for (i = 0; i < m->tensor_count; i++) naive_read_tensor(&m->tensors[i], file, file + directory + 64 * i);
+    return m;
+}
+
+TEST_UNUSED static naive_model *naive_open(const char *path, size_t capacity)
+{
+    size_t size;
+    uint8_t *file = file_need(path, &size);
+    naive_model *m = naive_parse(file, capacity);
+    free(file);
+    return m;
+}
+
+TEST_UNUSED static void naive_free(naive_model *m)
+{
+    size_t i;
+    for (i = 0; i < m->tensor_count; i++) {
+        free(m->tensors[i].weights);
+        free(m->tensors[i].second);
+    }
+    for (i = 0; i < m->block_count; i++) {
+        free(m->blocks[i].keys);
+        free(m->blocks[i].values);
+        free(m->blocks[i].conv);
+        free(m->blocks[i].state);
+    }
+    free(m->tensors);
+    free(m->blocks);
+    free(m);
+}
+
+TEST_UNUSED static void naive_reset(naive_model *m)
+{
+    size_t i;
+    m->position = 0;
+    for (i = 0; i < m->block_count; i++) {
+        naive_block *b = &m->blocks[i];
+        if (b->kind != JMB_MAMBA) continue;
+        memset(b->conv, 0, b->d_inner * b->d_conv * sizeof *b->conv);
+        memset(b->state, 0, b->d_inner * b->d_state * sizeof *b->state);
+    }
+}
+
+/* Copies the recurrent state of all blocks to `room` (NULL: only measures), or back. Returns its size;
+ * keys and values need no copy, the position says which count. */
+TEST_UNUSED static size_t naive_state(naive_model *m, double *room, bool restore)
+{
+    size_t i, at = 0;
+    for (i = 0; i < m->block_count; i++) {
+        naive_block *b = &m->blocks[i];
+        size_t conv = b->d_inner * b->d_conv, state = b->d_inner * b->d_state;
+        if (b->kind != JMB_MAMBA) continue;
+        if (room) {
+            memcpy(restore ? b->conv : room + at, restore ? room + at : b->conv, conv * sizeof *room);
+            memcpy(restore ? b->state : room + at + conv, restore ? room + at + conv : b->state, state * sizeof *room);
+        }
+        at += conv + state;
+    }
+    return at;
+}
+
+static const naive_tensor *naive_find(const naive_model *m, unsigned role, unsigned unit, unsigned index)
+{
+    size_t i;
+    for (i = 0; i < m->tensor_count; i++) {
+        const naive_tensor *t = &m->tensors[i];
+        if (t->role == role && t->unit == unit && t->index == index) return t;
+    }
+    test_require(false, "naive: the model lacks tensor", jmb_roles[role].name);
+    return NULL;
+}
+
+/* ---- linears ------------------------------------------------------------------------------------ */
+
+/* The input of a q8 linear as the codes keep it. */
+static void naive_round(naive_model *m, const double *x, size_t count, double *out)
+{
+    size_t start, i;
+    for (start = 0; start < count; start += 64) {
+        size_t end = start + 64 < count ? start + 64 : count;
+        float most = 0, scale;
+        for (i = start; i < end; i++)
+            if (fabsf((float)x[i]) > most) most = fabsf((float)x[i]);
+        scale = most / 127.0f;
+        for (i = start; i < end; i++) {
+            double exact = scale > 0 ? x[i] / (double)scale : 0, code = rint(exact);
+            double tie = 0.5 - fabs(exact - code);
+            if (tie < m->nearest_tie) m->nearest_tie = tie;
+            if (code > 127) code = 127;
+            if (code < -127) code = -127;
+            out[i] = code * (double)scale;
+        }
+    }
+}
+
+static void naive_product(naive_model *m, const naive_tensor *t, const double *w, const double *x, double *y)
+{
+    double *rounded = (double *)malloc(t->cols * sizeof *rounded);
+    size_t row, col;
+    if (t->type == JMB_Q8 && !m->keep_activations) naive_round(m, x, t->cols, rounded);
+    else memcpy(rounded, x, t->cols * sizeof *rounded);
+    for (row = 0; row < t->rows; row++) {
+        double sum = 0;
+        for (col = 0; col < t->cols; col++) sum += w[row * t->cols + col] * rounded[col];
+        y[row] = sum;
+    }
+    free(rounded);
+}
+
+/* y = W x, allocated. */
+static double *naive_linear(naive_model *m, unsigned role, unsigned unit, unsigned index, const double *x)
+{
+    const naive_tensor *t = naive_find(m, role, unit, index);
+    double *y = (double *)malloc(t->rows * sizeof *y);
+    naive_product(m, t, t->weights, x, y);
+    return y;
+}
+
+static void naive_add(double *y, const double *x, size_t count)
+{
+    while (count-- > 0) y[count] += x[count];
+}
+
+/* y = W x + b where `biased`, allocated. */
+static double *naive_affine(
+    naive_model *m, unsigned role, unsigned bias, bool biased, unsigned unit, const double *x)
+{
+    double *y = naive_linear(m, role, unit, 0, x);
+    if (biased) {
+        const naive_tensor *b = naive_find(m, bias, unit, 0);
+        naive_add(y, b->weights, b->rows);
+    }
+    return y;
+}
+
+/* y_i = w_i x_i / sqrt(mean(x^2) + eps), allocated. */
+static double *naive_norm(const naive_model *m, unsigned role, unsigned unit, double eps, const double *x)
+{
+    const naive_tensor *w = naive_find(m, role, unit, 0);
+    double *y = (double *)malloc(w->rows * sizeof *y), sum = 0;
+    size_t i;
+    for (i = 0; i < w->rows; i++) sum += x[i] * x[i];
+    for (i = 0; i < w->rows; i++) y[i] = w->weights[i] * x[i] / sqrt(sum / (double)w->rows + eps);
+    return y;
+}
+
+static double naive_silu(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+static void naive_softmax(double *x, size_t count)
+{
+    double most = x[0], sum = 0;
+    size_t i;
+    for (i = 1; i < count; i++)
+        if (x[i] > most) most = x[i];
+    for (i = 0; i < count; i++) sum += x[i] = exp(x[i] - most);
+    for (i = 0; i < count; i++) x[i] /= sum;
+}
+
+/* ---- blocks: each returns f(a), allocated ----------------------------------------------------- */
+
+/* Pairs (i, i + head_dim / 2) turn by position * frequency_i. */
+static void naive_rotate(const naive_model *m, const naive_block *b, double *x, size_t heads)
+{
+    const naive_tensor *frequency = naive_find(m, JMB_ROLE_ROPE, b->unit, 0);
+    size_t head, i, half = b->head_dim / 2;
+    for (head = 0; head < heads; head++) {
+        double *v = x + head * b->head_dim;
+        for (i = 0; i < half; i++) {
+            double angle = (double)((float)m->position * (float)frequency->weights[i]);
+            double low = v[i], high = v[i + half];
+            v[i] = low * cos(angle) - high * sin(angle);
+            v[i + half] = high * cos(angle) + low * sin(angle);
+        }
+    }
+}
+
+/* One query head over all positions up to the present one. */
+static void naive_attend(const naive_model *m, const naive_block *b, const double *q, size_t kv_head, double *out)
+{
+    size_t width = b->kv_heads * b->head_dim, count = m->position + 1, t, i;
+    double *weight = (double *)malloc(count * sizeof *weight);
+    for (t = 0; t < count; t++) {
+        const double *k = b->keys + t * width + kv_head * b->head_dim;
+        weight[t] = 0;
+        for (i = 0; i < b->head_dim; i++) weight[t] += q[i] * k[i];
+        weight[t] *= b->scale;
+    }
+    naive_softmax(weight, count);
+    for (i = 0; i < b->head_dim; i++) {
+        out[i] = 0;
+        for (t = 0; t < count; t++) out[i] += weight[t] * b->values[t * width + kv_head * b->head_dim + i];
+    }
+    free(weight);
+}
+
+static double *naive_attention(naive_model *m, naive_block *b, const double *a)
+{
+    bool biased = (b->flags & JMB_BIAS) != 0;
+    double *q = naive_affine(m, JMB_ROLE_Q, JMB_ROLE_Q_BIAS, biased, b->unit, a);
+    double *k = naive_affine(m, JMB_ROLE_K, JMB_ROLE_K_BIAS, biased, b->unit, a);
+    double *v = naive_affine(m, JMB_ROLE_V, JMB_ROLE_V_BIAS, biased, b->unit, a);
+    double *joined = (double *)malloc(b->heads * b->head_dim * sizeof *joined), *out;
+    size_t head, width = b->kv_heads * b->head_dim;
+    if (b->flags & JMB_ROPE) {
+        naive_rotate(m, b, q, b->heads);
+        naive_rotate(m, b, k, b->kv_heads);
+    }
+    memcpy(b->keys + m->position * width, k, width * sizeof *k);
+    memcpy(b->values + m->position * width, v, width * sizeof *v);
+    for (head = 0; head < b->heads; head++) /* consecutive query heads share a key head */
+        naive_attend(m, b, q + head * b->head_dim, head / (b->heads / b->kv_heads), joined + head * b->head_dim);
+    out = naive_affine(m, JMB_ROLE_O, JMB_ROLE_O_BIAS, biased, b->unit, joined);
+    free(q);
+    free(k);
+    free(v);
+    free(joined);
+    return out;
+}
+
+/* In place: u_c = silu(bias_c + sum_j w[c, j] x_(t - d_conv + 1 + j)); the last tap meets the newest input. */
+static void naive_convolve(const naive_model *m, naive_block *b, double *u)
+{
+    const naive_tensor *w = naive_find(m, JMB_ROLE_CONV, b->unit, 0);
+    size_t c, j, past = b->d_conv - 1;
+    for (c = 0; c < b->d_inner; c++) {
+        double *window = b->conv + c * b->d_conv, sum = 0;
+        window[past] = u[c];
+        for (j = 0; j < b->d_conv; j++) sum += w->weights[c * b->d_conv + j] * window[j];
+        if (b->flags & JMB_CONV_BIAS) sum += naive_find(m, JMB_ROLE_CONV_BIAS, b->unit, 0)->weights[c];
+        memmove(window, window + 1, past * sizeof *window);
+        u[c] = naive_silu(sum);
+    }
+}
+
+static void naive_norm_in_place(const naive_model *m, const naive_block *b, unsigned role, double **x)
+{
+    double *y = naive_norm(m, role, b->unit, b->eps, *x);
+    free(*x);
+    *x = y;
+}
+
+/* h = exp(dt A) h + dt u B; y = h C + D u, times silu(z). */
+static double *naive_scan(const naive_model *m, naive_block *b, const double *u, const double *z, const double *dt,
+    const double *B, const double *C)
+{
+    const naive_tensor *A = naive_find(m, JMB_ROLE_A, b->unit, 0), *D = naive_find(m, JMB_ROLE_D, b->unit, 0);
+    double *y = (double *)malloc(b->d_inner * sizeof *y);
+    size_t c, n;
+    for (c = 0; c < b->d_inner; c++) {
+        double *h = b->state + c * b->d_state;
+        y[c] = D->weights[c] * u[c];
+        for (n = 0; n < b->d_state; n++) {
+            h[n] = exp(dt[c] * A->weights[c * b->d_state + n]) * h[n] + dt[c] * u[c] * B[n];
+            y[c] += h[n] * C[n];
+        }
+        y[c] *= naive_silu(z[c]);
+    }
+    return y;
+}
+
+static double *naive_mamba(naive_model *m, naive_block *b, const double *a)
+{
+    bool biased = (b->flags & JMB_BIAS) != 0;
+    double *u = naive_affine(m, JMB_ROLE_U, JMB_ROLE_U_BIAS, biased, b->unit, a);
+    double *z = naive_affine(m, JMB_ROLE_Z, JMB_ROLE_Z_BIAS, biased, b->unit, a);
+    double *low, *B, *C, *dt, *y, *out;
+    size_t c;
+    naive_convolve(m, b, u);
+    low = naive_linear(m, JMB_ROLE_DT_LOW, b->unit, 0, u);
+    B = naive_linear(m, JMB_ROLE_B, b->unit, 0, u);
+    C = naive_linear(m, JMB_ROLE_C, b->unit, 0, u);
+    if (b->flags & JMB_DT_NORM) {
+        naive_norm_in_place(m, b, JMB_ROLE_DT_NORM, &low);
+        naive_norm_in_place(m, b, JMB_ROLE_B_NORM, &B);
+        naive_norm_in_place(m, b, JMB_ROLE_C_NORM, &C);
+    }
+    dt = naive_affine(m, JMB_ROLE_DT, JMB_ROLE_DT_BIAS, true, b->unit, low);
+    for (c = 0; c < b->d_inner; c++) dt[c] = dt[c] > 20 ? dt[c] : log1p(exp(dt[c]));
+    y = naive_scan(m, b, u, z, dt, B, C);
+    out = naive_affine(m, JMB_ROLE_OUT, JMB_ROLE_OUT_BIAS, biased, b->unit, y);
+    free(u);
+    free(z);
+    free(low);
+    free(B);
+    free(C);
+    free(dt);
+    free(y);
+    return out;
+}
+
+/* down(silu(gate(a)) * up(a)) of one expert. */
+static double *naive_expert(naive_model *m, const naive_block *b, unsigned index, const double *a)
+{
+    const naive_tensor *t = naive_find(m, JMB_ROLE_GATE_UP, b->unit, index);
+    bool biased = b->kind == JMB_MLP && (b->flags & JMB_BIAS);
+    double *gate = (double *)malloc(t->rows * sizeof *gate), *up = (double *)malloc(t->rows * sizeof *up), *out;
+    size_t i;
+    naive_product(m, t, t->weights, a, gate);
+    naive_product(m, t, t->second, a, up);
+    if (biased) {
+        const naive_tensor *bias = naive_find(m, JMB_ROLE_GATE_UP_BIAS, b->unit, 0);
+        naive_add(gate, bias->weights, bias->rows);
+        naive_add(up, bias->second, bias->rows);
+    }
+    for (i = 0; i < t->rows; i++) gate[i] = naive_silu(gate[i]) * up[i];
+    out = naive_linear(m, JMB_ROLE_DOWN, b->unit, index, gate);
+    if (biased) naive_add(out, naive_find(m, JMB_ROLE_DOWN_BIAS, b->unit, 0)->weights, m->hidden);
+    free(gate);
+    free(up);
+    return out;
+}
+
+/* Softmax over all experts, the top_k largest kept, divided by their sum where the flag says so. */
+static double *naive_moe(naive_model *m, const naive_block *b, const double *a)
+{
+    double *weight = naive_linear(m, JMB_ROLE_ROUTER, b->unit, 0, a);
+    double *out = (double *)calloc(m->hidden, sizeof *out), sum = 0;
+    size_t k, e, i;
+    bool chosen[JMB_MAX_EXPERTS] = { false };
+    naive_softmax(weight, b->experts);
+    for (k = 0; k < b->top_k; k++) {
+        size_t best = b->experts;
+        for (e = 0; e < b->experts; e++)
+            if (!chosen[e] && (best == b->experts || weight[e] > weight[best])) best = e;
+        chosen[best] = true;
+        sum += weight[best];
+    }
+    for (e = 0; e < b->experts; e++) {
+        double *y;
+        if (!chosen[e]) continue;
+        y = naive_expert(m, b, (unsigned)e, a);
+        for (i = 0; i < m->hidden; i++) out[i] += (b->flags & JMB_RENORMALISE ? weight[e] / sum : weight[e]) * y[i];
+        free(y);
+    }
+    free(weight);
+    return out;
+}
+
+/* ---- the model ---------------------------------------------------------------------------------- */
+
+/* Logits that follow `token`, [vocab]. */
+TEST_UNUSED static void naive_step(naive_model *m, int32_t token, double *logits)
+{
+    const naive_tensor *embed = naive_find(m, JMB_ROLE_EMBED, JMB_NONE, 0);
+    const naive_tensor *head = m->own_head ? naive_find(m, JMB_ROLE_HEAD, JMB_NONE, 0) : embed;
+    double *x = (double *)malloc(m->hidden * sizeof *x), *last;
+    size_t i;
+    memcpy(x, embed->weights + (size_t)token * m->hidden, m->hidden * sizeof *x);
+    for (i = 0; i < m->block_count; i++) {
+        naive_block *b = &m->blocks[i];
+        double *a = naive_norm(m, JMB_ROLE_NORM, b->unit, b->eps, x), *y;
+        switch (b->kind) {
+        case JMB_ATTENTION: y = naive_attention(m, b, a); break;
+        case JMB_MAMBA: y = naive_mamba(m, b, a); break;
+        case JMB_MLP: y = naive_expert(m, b, 0, a); break;
+        default: y = naive_moe(m, b, a); break;
+        }
+        naive_add(x, y, m->hidden);
+        free(a);
+        free(y);
+    }
+    last = naive_norm(m, JMB_ROLE_FINAL_NORM, JMB_NONE, m->eps, x);
+    naive_product(m, head, head->weights, last, logits);
+    m->position++;
+    free(last);
+    free(x);
+}
+
+#endif

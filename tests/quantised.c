@@ -1,0 +1,200 @@
+/* quantised.c - storage that rounds the weights, against the naive forward of the rounded weights
+ *
+ * f32, f16 and bf16 take float activations. q8 rounds activations too: there a value on the boundary
+ * between two codes may go either way in single and in double precision, and everything after it
+ * differs by up to a tenth of a logit's spread. So q8 is compared on sequences chosen by the naive forward
+ * so that no activation of theirs comes near a boundary; then it has to agree as closely as the others. */
+#include "naive.h"
+
+static const double bound = 2e-4;
+/* Codes from a boundary. Single precision moves an activation by about 1e-7 of its size, a code by 1e-5. */
+static const double clear_of_ties = 5e-5;
+enum { SEQUENCE = 24, TRIES = 400 };
+
+/* Logits of the library and of the naive forward for one sequence; returns the largest difference. */
+static double compare_sequence(const jamba_model *model, naive_model *naive, const int32_t *tokens, size_t count)
+{
+    jamba_session_params params;
+    size_t vocab = naive->vocab, i, j;
+    double worst = 0, *want = (double *)malloc(vocab * sizeof *want);
+    float *got;
+    memset(&params, 0, sizeof params);
+    params.kv_type = JAMBA_KV_F32;
+    got = model_logits(model, &params, tokens, count, 0);
+    naive_reset(naive);
+    for (i = 0; i < count && got; i++) {
+        naive_step(naive, tokens[i], want);
+        for (j = 0; j < vocab; j++) {
+            double error = fabs((double)got[i * vocab + j] - want[j]);
+            if (!(error <= worst)) worst = error == error ? error : (double)INFINITY;
+        }
+    }
+    free(want);
+    free(got);
+    return got ? worst : (double)INFINITY;
+}
+
+static void check_floats(const char *name, const char *type, const jamba_model *model, naive_model *naive)
+{
+    size_t count;
+    int32_t *prompt = (int32_t *)golden_read(name, "prompt.i32", &count);
+    double worst = compare_sequence(model, naive, prompt, count);
+    CHECK_THAT(worst <= bound, "differs from the naive forward by %.3g, allowed %.3g", worst, bound);
+    printf("quantised: %-24s %-5s worst error %.2e\n", name, type, worst);
+    free(prompt);
+}
+
+/* A sequence whose activations all keep clear of ties; false when none is found. */
+static bool choose_sequence(naive_model *naive, int32_t *tokens)
+{
+    size_t size = naive_state(naive, NULL, false), i;
+    double *before = (double *)malloc((size + 1) * sizeof *before), *logits;
+    uint64_t random = 3;
+    int tries = 0;
+    logits = (double *)malloc(naive->vocab * sizeof *logits);
+    naive_reset(naive);
+    for (i = 0; i < SEQUENCE && tries < TRIES; tries++) {
+        naive_state(naive, before, false);
+        tokens[i] = (int32_t)(random_next(&random) % naive->vocab);
+        naive->nearest_tie = 1;
+        naive_step(naive, tokens[i], logits);
+        if (naive->nearest_tie >= clear_of_ties) {
+            i++;
+        } else {
+            naive->position--;
+            naive_state(naive, before, true);
+        }
+    }
+    free(before);
+    free(logits);
+    return i == SEQUENCE;
+}
+
+static void check_q8(const char *name, const jamba_model *model, naive_model *naive)
+{
+    int32_t tokens[SEQUENCE];
+    double worst, plain;
+    if (!CHECK(choose_sequence(naive, tokens))) return;
+    worst = compare_sequence(model, naive, tokens, SEQUENCE);
+    CHECK_THAT(worst <= bound, "differs from the naive forward by %.3g, allowed %.3g", worst, bound);
+    naive->keep_activations = true;
+    plain = compare_sequence(model, naive, tokens, SEQUENCE);
+    CHECK_THAT(plain > 100 * bound, "rounding the activations moves a logit by only %.3g: nothing was tested", plain);
+    printf("quantised: %-24s q8    worst error %.2e (against unrounded activations %.2e)\n", name, worst, plain);
+}
+
+static void test_forward(const char *name, const char *type)
+{
+    char folder[PATH_ROOM], path[PATH_ROOM];
+    jamba_model *model = NULL;
+    snprintf(folder, sizeof folder, "tests/cases/%s", name);
+    if (convert(folder, name, type, path)) model = model_open_cpu(path, JAMBA_CPU_BEST);
+    if (CHECK(model != NULL)) {
+        naive_model *naive = naive_open(path, 128);
+        if (strcmp(type, "q8") == 0) check_q8(name, model, naive);
+        else check_floats(name, type, model, naive);
+        naive_free(naive);
+    }
+    jamba_model_free(model);
+}
+
+/* ---- the converter's rounding ------------------------------------------------------------------- */
+
+/* x to the nearest multiple of its ulp in a format of `mantissa_bits`, whose smallest normal number is
+ * 2^lowest; ties to even. */
+static double nearest(double x, int mantissa_bits, int lowest)
+{
+    int exponent;
+    double step;
+    frexp(x, &exponent);
+    if (exponent - 1 < lowest) exponent = lowest + 1;
+    step = ldexp(1, exponent - 1 - mantissa_bits);
+    return rint(x / step) * step;
+}
+
+/* The f16 scale of a block is absmax / 127, and each weight lies within half a step of its code. */
+static double q8_excess(const double *exact, const double *stored, size_t count)
+{
+    double most = 0, scale, worst = 0;
+    size_t i;
+    for (i = 0; i < count; i++)
+        if (fabs(exact[i]) > most) most = fabs(exact[i]);
+    scale = nearest(most / 127, 10, -14);
+    for (i = 0; i < count; i++) {
+        double limit = fabs(exact[i]) > 127 * scale ? most - 127 * scale : 0.5 * scale;
+        double excess = fabs(exact[i] - stored[i]) - limit;
+        if (excess > worst) worst = excess;
+    }
+    return scale > 0 ? worst / scale : worst;
+}
+
+/* How far `stored` is from the best that its type can do with `exact`. */
+static double rounding_excess(unsigned type, const double *exact, const double *stored, size_t count)
+{
+    double worst = 0;
+    size_t i;
+    if (type == JMB_Q8) return q8_excess(exact, stored, count);
+    for (i = 0; i < count; i++) {
+        double want = type == JMB_F16 ? nearest(exact[i], 10, -14) : type == JMB_BF16 ? nearest(exact[i], 7, -126)
+                                                                                    : exact[i];
+        double error = fabs(stored[i] - want);
+        if (error > worst) worst = error;
+    }
+    return worst;
+}
+
+static void compare_weights(const naive_tensor *exact, const naive_tensor *stored, const double *a, const double *b)
+{
+    size_t row, start;
+    for (row = 0; row < exact->rows && a; row++) {
+        for (start = 0; start < exact->cols; start += 64) {
+            size_t at = row * exact->cols + start, count = exact->cols - start < 64 ? exact->cols - start : 64;
+            double excess = rounding_excess(stored->type, a + at, b + at, count);
+            CHECK_THAT(excess <= 1e-3 * (stored->type == JMB_Q8), "%u.%s row %zu column %zu: off by %g",
+                exact->unit, jmb_roles[exact->role].name, row, start, excess);
+        }
+    }
+}
+
+/* Every tensor of the file of `type` is the nearest to that of the f32 file. */
+static void test_rounding(const char *name, const char *type)
+{
+    char folder[PATH_ROOM], exact_path[PATH_ROOM], path[PATH_ROOM];
+    snprintf(folder, sizeof folder, "tests/cases/%s", name);
+    if (convert(folder, name, "f32", exact_path) && convert(folder, name, type, path)) {
+        naive_model *exact = naive_open(exact_path, 1), *stored = naive_open(path, 1);
+        size_t i, rounded = 0;
+        CHECK(exact->tensor_count == stored->tensor_count);
+        for (i = 0; i < exact->tensor_count; i++) {
+            const naive_tensor *a = &exact->tensors[i], *b = &stored->tensors[i];
+            CHECK(a->role == b->role && a->unit == b->unit && a->index == b->index);
+            CHECK(b->type == (jmb_roles[b->role].linear ? stored->tensors[0].type : (unsigned)JMB_F32));
+            rounded += b->type != JMB_F32;
+            compare_weights(a, b, a->weights, b->weights);
+            compare_weights(a, b, a->second, b->second);
+        }
+        CHECK(rounded > 5);
+        naive_free(exact);
+        naive_free(stored);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const types[] = { "f32", "f16", "bf16", "q8" };
+    int i, t;
+    test_start(argc, argv);
+    for (i = 0; i < GOLDEN_CASES; i++) {
+        for (t = 0; t < 4; t++) {
+            if (!test_begin("naive forward %s %s", golden_cases[i].name, types[t])) continue;
+            test_forward(golden_cases[i].name, types[t]);
+            test_end();
+        }
+    }
+    for (t = 1; t < 4; t++) {
+        if (!test_begin("rounding to %s", types[t])) continue;
+        test_rounding("jamba-moe", types[t]);
+        test_end();
+    }
+    return test_summary();
+}

@@ -1,0 +1,392 @@
+/* support.h - what several test programs need: files, child processes, golden cases, models,
+ * evaluation of a token list, executors, a counting allocator. Includes the library privately. */
+#ifndef SUPPORT_H
+#define SUPPORT_H
+
+#include "test.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#if !defined(SUPPORT_API_ONLY) /* the implementation is in another translation unit */
+#define JAMBA_IMPLEMENTATION
+#define JAMBA_STATIC
+#endif
+#include "jamba.h"
+
+#include "../examples/threads.h"
+
+/* ---- files ------------------------------------------------------------------------------------ */
+
+enum { PATH_ROOM = 512 };
+
+/* Contents of a file and a terminating zero; NULL when it cannot be read. free() it. */
+TEST_UNUSED static uint8_t *file_read(const char *path, size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    uint8_t *data = NULL;
+    long length;
+    *size = 0;
+    if (!file) return NULL;
+    if (fseek(file, 0, SEEK_END) == 0 && (length = ftell(file)) >= 0 && fseek(file, 0, SEEK_SET) == 0) {
+        data = (uint8_t *)malloc((size_t)length + 1);
+        if (data && fread(data, 1, (size_t)length, file) == (size_t)length) {
+            *size = (size_t)length;
+            data[length] = 0;
+        } else {
+            free(data);
+            data = NULL;
+        }
+    }
+    fclose(file);
+    return data;
+}
+
+TEST_UNUSED static uint8_t *file_need(const char *path, size_t *size)
+{
+    uint8_t *data = file_read(path, size);
+    test_require(data != NULL, "cannot read", path);
+    return data;
+}
+
+TEST_UNUSED static void file_write(const char *path, const void *data, size_t size)
+{
+    FILE *file = fopen(path, "wb");
+    bool ok = file && fwrite(data, 1, size, file) == size;
+    if (file) ok = fclose(file) == 0 && ok;
+    test_require(ok, "cannot write", path);
+}
+
+TEST_UNUSED static bool file_exists(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0;
+}
+
+/* BUILD/tmp/PROGRAM/NAME, with the folders above it made. */
+TEST_UNUSED static const char *temp_path(char path[PATH_ROOM], const char *name)
+{
+    snprintf(path, PATH_ROOM, "%s/tmp", test_state.build);
+    mkdir(path, 0777);
+    snprintf(path, PATH_ROOM, "%s/tmp/%s", test_state.build, test_state.program);
+    mkdir(path, 0777);
+    snprintf(path, PATH_ROOM, "%s/tmp/%s/%s", test_state.build, test_state.program, name);
+    return path;
+}
+
+/* ---- child processes -------------------------------------------------------------------------- */
+
+/* Runs BUILD/TOOL with the arguments (NULL at the end); stderr goes to `errors`, stdout nowhere.
+ * Returns the exit code, -1 when it did not exit by itself. */
+TEST_UNUSED static int tool_run(const char *tool, const char *const *arguments, char *errors, size_t capacity)
+{
+    const char *argv[16];
+    char program[PATH_ROOM];
+    int status = -1, ends[2], count = 0;
+    size_t used = 0;
+    ssize_t got;
+    pid_t child;
+    snprintf(program, sizeof program, "%s/%s", test_state.build, tool);
+    argv[count++] = program;
+    while (*arguments && count < 15) argv[count++] = *arguments++;
+    argv[count] = NULL;
+    if (pipe(ends) != 0) return -1;
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        int nowhere = open("/dev/null", O_RDWR);
+        dup2(nowhere, 0);
+        dup2(nowhere, 1);
+        dup2(ends[1], 2);
+        close(ends[0]);
+        execv(program, (char *const *)argv);
+        _exit(127);
+    }
+    close(ends[1]);
+    while ((got = read(ends[0], errors + used, capacity - 1 - used)) > 0) used += (size_t)got;
+    errors[used] = 0;
+    close(ends[0]);
+    if (child < 0 || waitpid(child, &status, 0) != child) return -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* Converts a Hugging Face folder into BUILD/tmp/PROGRAM/NAME.TYPE.jamba. False with a failed check. */
+TEST_UNUSED static bool convert(const char *folder, const char *name, const char *type, char path[PATH_ROOM])
+{
+    const char *arguments[6];
+    char file[PATH_ROOM / 2], errors[2000];
+    int code;
+    snprintf(file, sizeof file, "%s.%s.jamba", name, type);
+    temp_path(path, file);
+    arguments[0] = folder;
+    arguments[1] = path;
+    arguments[2] = "--type";
+    arguments[3] = type;
+    arguments[4] = "--force";
+    arguments[5] = NULL;
+    code = tool_run("convert", arguments, errors, sizeof errors);
+    return CHECK_THAT(code == 0, "convert %s --type %s exits %d: %s", folder, type, code, errors);
+}
+
+#if !defined(SUPPORT_API_ONLY)
+/* Place of the data of the first tensor of this role in the bytes of a .jamba file; its size in *size. */
+TEST_UNUSED static uint8_t *file_tensor(uint8_t *file, uint32_t role, size_t *size)
+{
+    jmb_header header;
+    jmb_entry entry;
+    uint32_t i;
+    jmb_read_header(&header, file);
+    for (i = 0; i < header.tensors; i++) {
+        jmb_read_entry(&entry, file + JMB_HEADER_BYTES + header.blocks * JMB_BLOCK_BYTES + i * JMB_ENTRY_BYTES);
+        if (entry.role != role) continue;
+        *size = (size_t)entry.bytes;
+        return file + entry.offset;
+    }
+    *size = 0;
+    return NULL;
+}
+#endif
+
+/* ---- golden cases ----------------------------------------------------------------------------- */
+
+typedef struct golden_case {
+    const char *name, *stored; /* type of the checkpoint's linears */
+} golden_case;
+
+static const golden_case golden_cases[] = {
+    { "jamba-dense", "f32" },
+    { "jamba-moe", "f32" },
+    { "jamba-gqa-bf16-sharded", "bf16" },
+    { "jamba-flags", "f32" },
+    { "jamba-mixed", "bf16" },
+    { "mamba", "f32" },
+    { "mamba-bias", "f16" },
+    { "llama", "f16" },
+    { "llama-linear", "f32" },
+    { "llama-llama3", "bf16" },
+    { "mixtral", "bf16" },
+    { "mixtral-top3", "f32" },
+};
+enum { GOLDEN_CASES = sizeof golden_cases / sizeof golden_cases[0], GOLDEN_GREEDY = 16 };
+
+TEST_UNUSED static bool big_endian(void)
+{
+    const uint32_t one = 1;
+    return *(const uint8_t *)&one == 0;
+}
+
+/* Little-endian 32-bit items of tests/cases/NAME/FILE, as floats or integers. free() them. */
+TEST_UNUSED static void *golden_read(const char *name, const char *file, size_t *count)
+{
+    char path[PATH_ROOM];
+    size_t size, i;
+    uint8_t *data;
+    snprintf(path, sizeof path, "tests/cases/%s/%s", name, file);
+    data = file_need(path, &size);
+    *count = size / 4;
+    for (i = 0; big_endian() && i < *count; i++) {
+        uint8_t *p = data + 4 * i, swap[4] = { p[3], p[2], p[1], p[0] };
+        memcpy(p, swap, 4);
+    }
+    return data;
+}
+
+/* The prompt, the greedy tokens, and the prompt again and again: `count` tokens to run. free() them. */
+TEST_UNUSED static int32_t *golden_tokens(const char *name, size_t count)
+{
+    size_t prompt_count, greedy_count, i;
+    int32_t *prompt = (int32_t *)golden_read(name, "prompt.i32", &prompt_count);
+    int32_t *greedy = (int32_t *)golden_read(name, "greedy.i32", &greedy_count);
+    int32_t *tokens = (int32_t *)malloc(count * sizeof *tokens);
+    for (i = 0; i < count; i++) {
+        size_t at = i % (prompt_count + greedy_count);
+        tokens[i] = at < prompt_count ? prompt[at] : greedy[at - prompt_count];
+    }
+    free(prompt);
+    free(greedy);
+    return tokens;
+}
+
+/* ---- models and evaluation ---------------------------------------------------------------------- */
+
+/* NULL with a failed check, but for JAMBA_ERR_UNSUPPORTED (an instruction set the CPU lacks): just NULL. */
+TEST_UNUSED static jamba_model *model_open(jamba_source source, const jamba_model_params *params)
+{
+    jamba_model *model;
+    jamba_error error;
+    jamba_result result = jamba_model_load(&model, source, params, &error);
+    if (result != JAMBA_ERR_UNSUPPORTED) CHECK_THAT(result == JAMBA_OK, "load: %s", error.message);
+    return model;
+}
+
+TEST_UNUSED static jamba_model *model_open_cpu(const char *path, jamba_cpu cpu)
+{
+    jamba_model_params params;
+    memset(&params, 0, sizeof params);
+    params.cpu = cpu;
+    return model_open(jamba_from_file(path), &params);
+}
+
+TEST_UNUSED static int32_t model_vocab(const jamba_model *model)
+{
+    jamba_model_info info;
+    jamba_model_describe(model, &info);
+    return info.vocab;
+}
+
+typedef struct logits_rows {
+    float *rows;
+    size_t vocab, count, seen;
+    bool in_order;
+} logits_rows;
+
+TEST_UNUSED static void logits_collect(void *user, int32_t position, const float *logits)
+{
+    logits_rows *out = (logits_rows *)user;
+    if ((size_t)position != out->seen) out->in_order = false;
+    if ((size_t)position < out->count)
+        memcpy(out->rows + (size_t)position * out->vocab, logits, out->vocab * sizeof *logits);
+    out->seen++;
+}
+
+enum { STEPS_LIMIT = 2000000 }; /* of one budgeted evaluation: beyond it nothing moves */
+
+/* jamba_step() until the queue is empty; the number of calls goes to *calls (may be NULL). */
+TEST_UNUSED static jamba_result step_all(jamba_session *session, uint64_t budget, int *calls)
+{
+    jamba_result result = JAMBA_PENDING;
+    int n = 0;
+    while (result == JAMBA_PENDING && n < STEPS_LIMIT) {
+        result = jamba_step(session, budget);
+        n++;
+    }
+    if (calls) *calls = n;
+    return result;
+}
+
+/* Evaluates the tokens on `session`, which was made with rows as its logits_user. */
+TEST_UNUSED static bool session_run(jamba_session *session, logits_rows *rows, const int32_t *tokens, uint64_t budget)
+{
+    jamba_result result;
+    rows->seen = 0;
+    rows->in_order = true;
+    result = jamba_feed(session, tokens, rows->count);
+    if (result == JAMBA_OK) result = step_all(session, budget, NULL);
+    CHECK_THAT(result == JAMBA_OK, "evaluation: %s (%s)", jamba_result_name(result),
+        jamba_session_error(session)->message);
+    CHECK(rows->seen == rows->count && rows->in_order);
+    return result == JAMBA_OK;
+}
+
+/* Logits of every token, [count, vocab], from a new session. free() them; NULL after a failed check. */
+TEST_UNUSED static float *model_logits(const jamba_model *model, const jamba_session_params *given,
+    const int32_t *tokens, size_t count, uint64_t budget)
+{
+    jamba_session_params params;
+    jamba_session *session;
+    jamba_error error;
+    logits_rows rows;
+    bool ok;
+    memset(&params, 0, sizeof params);
+    if (given) params = *given;
+    rows.vocab = (size_t)model_vocab(model);
+    rows.count = count;
+    rows.rows = (float *)calloc(rows.vocab * count, sizeof *rows.rows);
+    params.on_logits = logits_collect;
+    params.logits_user = &rows;
+    if (params.context == 0) params.context = (int32_t)count;
+    ok = jamba_session_create(&session, model, &params, &error) == JAMBA_OK;
+    CHECK_THAT(ok, "session: %s", error.message);
+    ok = ok && session_run(session, &rows, tokens, budget);
+    jamba_session_free(session);
+    if (ok) return rows.rows;
+    free(rows.rows);
+    return NULL;
+}
+
+/* ---- executors ---------------------------------------------------------------------------------- */
+
+/* One thread, tasks last to first. */
+TEST_UNUSED static void run_reversed(void *user, int count, jamba_task_fn task, void *ctx)
+{
+    (void)user;
+    while (count-- > 0) task(ctx, count);
+}
+
+TEST_UNUSED static uint64_t random_next(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* One thread, tasks in an order that changes from run to run; `user` is the generator's state. */
+TEST_UNUSED static void run_shuffled(void *user, int count, jamba_task_fn task, void *ctx)
+{
+    int order[256], i;
+    if (count > 256) {
+        run_reversed(user, count, task, ctx);
+        return;
+    }
+    for (i = 0; i < count; i++) {
+        int at = (int)(random_next((uint64_t *)user) % (uint64_t)(i + 1));
+        order[i] = order[at];
+        order[at] = i;
+    }
+    for (i = 0; i < count; i++) task(ctx, order[i]);
+}
+
+/* ---- allocator that counts, and fails on demand --------------------------------------------------- */
+
+typedef struct counter {
+    int calls, live, fail_at; /* fail_at: the call that fails, counted from 1; 0: none */
+    bool stay_failed;         /* every later call fails too */
+    size_t bytes, peak;
+    int wrong; /* frees whose size is not the one allocated, misaligned requests */
+} counter;
+
+static void *counter_alloc(void *user, size_t size, size_t align)
+{
+    counter *c = (counter *)user;
+    size_t room = align < 64 ? 64 : align;
+    void *block;
+    c->calls++;
+    if (align == 0 || (align & (align - 1)) != 0) c->wrong++;
+    if (c->fail_at && (c->calls == c->fail_at || (c->stay_failed && c->calls > c->fail_at))) return NULL;
+    if (posix_memalign(&block, room, room + size) != 0) return NULL;
+    memset(block, 0xa5, room + size); /* memory comes dirty */
+    memcpy(block, &size, sizeof size);
+    c->live++;
+    c->bytes += size;
+    if (c->bytes > c->peak) c->peak = c->bytes;
+    return (uint8_t *)block + room;
+}
+
+static void counter_free(void *user, void *ptr, size_t size)
+{
+    counter *c = (counter *)user;
+    uint8_t *block = (uint8_t *)ptr - 64;
+    size_t stored;
+    memcpy(&stored, block, sizeof stored);
+    if (stored != size) c->wrong++;
+    c->live--;
+    c->bytes -= stored;
+    free(block);
+}
+
+/* Blocks aligned to at most 64, as the library asks for. */
+TEST_UNUSED static jamba_allocator counter_open(counter *c)
+{
+    jamba_allocator allocator;
+    memset(c, 0, sizeof *c);
+    allocator.alloc = counter_alloc;
+    allocator.free = counter_free;
+    allocator.user = c;
+    return allocator;
+}
+
+#endif

@@ -1,0 +1,237 @@
+/* The numeric building blocks: conversions, exact fma, elementary functions against double precision,
+ * hashes against published vectors. Equality between instruction sets is tested in invariants.c. */
+#include "test.h"
+
+#define JAMBA_IMPLEMENTATION
+#define JAMBA_STATIC
+#include "jamba.h"
+
+static uint64_t seed = 20260101;
+
+static double uniform(double low, double high)
+{
+    return low + jmb_random(&seed) * (high - low);
+}
+
+static uint32_t random_bits(void)
+{
+    return (uint32_t)uniform(0, 4294967296.0);
+}
+
+/* c near -a * b makes the sum cancel, where a sloppy fma shows. */
+static float near_product(float a, float b)
+{
+    return jmb_float_of((jmb_bits_of(a * b) ^ 0x80000000u) + (random_bits() & 15));
+}
+
+static void check_fma(void)
+{
+    long wrong = 0, i;
+    for (i = 0; i < 2000000; i++) {
+        float a = jmb_float_of(random_bits()), b = jmb_float_of(random_bits());
+        float c = i & 1 ? near_product(a, b) : jmb_float_of(random_bits());
+        float ours = jmb_fma1_scalar(a, b, c), exact = fmaf(a, b, c);
+        if (jmb_bits_of(ours) != jmb_bits_of(exact) && !(ours != ours && exact != exact)) wrong++;
+    }
+    CHECK(wrong == 0);
+}
+
+static void check_f16(void)
+{
+    uint32_t h;
+    int wrong = 0;
+    for (h = 0; h < 65536; h++) {
+        bool nan = (h & 0x7c00) == 0x7c00 && (h & 0x3ff);
+        if (!nan && jmb_float_to_f16(jmb_f16_to_float(h)) != h) wrong++;
+    }
+    CHECK(wrong == 0);
+    CHECK(jmb_float_to_f16(65519.996f) == 0x7bff);  /* rounds down to the largest */
+    CHECK(jmb_float_to_f16(65520.0f) == 0x7c00);    /* half way: to even, infinity */
+    CHECK(jmb_float_to_f16(2.9802322e-8f) == 0);    /* half of the smallest: to even, zero */
+    CHECK(jmb_float_to_f16(2.9802326e-8f) == 1);
+    CHECK(jmb_float_to_f16(1.00048828125f) == 0x3c00); /* half way: to even */
+    CHECK(jmb_float_to_f16(1.00146484375f) == 0x3c02);
+}
+
+typedef struct accuracy {
+    double exp, log1p, sin, cos, silu;
+} accuracy;
+
+static void worst(double *so_far, double got, double expected, double unit)
+{
+    double error = fabs(got - expected) / unit;
+    if (error > *so_far) *so_far = error;
+}
+
+static void measure(accuracy *a, double angle)
+{
+    float x[16], t[16], w[16];
+    jmb_v16_scalar sine, cosine, e, l, s;
+    int i;
+    for (i = 0; i < 16; i++) {
+        x[i] = (float)uniform(-87, 88);
+        t[i] = (float)uniform(0, 1);
+        w[i] = (float)uniform(0, angle);
+    }
+    e = jmb_exp_scalar(jmb_v_load_scalar(x));
+    l = jmb_log1p_scalar(jmb_v_load_scalar(t));
+    s = jmb_silu_scalar(jmb_v_load_scalar(x));
+    jmb_sincos_scalar(jmb_v_load_scalar(w), &sine, &cosine);
+    for (i = 0; i < 16; i++) {
+        double d = (double)x[i];
+        worst(&a->exp, (double)e.f[i], exp(d), exp(d));
+        worst(&a->log1p, (double)l.f[i], log1p((double)t[i]), log1p((double)t[i]) + 1e-30);
+        worst(&a->silu, (double)s.f[i], d / (1 + exp(-d)), fabs(d / (1 + exp(-d))) + 1e-30);
+        worst(&a->sin, (double)sine.f[i], sin((double)w[i]), 1);
+        worst(&a->cos, (double)cosine.f[i], cos((double)w[i]), 1);
+    }
+}
+
+static void check_accuracy(void)
+{
+    accuracy a = { 0, 0, 0, 0, 0 };
+    int i;
+    for (i = 0; i < 20000; i++) measure(&a, i % 2 ? 16777216.0 : 100.0);
+    CHECK(a.exp < 1.2e-7);   /* relative; 2^-23 is 1.19e-7 */
+    CHECK(a.log1p < 2.4e-7); /* relative */
+    CHECK(a.silu < 3.6e-7);  /* relative */
+    CHECK(a.sin < 1.8e-7);   /* absolute */
+    CHECK(a.cos < 1.8e-7);
+}
+
+static float exp_of(float x)
+{
+    return jmb_exp_scalar(jmb_v_set1_scalar(x)).f[0];
+}
+
+static void check_limits(void)
+{
+    CHECK(exp_of(0) == 1.0f);
+    CHECK(exp_of(-1000.0f) == 0.0f);
+    CHECK(jmb_bits_of(exp_of(1000.0f)) == 0x7f800000u);
+    CHECK(exp_of(-3e38f) == 0.0f);
+    CHECK(exp_of(-95.0f) > 0.0f && exp_of(-95.0f) < 1e-38f); /* subnormal */
+    CHECK(jmb_softplus_scalar(jmb_v_set1_scalar(50.0f)).f[0] == 50.0f);
+    CHECK(jmb_softplus_scalar(jmb_v_set1_scalar(-200.0f)).f[0] == 0.0f);
+    CHECK(jmb_silu_scalar(jmb_v_set1_scalar(-200.0f)).f[0] == 0.0f);
+    CHECK(jmb_round1_scalar(2.5f) == 2.0f && jmb_round1_scalar(-3.5f) == -4.0f);
+    CHECK(jmb_round1_scalar(8388609.0f) == 8388609.0f);
+}
+
+static void check_quantise(void)
+{
+    float x[64], scale;
+    int8_t codes[64];
+    int32_t sum, expected = 0, i;
+    for (i = 0; i < 64; i++) x[i] = (float)uniform(-3, 3);
+    x[17] = -4.0f;
+    jmb_quantise_block_scalar(x, 64, codes, &scale, &sum);
+    CHECK(scale == 4.0f / 127.0f);
+    CHECK(codes[17] == -127);
+    for (i = 0; i < 64; i++) {
+        expected += codes[i];
+        CHECK(fabsf(x[i] - (float)codes[i] * scale) <= scale * 0.50001f);
+    }
+    CHECK(sum == expected);
+    jmb_quantise_block_scalar(x, 3, codes, &scale, &sum);
+    for (i = 3; i < 64; i++) CHECK(codes[i] == 0);
+    memset(x, 0, sizeof x);
+    jmb_quantise_block_scalar(x, 64, codes, &scale, &sum);
+    CHECK(scale == 0 && sum == 0);
+    x[5] = jmb_float_of(0x7fc00000u);
+    jmb_quantise_block_scalar(x, 64, codes, &scale, &sum);
+    CHECK(!jmb_finite(scale));
+    x[5] = jmb_float_of(0xff800000u);
+    jmb_quantise_block_scalar(x, 64, codes, &scale, &sum);
+    CHECK(!jmb_finite(scale));
+}
+
+static void check_experts(void)
+{
+    float p[5] = { 0.1f, 0.4f, 0.2f, 0.4f, 0.05f };
+    int32_t chosen[5];
+    int i;
+    jmb_choose_experts_scalar(p, 5, 2, chosen);
+    CHECK(chosen[0] == 1 && chosen[1] == 3);
+    jmb_choose_experts_scalar(p, 5, 1, chosen);
+    CHECK(chosen[0] == 1); /* the lower of two equals */
+    for (i = 0; i < 5; i++) p[i] = jmb_float_of(0x7fc00000u);
+    jmb_choose_experts_scalar(p, 5, 3, chosen);
+    CHECK(chosen[0] == 0 && chosen[1] == 1 && chosen[2] == 2);
+}
+
+static void sha256_hex(const char *text, size_t repeat, char hex[65])
+{
+    static const char digits[] = "0123456789abcdef";
+    jmb_sha256 hash;
+    uint8_t digest[32];
+    size_t i;
+    jmb_sha256_begin(&hash);
+    for (i = 0; i < repeat; i++) jmb_sha256_add(&hash, text, strlen(text));
+    jmb_sha256_end(&hash, digest);
+    for (i = 0; i < 64; i++) hex[i] = digits[digest[i / 2] >> (i % 2 ? 0 : 4) & 15];
+    hex[64] = 0;
+}
+
+static void check_sha256(void)
+{
+    char hex[65];
+    sha256_hex("", 1, hex);
+    CHECK(strcmp(hex, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") == 0);
+    sha256_hex("abc", 1, hex);
+    CHECK(strcmp(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad") == 0);
+    sha256_hex("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq", 1, hex);
+    CHECK(strcmp(hex, "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1") == 0);
+    sha256_hex("a", 1000000, hex);
+    CHECK(strcmp(hex, "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0") == 0);
+}
+
+static void check_hash64(void)
+{
+    uint8_t data[64] = { 0 };
+    uint64_t plain = jmb_hash64(JMB_HASH_SEED, data, sizeof data);
+    int bit, same = 0;
+    for (bit = 0; bit < 512; bit++) {
+        data[bit / 8] ^= (uint8_t)(1 << bit % 8);
+        if (jmb_hash64(JMB_HASH_SEED, data, sizeof data) == plain) same++;
+        data[bit / 8] ^= (uint8_t)(1 << bit % 8);
+    }
+    CHECK(same == 0);
+    CHECK(jmb_hash64(jmb_hash64(JMB_HASH_SEED, data, 24), data + 24, 40) == plain);
+}
+
+static void check_arithmetic(void)
+{
+    char text[32];
+    CHECK(jmb_add(UINT64_MAX, 1) == UINT64_MAX);
+    CHECK(jmb_add(3, 4) == 7);
+    CHECK(jmb_mul(UINT64_MAX / 2, 3) == UINT64_MAX);
+    CHECK(jmb_mul(0, UINT64_MAX) == 0 && jmb_mul(UINT64_MAX, 0) == 0);
+    CHECK(jmb_round_up(UINT64_MAX - 3, 64) == UINT64_MAX);
+    CHECK(jmb_round_up(65, 64) == 128 && jmb_round_up(64, 64) == 64 && jmb_round_up(0, 64) == 0);
+    jmb_format(text, sizeof text, "%d %u %s%%", -12, 7u, "x");
+    CHECK(strcmp(text, "-12 7 x%") == 0);
+    jmb_format(text, 8, "%s", "longer than that");
+    CHECK(strcmp(text, "longer ") == 0);
+    jmb_format(text, sizeof text, "%l %z", UINT64_MAX, (size_t)0);
+    CHECK(strcmp(text, "18446744073709551615 0") == 0);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } tests[] = { { "fma is exact", check_fma }, { "f16 conversion", check_f16 },
+        { "accuracy of elementary functions", check_accuracy }, { "limits of elementary functions", check_limits },
+        { "activation codes", check_quantise }, { "choice of experts", check_experts }, { "sha-256", check_sha256 },
+        { "64-bit hash", check_hash64 }, { "checked arithmetic and messages", check_arithmetic } };
+    size_t i;
+    test_start(argc, argv);
+    for (i = 0; i < sizeof tests / sizeof *tests; i++)
+        if (test_begin("%s", tests[i].name)) {
+            tests[i].run();
+            test_end();
+        }
+    return test_summary();
+}

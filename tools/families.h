@@ -1,0 +1,893 @@
+/* families.h - what each model family's config.json and tensor names mean: the program of blocks, and
+ * where in the checkpoint every tensor of that program lies.
+ *
+ * A family is data: its config keys, the order of blocks in a layer, and groups of naming rules. In a
+ * name '#' stands for the layer and '*' for the expert. Several groups may offer the same tensor; the
+ * first one that the checkpoint has is taken.
+ */
+#ifndef FAMILIES_H
+#define FAMILIES_H
+
+#include "pack.h"
+
+#include <math.h>
+
+/* ---- what a conversion knows --------------------------------------------------------------- */
+
+typedef enum setting {
+    SET_VOCAB, SET_HIDDEN, SET_LAYERS, SET_INTERMEDIATE, SET_CONTEXT, SET_EPS, SET_TIED, SET_BOS, SET_PAD,
+    SET_HEADS, SET_KV_HEADS, SET_HEAD_DIM, SET_ATTENTION_BIAS, SET_MLP_BIAS, SET_THETA,
+    SET_D_INNER, SET_EXPAND, SET_D_STATE, SET_D_CONV, SET_DT_RANK, SET_CONV_BIAS, SET_PROJ_BIAS,
+    SET_EXPERTS, SET_TOP_K, SET_EXPERT_PERIOD, SET_EXPERT_OFFSET, SET_ATTENTION_PERIOD, SET_ATTENTION_OFFSET,
+    SETTINGS
+} setting;
+
+/* Where one matrix of the model file comes from: rows first, first + step, ... of a stored tensor seen
+ * as a matrix of `cols` columns, or numbers computed here. */
+typedef struct tensor_source {
+    st_tensor *tensor; /* NULL: values */
+    const float *values;
+    uint64_t first, step;
+    bool minus_exp; /* A is stored as its logarithm */
+} tensor_source;
+
+typedef struct family family;
+
+typedef struct convert_plan {
+    st_checkpoint checkpoint;
+    const family *family;
+    char *config_path;
+    double settings[SETTINGS]; /* integers are exact */
+    jmb_metadata model; /* header, blocks and tensors; no strings */
+    uint32_t *layers;   /* of each block, for names */
+    tensor_source (*sources)[2]; /* of each tensor; the second of a pair is the up projection */
+    float *rope;                 /* inverse frequencies; NULL without RoPE */
+} convert_plan;
+
+static uint32_t plan_get(const convert_plan *plan, setting which)
+{
+    return (uint32_t)plan->settings[which];
+}
+
+/* ---- config keys --------------------------------------------------------------------------- */
+
+typedef enum key_kind {
+    KEY_SIZE,    /* an integer */
+    KEY_DERIVED, /* the same; null and "auto" mean 0, which plan_derive() replaces */
+    KEY_NUMBER,
+    KEY_FLAG,
+    KEY_TOKEN,  /* null and -1: none */
+    KEY_SILU,   /* must be silu, the one activation there is */
+    KEY_UNUSED, /* must be null or absent: not supported */
+    KEY_TRUE    /* must be true or absent */
+} key_kind;
+
+typedef struct config_key {
+    const char *name, *other; /* second spelling or NULL */
+    key_kind kind;
+    setting which;
+    double standard, low, high; /* standard: when the key is absent */
+} config_key;
+
+static const double no_token = JMB_NO_TOKEN;
+
+/* Keys that every family has */
+static const config_key common_keys[] = {
+    { "bos_token_id", NULL, KEY_TOKEN, SET_BOS, JMB_NO_TOKEN, 0, JMB_MAX_VOCAB },
+    { "pad_token_id", NULL, KEY_TOKEN, SET_PAD, JMB_NO_TOKEN, 0, JMB_MAX_VOCAB },
+    { "quantization_config", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "hidden_act", NULL, KEY_SILU, SETTINGS, 0, 0, 0 },
+    { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
+};
+
+static const config_key jamba_keys[] = {
+    { "vocab_size", NULL, KEY_SIZE, SET_VOCAB, 65536, 1, JMB_MAX_VOCAB },
+    { "hidden_size", NULL, KEY_SIZE, SET_HIDDEN, 4096, 1, JMB_MAX_HIDDEN },
+    { "num_hidden_layers", NULL, KEY_SIZE, SET_LAYERS, 32, 1, JMB_MAX_BLOCKS / 2 },
+    { "intermediate_size", NULL, KEY_SIZE, SET_INTERMEDIATE, 14336, 1, JMB_MAX_INNER },
+    { "max_position_embeddings", NULL, KEY_SIZE, SET_CONTEXT, 262144, 1, JMB_MAX_CONTEXT },
+    { "rms_norm_eps", NULL, KEY_NUMBER, SET_EPS, 1e-6, 1e-30, 1 },
+    { "tie_word_embeddings", NULL, KEY_FLAG, SET_TIED, 0, 0, 1 },
+    { "num_attention_heads", NULL, KEY_SIZE, SET_HEADS, 32, 1, JMB_MAX_HEADS },
+    { "num_key_value_heads", NULL, KEY_DERIVED, SET_KV_HEADS, 8, 1, JMB_MAX_HEADS },
+    { "head_dim", NULL, KEY_DERIVED, SET_HEAD_DIM, 0, 1, JMB_MAX_HEAD_DIM },
+    { "attn_layer_period", NULL, KEY_SIZE, SET_ATTENTION_PERIOD, 8, 1, JMB_MAX_BLOCKS },
+    { "attn_layer_offset", NULL, KEY_SIZE, SET_ATTENTION_OFFSET, 4, 0, JMB_MAX_BLOCKS },
+    { "num_experts", "num_local_experts", KEY_SIZE, SET_EXPERTS, 16, 1, JMB_MAX_EXPERTS },
+    { "num_experts_per_tok", NULL, KEY_SIZE, SET_TOP_K, 2, 1, JMB_MAX_EXPERTS },
+    { "expert_layer_period", NULL, KEY_SIZE, SET_EXPERT_PERIOD, 2, 1, JMB_MAX_BLOCKS },
+    { "expert_layer_offset", NULL, KEY_SIZE, SET_EXPERT_OFFSET, 1, 0, JMB_MAX_BLOCKS },
+    { "mamba_d_state", NULL, KEY_SIZE, SET_D_STATE, 16, 1, JMB_MAX_STATE },
+    { "mamba_d_conv", NULL, KEY_SIZE, SET_D_CONV, 4, 1, JMB_MAX_CONV },
+    { "mamba_expand", NULL, KEY_SIZE, SET_EXPAND, 2, 1, 64 },
+    { "mamba_dt_rank", NULL, KEY_DERIVED, SET_DT_RANK, 0, 1, JMB_MAX_HIDDEN },
+    { "mamba_conv_bias", NULL, KEY_FLAG, SET_CONV_BIAS, 1, 0, 1 },
+    { "mamba_proj_bias", NULL, KEY_FLAG, SET_PROJ_BIAS, 0, 0, 1 },
+    { "mamba_inner_layernorms", NULL, KEY_TRUE, SETTINGS, 0, 0, 0 },
+    { "sliding_window", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
+};
+
+static const config_key mamba_keys[] = {
+    { "vocab_size", NULL, KEY_SIZE, SET_VOCAB, 50280, 1, JMB_MAX_VOCAB },
+    { "hidden_size", NULL, KEY_SIZE, SET_HIDDEN, 768, 1, JMB_MAX_HIDDEN },
+    { "num_hidden_layers", NULL, KEY_SIZE, SET_LAYERS, 32, 1, JMB_MAX_BLOCKS },
+    { "layer_norm_epsilon", NULL, KEY_NUMBER, SET_EPS, 1e-5, 1e-30, 1 },
+    { "tie_word_embeddings", NULL, KEY_FLAG, SET_TIED, 1, 0, 1 },
+    { "intermediate_size", NULL, KEY_DERIVED, SET_D_INNER, 0, 1, JMB_MAX_INNER },
+    { "expand", NULL, KEY_SIZE, SET_EXPAND, 2, 1, 64 },
+    { "state_size", NULL, KEY_SIZE, SET_D_STATE, 16, 1, JMB_MAX_STATE },
+    { "conv_kernel", NULL, KEY_SIZE, SET_D_CONV, 4, 1, JMB_MAX_CONV },
+    { "time_step_rank", NULL, KEY_DERIVED, SET_DT_RANK, 0, 1, JMB_MAX_HIDDEN },
+    { "use_conv_bias", NULL, KEY_FLAG, SET_CONV_BIAS, 1, 0, 1 },
+    { "use_bias", NULL, KEY_FLAG, SET_PROJ_BIAS, 0, 0, 1 },
+    { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
+};
+
+static const config_key llama_keys[] = {
+    { "vocab_size", NULL, KEY_SIZE, SET_VOCAB, 32000, 1, JMB_MAX_VOCAB },
+    { "hidden_size", NULL, KEY_SIZE, SET_HIDDEN, 4096, 1, JMB_MAX_HIDDEN },
+    { "num_hidden_layers", NULL, KEY_SIZE, SET_LAYERS, 32, 1, JMB_MAX_BLOCKS / 2 },
+    { "intermediate_size", NULL, KEY_SIZE, SET_INTERMEDIATE, 11008, 1, JMB_MAX_INNER },
+    { "max_position_embeddings", NULL, KEY_SIZE, SET_CONTEXT, 2048, 1, JMB_MAX_CONTEXT },
+    { "rms_norm_eps", NULL, KEY_NUMBER, SET_EPS, 1e-6, 1e-30, 1 },
+    { "tie_word_embeddings", NULL, KEY_FLAG, SET_TIED, 0, 0, 1 },
+    { "num_attention_heads", NULL, KEY_SIZE, SET_HEADS, 32, 1, JMB_MAX_HEADS },
+    { "num_key_value_heads", NULL, KEY_DERIVED, SET_KV_HEADS, 0, 1, JMB_MAX_HEADS },
+    { "head_dim", NULL, KEY_DERIVED, SET_HEAD_DIM, 0, 1, JMB_MAX_HEAD_DIM },
+    { "attention_bias", NULL, KEY_FLAG, SET_ATTENTION_BIAS, 0, 0, 1 },
+    { "mlp_bias", NULL, KEY_FLAG, SET_MLP_BIAS, 0, 0, 1 },
+    { "rope_theta", NULL, KEY_NUMBER, SET_THETA, 10000, 1e-3, 1e12 },
+    { "sliding_window", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
+};
+
+static const config_key mixtral_keys[] = {
+    { "vocab_size", NULL, KEY_SIZE, SET_VOCAB, 32000, 1, JMB_MAX_VOCAB },
+    { "hidden_size", NULL, KEY_SIZE, SET_HIDDEN, 4096, 1, JMB_MAX_HIDDEN },
+    { "num_hidden_layers", NULL, KEY_SIZE, SET_LAYERS, 32, 1, JMB_MAX_BLOCKS / 2 },
+    { "intermediate_size", NULL, KEY_SIZE, SET_INTERMEDIATE, 14336, 1, JMB_MAX_INNER },
+    { "max_position_embeddings", NULL, KEY_SIZE, SET_CONTEXT, 131072, 1, JMB_MAX_CONTEXT },
+    { "rms_norm_eps", NULL, KEY_NUMBER, SET_EPS, 1e-5, 1e-30, 1 },
+    { "tie_word_embeddings", NULL, KEY_FLAG, SET_TIED, 0, 0, 1 },
+    { "num_attention_heads", NULL, KEY_SIZE, SET_HEADS, 32, 1, JMB_MAX_HEADS },
+    { "num_key_value_heads", NULL, KEY_DERIVED, SET_KV_HEADS, 8, 1, JMB_MAX_HEADS },
+    { "head_dim", NULL, KEY_DERIVED, SET_HEAD_DIM, 0, 1, JMB_MAX_HEAD_DIM },
+    { "num_local_experts", "num_experts", KEY_SIZE, SET_EXPERTS, 8, 1, JMB_MAX_EXPERTS },
+    { "num_experts_per_tok", NULL, KEY_SIZE, SET_TOP_K, 2, 1, JMB_MAX_EXPERTS },
+    { "rope_theta", NULL, KEY_NUMBER, SET_THETA, 1e6, 1e-3, 1e12 },
+    { "sliding_window", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
+};
+
+/* ---- tensor names -------------------------------------------------------------------------- */
+
+/* Which rows of the stored tensor */
+typedef enum rule_rows {
+    ROWS_ALL,
+    ROWS_FIRST_HALF,
+    ROWS_SECOND_HALF,
+    ROWS_DT_LOW, /* of dt_low, B, C in one matrix */
+    ROWS_B,
+    ROWS_C,
+    ROWS_EXPERT,      /* all experts in one tensor [experts, rows, cols] */
+    ROWS_EXPERT_GATE, /* [experts, gate and up, cols] */
+    ROWS_EXPERT_UP
+} rule_rows;
+
+typedef enum rule_shape { SHAPE_VECTOR, SHAPE_MATRIX, SHAPE_CONV, SHAPE_EXPERTS } rule_shape;
+
+typedef struct name_rule {
+    uint32_t role;
+    uint32_t half; /* 1: the up projection of a pair */
+    rule_rows rows;
+    rule_shape shape;
+    const char *name; /* NULL ends a list */
+} name_rule;
+
+typedef struct rule_group {
+    uint32_t kind; /* of the block; 0: tensors of no block */
+    const char *prefix;
+    const name_rule *rules; /* NULL ends a list */
+} rule_group;
+
+#define RULES_END { JMB_ROLE_COUNT, 0, ROWS_ALL, SHAPE_VECTOR, NULL }
+
+static const name_rule embed_rules[] = { { JMB_ROLE_EMBED, 0, ROWS_ALL, SHAPE_MATRIX, "" }, RULES_END };
+static const name_rule head_rules[] = { { JMB_ROLE_HEAD, 0, ROWS_ALL, SHAPE_MATRIX, "" }, RULES_END };
+static const name_rule final_norm_rules[] = { { JMB_ROLE_FINAL_NORM, 0, ROWS_ALL, SHAPE_VECTOR, "" }, RULES_END };
+static const name_rule norm_rules[] = { { JMB_ROLE_NORM, 0, ROWS_ALL, SHAPE_VECTOR, "" }, RULES_END };
+
+static const name_rule attention_rules[] = {
+    { JMB_ROLE_Q, 0, ROWS_ALL, SHAPE_MATRIX, "q_proj.weight" },
+    { JMB_ROLE_K, 0, ROWS_ALL, SHAPE_MATRIX, "k_proj.weight" },
+    { JMB_ROLE_V, 0, ROWS_ALL, SHAPE_MATRIX, "v_proj.weight" },
+    { JMB_ROLE_O, 0, ROWS_ALL, SHAPE_MATRIX, "o_proj.weight" },
+    { JMB_ROLE_Q_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "q_proj.bias" },
+    { JMB_ROLE_K_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "k_proj.bias" },
+    { JMB_ROLE_V_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "v_proj.bias" },
+    { JMB_ROLE_O_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "o_proj.bias" },
+    RULES_END
+};
+
+static const name_rule mamba_rules[] = {
+    { JMB_ROLE_U, 0, ROWS_FIRST_HALF, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_Z, 0, ROWS_SECOND_HALF, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_U_BIAS, 0, ROWS_FIRST_HALF, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_Z_BIAS, 0, ROWS_SECOND_HALF, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_CONV, 0, ROWS_ALL, SHAPE_CONV, "conv1d.weight" },
+    { JMB_ROLE_CONV_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "conv1d.bias" },
+    { JMB_ROLE_DT_LOW, 0, ROWS_DT_LOW, SHAPE_MATRIX, "x_proj.weight" },
+    { JMB_ROLE_B, 0, ROWS_B, SHAPE_MATRIX, "x_proj.weight" },
+    { JMB_ROLE_C, 0, ROWS_C, SHAPE_MATRIX, "x_proj.weight" },
+    { JMB_ROLE_DT_NORM, 0, ROWS_ALL, SHAPE_VECTOR, "dt_layernorm.weight" },
+    { JMB_ROLE_B_NORM, 0, ROWS_ALL, SHAPE_VECTOR, "b_layernorm.weight" },
+    { JMB_ROLE_C_NORM, 0, ROWS_ALL, SHAPE_VECTOR, "c_layernorm.weight" },
+    { JMB_ROLE_DT, 0, ROWS_ALL, SHAPE_MATRIX, "dt_proj.weight" },
+    { JMB_ROLE_DT_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "dt_proj.bias" },
+    { JMB_ROLE_A, 0, ROWS_ALL, SHAPE_MATRIX, "A_log" },
+    { JMB_ROLE_D, 0, ROWS_ALL, SHAPE_VECTOR, "D" },
+    { JMB_ROLE_OUT, 0, ROWS_ALL, SHAPE_MATRIX, "out_proj.weight" },
+    { JMB_ROLE_OUT_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "out_proj.bias" },
+    RULES_END
+};
+
+static const name_rule mlp_rules[] = {
+    { JMB_ROLE_GATE_UP, 0, ROWS_ALL, SHAPE_MATRIX, "gate_proj.weight" },
+    { JMB_ROLE_GATE_UP, 1, ROWS_ALL, SHAPE_MATRIX, "up_proj.weight" },
+    { JMB_ROLE_GATE_UP_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "gate_proj.bias" },
+    { JMB_ROLE_GATE_UP_BIAS, 1, ROWS_ALL, SHAPE_VECTOR, "up_proj.bias" },
+    { JMB_ROLE_DOWN, 0, ROWS_ALL, SHAPE_MATRIX, "down_proj.weight" },
+    { JMB_ROLE_DOWN_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "down_proj.bias" },
+    RULES_END
+};
+
+static const name_rule jamba_moe_rules[] = {
+    { JMB_ROLE_ROUTER, 0, ROWS_ALL, SHAPE_MATRIX, "router.weight" },
+    { JMB_ROLE_GATE_UP, 0, ROWS_ALL, SHAPE_MATRIX, "experts.*.gate_proj.weight" },
+    { JMB_ROLE_GATE_UP, 1, ROWS_ALL, SHAPE_MATRIX, "experts.*.up_proj.weight" },
+    { JMB_ROLE_DOWN, 0, ROWS_ALL, SHAPE_MATRIX, "experts.*.down_proj.weight" },
+    RULES_END
+};
+
+static const name_rule mixtral_moe_rules[] = {
+    { JMB_ROLE_ROUTER, 0, ROWS_ALL, SHAPE_MATRIX, "gate.weight" },
+    { JMB_ROLE_GATE_UP, 0, ROWS_ALL, SHAPE_MATRIX, "experts.*.w1.weight" },
+    { JMB_ROLE_GATE_UP, 1, ROWS_ALL, SHAPE_MATRIX, "experts.*.w3.weight" },
+    { JMB_ROLE_DOWN, 0, ROWS_ALL, SHAPE_MATRIX, "experts.*.w2.weight" },
+    RULES_END
+};
+
+/* All experts in one tensor, the gate's rows before the up projection's */
+static const name_rule fused_moe_rules[] = {
+    { JMB_ROLE_GATE_UP, 0, ROWS_EXPERT_GATE, SHAPE_EXPERTS, "experts.gate_up_proj" },
+    { JMB_ROLE_GATE_UP, 1, ROWS_EXPERT_UP, SHAPE_EXPERTS, "experts.gate_up_proj" },
+    { JMB_ROLE_DOWN, 0, ROWS_EXPERT, SHAPE_EXPERTS, "experts.down_proj" },
+    RULES_END
+};
+
+static const rule_group jamba_groups[] = {
+    { 0, "model.embed_tokens.weight", embed_rules },
+    { 0, "model.final_layernorm.weight", final_norm_rules },
+    { 0, "lm_head.weight", head_rules },
+    { JMB_ATTENTION, "model.layers.#.input_layernorm.weight", norm_rules },
+    { JMB_MAMBA, "model.layers.#.input_layernorm.weight", norm_rules },
+    { JMB_MLP, "model.layers.#.pre_ff_layernorm.weight", norm_rules },
+    { JMB_MOE, "model.layers.#.pre_ff_layernorm.weight", norm_rules },
+    { JMB_MLP, "model.layers.#.pre_moe_layernorm.weight", norm_rules }, /* files of early 2024 */
+    { JMB_MOE, "model.layers.#.pre_moe_layernorm.weight", norm_rules },
+    { JMB_ATTENTION, "model.layers.#.self_attn.", attention_rules },
+    { JMB_MAMBA, "model.layers.#.mamba.", mamba_rules },
+    { JMB_MLP, "model.layers.#.feed_forward.", mlp_rules },
+    { JMB_MLP, "model.layers.#.feed_forward.experts.0.", mlp_rules },
+    { JMB_MLP, "model.layers.#.moe.", mlp_rules },
+    { JMB_MLP, "model.layers.#.moe.experts.0.", mlp_rules },
+    { JMB_MOE, "model.layers.#.feed_forward.", jamba_moe_rules },
+    { JMB_MOE, "model.layers.#.feed_forward.", fused_moe_rules },
+    { JMB_MOE, "model.layers.#.moe.", jamba_moe_rules },
+    { JMB_MOE, "model.layers.#.moe.", fused_moe_rules },
+    { 0, NULL, NULL }
+};
+
+static const rule_group mamba_groups[] = {
+    { 0, "backbone.embeddings.weight", embed_rules },
+    { 0, "backbone.embedding.weight", embed_rules },
+    { 0, "backbone.norm_f.weight", final_norm_rules },
+    { 0, "lm_head.weight", head_rules },
+    { JMB_MAMBA, "backbone.layers.#.norm.weight", norm_rules },
+    { JMB_MAMBA, "backbone.layers.#.mixer.", mamba_rules },
+    { 0, NULL, NULL }
+};
+
+static const rule_group llama_groups[] = {
+    { 0, "model.embed_tokens.weight", embed_rules },
+    { 0, "model.norm.weight", final_norm_rules },
+    { 0, "lm_head.weight", head_rules },
+    { JMB_ATTENTION, "model.layers.#.input_layernorm.weight", norm_rules },
+    { JMB_MLP, "model.layers.#.post_attention_layernorm.weight", norm_rules },
+    { JMB_MOE, "model.layers.#.post_attention_layernorm.weight", norm_rules },
+    { JMB_ATTENTION, "model.layers.#.self_attn.", attention_rules },
+    { JMB_MLP, "model.layers.#.mlp.", mlp_rules },
+    { JMB_MOE, "model.layers.#.block_sparse_moe.", mixtral_moe_rules },
+    { JMB_MOE, "model.layers.#.block_sparse_moe.", fused_moe_rules },
+    { JMB_MOE, "model.layers.#.mlp.", mixtral_moe_rules },
+    { JMB_MOE, "model.layers.#.mlp.", fused_moe_rules },
+    { 0, NULL, NULL }
+};
+
+/* ---- the families -------------------------------------------------------------------------- */
+
+/* Kinds of the blocks of a layer, in order; 0 ends them. */
+typedef struct layer_kinds {
+    uint32_t kinds[4];
+} layer_kinds;
+
+struct family {
+    const char *name; /* model_type */
+    const config_key *keys;
+    const rule_group *groups;
+    layer_kinds (*layer)(const convert_plan *plan, uint32_t layer);
+    uint32_t flags[JMB_KINDS]; /* of every block of a kind */
+};
+
+static layer_kinds jamba_layer(const convert_plan *plan, uint32_t layer)
+{
+    layer_kinds k = { { JMB_MAMBA, JMB_MLP, 0, 0 } };
+    if (layer % plan_get(plan, SET_ATTENTION_PERIOD) == plan_get(plan, SET_ATTENTION_OFFSET)) k.kinds[0] = JMB_ATTENTION;
+    if (plan_get(plan, SET_EXPERTS) > 1 && layer % plan_get(plan, SET_EXPERT_PERIOD) == plan_get(plan, SET_EXPERT_OFFSET))
+        k.kinds[1] = JMB_MOE;
+    return k;
+}
+
+static layer_kinds mamba_layer(const convert_plan *plan, uint32_t layer)
+{
+    layer_kinds k = { { JMB_MAMBA, 0, 0, 0 } };
+    (void)plan;
+    (void)layer;
+    return k;
+}
+
+static layer_kinds llama_layer(const convert_plan *plan, uint32_t layer)
+{
+    layer_kinds k = { { JMB_ATTENTION, JMB_MLP, 0, 0 } };
+    (void)plan;
+    (void)layer;
+    return k;
+}
+
+static layer_kinds mixtral_layer(const convert_plan *plan, uint32_t layer)
+{
+    layer_kinds k = { { JMB_ATTENTION, JMB_MOE, 0, 0 } };
+    (void)plan;
+    (void)layer;
+    return k;
+}
+
+/* Flags in the order none, attention, mamba, mlp, moe */
+static const family families[] = {
+    { "jamba", jamba_keys, jamba_groups, jamba_layer, { 0, 0, JMB_DT_NORM, 0, 0 } },
+    { "mamba", mamba_keys, mamba_groups, mamba_layer, { 0, 0, 0, 0, 0 } },
+    { "llama", llama_keys, llama_groups, llama_layer, { 0, JMB_ROPE, 0, 0, 0 } },
+    { "mixtral", mixtral_keys, llama_groups, mixtral_layer, { 0, JMB_ROPE, 0, 0, JMB_RENORMALISE } },
+};
+enum { FAMILIES = sizeof families / sizeof families[0] };
+
+/* ---- reading config.json ------------------------------------------------------------------- */
+
+static bool config_fail_range(const convert_plan *plan, const config_key *key, tool_error *error)
+{
+    return tool_error_set(error, "%s: %s must be %s from %g to %g%s", plan->config_path, key->name,
+        key->kind == KEY_NUMBER ? "a number" : "an integer", key->low, key->high, key->kind == KEY_TOKEN ? ", or null" : "");
+}
+
+static bool config_read_number(convert_plan *plan, const config_key *key, const json_value *v, tool_error *error)
+{
+    int64_t integer = 0;
+    double value = 0;
+    bool ok = json_number(v, &value);
+    if (key->kind != KEY_NUMBER) ok = json_int(v, &integer);
+    if (key->kind == KEY_TOKEN && ok && integer == -1) {
+        plan->settings[key->which] = no_token;
+        return true;
+    }
+    if (!ok || !(value >= key->low && value <= key->high)) return config_fail_range(plan, key, error);
+    plan->settings[key->which] = value;
+    return true;
+}
+
+static bool config_read_flag(convert_plan *plan, const config_key *key, const json_value *v, tool_error *error)
+{
+    bool value;
+    if (!json_bool(v, &value)) return tool_error_set(error, "%s: %s must be true or false", plan->config_path, key->name);
+    plan->settings[key->which] = value;
+    return true;
+}
+
+/* A key whose value decides nothing but whether the model can be converted. */
+static bool config_require(const convert_plan *plan, const config_key *key, const json_value *v, tool_error *error)
+{
+    bool value = true;
+    if (key->kind == KEY_SILU) {
+        if (json_is_string(v, "silu") || json_is_string(v, "swish")) return true;
+        return tool_error_set(error, "%s: %s is \"%.32s\"; only silu can be converted", plan->config_path, key->name,
+            json_kind(v) == JSON_STRING ? json_string(v, NULL) : "?");
+    }
+    if (key->kind == KEY_TRUE && json_bool(v, &value) && value) return true;
+    return tool_error_set(error, "%s: %s is set to something this library cannot compute: there is no conversion of this model",
+        plan->config_path, key->name);
+}
+
+static bool config_read_key(convert_plan *plan, const config_key *key, const json_value *root, tool_error *error)
+{
+    const json_value *v = json_get(root, key->name);
+    bool derived = key->kind == KEY_DERIVED && (json_kind(v) == JSON_NULL || json_is_string(v, "auto"));
+    if (!v && key->other) v = json_get(root, key->other);
+    if (!v || derived) {
+        if (key->which < SETTINGS) plan->settings[key->which] = v ? 0 : key->standard;
+        return true;
+    }
+    if (json_kind(v) == JSON_NULL && (key->kind == KEY_UNUSED || key->kind == KEY_TRUE)) return true;
+    if (json_kind(v) == JSON_NULL && key->kind == KEY_TOKEN) {
+        plan->settings[key->which] = no_token;
+        return true;
+    }
+    switch (key->kind) {
+    case KEY_SILU:
+    case KEY_UNUSED:
+    case KEY_TRUE: return config_require(plan, key, v, error);
+    case KEY_FLAG: return config_read_flag(plan, key, v, error);
+    default: return config_read_number(plan, key, v, error);
+    }
+}
+
+static bool config_read_keys(convert_plan *plan, const config_key *keys, const json_value *root, tool_error *error)
+{
+    for (; keys->name; keys++)
+        if (!config_read_key(plan, keys, root, error)) return false;
+    return true;
+}
+
+static bool config_find_family(convert_plan *plan, const json_value *root, tool_error *error)
+{
+    const json_value *type = json_get(root, "model_type");
+    int i;
+    for (i = 0; i < FAMILIES; i++)
+        if (json_is_string(type, families[i].name)) plan->family = &families[i];
+    if (plan->family) return true;
+    if (json_kind(type) != JSON_STRING)
+        return tool_error_set(error, "%s: no model_type: this is not the config of a Hugging Face checkpoint", plan->config_path);
+    return tool_error_set(error, "%s: model_type \"%.64s\" cannot be converted; jamba, mamba, llama and mixtral can",
+        plan->config_path, json_string(type, NULL));
+}
+
+/* The width of a Mamba mixer is what its weights say: old configs do not carry it. */
+static uint32_t plan_stored_inner(const convert_plan *plan)
+{
+    const st_tensor *t = st_find(&plan->checkpoint, "backbone.layers.0.mixer.in_proj.weight");
+    return t && t->rank == 2 && t->shape[0] <= 2 * (uint64_t)JMB_MAX_INNER ? (uint32_t)(t->shape[0] / 2) : 0;
+}
+
+/* Settings that the config leaves to others. */
+static void plan_derive(convert_plan *plan)
+{
+    double *s = plan->settings;
+    if (s[SET_KV_HEADS] == 0) s[SET_KV_HEADS] = s[SET_HEADS];
+    if (s[SET_HEAD_DIM] == 0 && s[SET_HEADS] > 0) s[SET_HEAD_DIM] = plan_get(plan, SET_HIDDEN) / plan_get(plan, SET_HEADS);
+    if (s[SET_DT_RANK] == 0) s[SET_DT_RANK] = (plan_get(plan, SET_HIDDEN) + 15) / 16;
+    if (s[SET_D_INNER] == 0) s[SET_D_INNER] = plan_stored_inner(plan);
+    if (s[SET_D_INNER] == 0) s[SET_D_INNER] = s[SET_EXPAND] * s[SET_HIDDEN];
+    if (s[SET_CONTEXT] == 0) s[SET_CONTEXT] = 1 << 20; /* recurrent all through: nothing limits it */
+}
+
+/* ---- end of text --------------------------------------------------------------------------- */
+
+static void plan_set_eos(jmb_header *h, uint32_t i, uint32_t token)
+{
+    uint32_t *const eos[JMB_MAX_EOS] = { &h->eos0, &h->eos1, &h->eos2, &h->eos3, &h->eos4, &h->eos5, &h->eos6, &h->eos7 };
+    *eos[i] = token;
+}
+
+static bool plan_add_eos(jmb_header *h, const char *path, const json_value *v, tool_error *error)
+{
+    int64_t token;
+    uint32_t i;
+    if (!json_int(v, &token) || token < 0 || token >= h->vocab)
+        return tool_error_set(error, "%s: eos_token_id is no token of the vocabulary of %u", path, h->vocab);
+    for (i = 0; i < h->eos_count; i++)
+        if (jmb_eos(h, i) == (uint32_t)token) return true;
+    if (h->eos_count == JMB_MAX_EOS)
+        return tool_error_set(error, "%s: eos_token_id lists more than %d tokens", path, (int)JMB_MAX_EOS);
+    plan_set_eos(h, h->eos_count++, (uint32_t)token);
+    return true;
+}
+
+/* One token, a list, or null. */
+static bool plan_read_eos(jmb_header *h, const char *path, const json_value *root, tool_error *error)
+{
+    const json_value *v = json_get(root, "eos_token_id");
+    if (!v || json_kind(v) == JSON_NULL) return true;
+    if (json_kind(v) != JSON_ARRAY) return plan_add_eos(h, path, v, error);
+    for (v = json_first(v); v; v = json_next(v))
+        if (!plan_add_eos(h, path, v, error)) return false;
+    return true;
+}
+
+/* The list used for generation often has the end of a turn where the config has only that of a text. */
+static bool plan_read_generation_config(convert_plan *plan, tool_error *error)
+{
+    char *path = tool_path_join(plan->checkpoint.dir, "generation_config.json");
+    json_doc doc;
+    bool ok = true;
+    if (!path) return tool_no_memory(error);
+    if (tool_file_exists(path)) {
+        ok = json_read_file(&doc, path, error);
+        if (ok && json_kind(json_root(&doc)) != JSON_OBJECT) ok = tool_error_set(error, "%s: not a JSON object", path);
+        ok = ok && plan_read_eos(&plan->model.header, path, json_root(&doc), error);
+        json_free(&doc);
+    }
+    free(path);
+    return ok;
+}
+
+/* ---- RoPE ---------------------------------------------------------------------------------- */
+
+typedef struct rope_settings {
+    bool linear, llama3;
+    double factor, low, high, original;
+} rope_settings;
+
+static bool rope_number(const convert_plan *plan, const json_value *scaling, const char *name, double *out, tool_error *error)
+{
+    if (json_number(json_get(scaling, name), out) && *out > 0 && *out <= 1e12) return true;
+    return tool_error_set(error, "%s: RoPE scaling needs a positive number \"%s\"", plan->config_path, name);
+}
+
+static bool rope_read_type(const convert_plan *plan, rope_settings *rope, const json_value *scaling, tool_error *error)
+{
+    const json_value *type = json_get(scaling, "rope_type");
+    if (!type) type = json_get(scaling, "type");
+    if (!type || json_is_string(type, "default")) return true;
+    rope->linear = json_is_string(type, "linear");
+    rope->llama3 = json_is_string(type, "llama3");
+    if (!rope->linear && !rope->llama3)
+        return tool_error_set(error, "%s: RoPE type \"%.32s\" cannot be converted; default, linear and llama3 can",
+            plan->config_path, json_kind(type) == JSON_STRING ? json_string(type, NULL) : "?");
+    if (!rope_number(plan, scaling, "factor", &rope->factor, error)) return false;
+    if (rope->linear) return true;
+    if (!rope_number(plan, scaling, "low_freq_factor", &rope->low, error)
+        || !rope_number(plan, scaling, "high_freq_factor", &rope->high, error)
+        || !rope_number(plan, scaling, "original_max_position_embeddings", &rope->original, error)) return false;
+    return rope->high > rope->low
+        || tool_error_set(error, "%s: RoPE high_freq_factor must be above low_freq_factor", plan->config_path);
+}
+
+/* transformers 5 writes rope_parameters with theta in it, 4 wrote rope_theta and rope_scaling. */
+static bool rope_read(convert_plan *plan, rope_settings *rope, const json_value *root, tool_error *error)
+{
+    const json_value *scaling = json_get(root, "rope_parameters"), *theta;
+    double partial = 1;
+    memset(rope, 0, sizeof *rope);
+    if (json_kind(scaling) != JSON_OBJECT) scaling = json_get(root, "rope_scaling");
+    theta = json_get(scaling, "rope_theta");
+    if (theta && !rope_number(plan, scaling, "rope_theta", &plan->settings[SET_THETA], error)) return false;
+    if (scaling && json_kind(scaling) != JSON_OBJECT && json_kind(scaling) != JSON_NULL)
+        return tool_error_set(error, "%s: rope_scaling is neither an object nor null", plan->config_path);
+    json_number(json_get(root, "partial_rotary_factor"), &partial);
+    json_number(json_get(scaling, "partial_rotary_factor"), &partial);
+    if (partial != 1) return tool_error_set(error, "%s: partial_rotary_factor other than 1 cannot be converted", plan->config_path);
+    return rope_read_type(plan, rope, scaling, error);
+}
+
+/* Scaling as the reference does it, in float32. volatile: no compiler may keep more precision. */
+static float rope_scale(const rope_settings *rope, float f)
+{
+    volatile float wavelength = (float)(2 * 3.14159265358979323846) / f, scaled = f / (float)rope->factor;
+    volatile float smooth, slow, fast;
+    if (rope->linear) return scaled;
+    if (!rope->llama3 || wavelength < (float)(rope->original / rope->high)) return f;
+    if (wavelength > (float)(rope->original / rope->low)) return scaled;
+    smooth = (float)rope->original / wavelength;
+    smooth = (smooth - (float)rope->low) / (float)(rope->high - rope->low);
+    slow = (1.0f - smooth) * f;
+    slow = slow / (float)rope->factor;
+    fast = smooth * f;
+    return slow + fast;
+}
+
+/* f_i = theta^(-2i/D) with the reference's rounding: the exponent, the power and the inverse each to
+ * float32. The power is taken in double, so libm's last bit does not matter. */
+static bool rope_compute(convert_plan *plan, const rope_settings *rope, tool_error *error)
+{
+    uint32_t i, dim = plan_get(plan, SET_HEAD_DIM);
+    plan->rope = (float *)calloc(dim / 2 + 1u, sizeof *plan->rope);
+    if (!plan->rope) return tool_no_memory(error);
+    for (i = 0; i < dim / 2; i++) {
+        volatile float exponent = (float)(2 * i) / (float)dim;
+        volatile float power = (float)pow(plan->settings[SET_THETA], (double)exponent);
+        plan->rope[i] = rope_scale(rope, 1.0f / power);
+    }
+    return true;
+}
+
+/* ---- the program --------------------------------------------------------------------------- */
+
+static void plan_fill_attention(const convert_plan *plan, jmb_block *b)
+{
+    b->heads = plan_get(plan, SET_HEADS);
+    b->kv_heads = plan_get(plan, SET_KV_HEADS);
+    b->head_dim = plan_get(plan, SET_HEAD_DIM);
+    b->scale = b->head_dim ? (float)(1 / sqrt((double)b->head_dim)) : 0;
+    if (plan_get(plan, SET_ATTENTION_BIAS)) b->flags |= JMB_BIAS;
+}
+
+static void plan_fill_mamba(const convert_plan *plan, jmb_block *b)
+{
+    b->d_inner = plan_get(plan, SET_D_INNER);
+    b->d_state = plan_get(plan, SET_D_STATE);
+    b->d_conv = plan_get(plan, SET_D_CONV);
+    b->dt_rank = plan_get(plan, SET_DT_RANK);
+    if (plan_get(plan, SET_PROJ_BIAS)) b->flags |= JMB_BIAS;
+    if (plan_get(plan, SET_CONV_BIAS)) b->flags |= JMB_CONV_BIAS;
+}
+
+static void plan_fill_mlp(const convert_plan *plan, jmb_block *b)
+{
+    b->intermediate = plan_get(plan, SET_INTERMEDIATE);
+    if (b->kind == JMB_MOE) {
+        b->experts = plan_get(plan, SET_EXPERTS);
+        b->top_k = plan_get(plan, SET_TOP_K);
+    } else if (plan_get(plan, SET_MLP_BIAS)) b->flags |= JMB_BIAS;
+}
+
+static void plan_add_block(convert_plan *plan, uint32_t kind, uint32_t layer)
+{
+    uint32_t index = plan->model.header.blocks++;
+    jmb_block *b = &plan->model.blocks[index];
+    memset(b, 0, sizeof *b);
+    b->kind = kind;
+    b->unit = index;
+    b->flags = plan->family->flags[kind];
+    b->input = JMB_FROM_X;
+    b->output = JMB_ADD_TO_X;
+    b->act = JMB_ACT_SILU;
+    b->eps = (float)plan->settings[SET_EPS];
+    plan->layers[index] = layer;
+    if (kind == JMB_ATTENTION) plan_fill_attention(plan, b);
+    else if (kind == JMB_MAMBA) plan_fill_mamba(plan, b);
+    else plan_fill_mlp(plan, b);
+}
+
+static bool plan_build_program(convert_plan *plan, tool_error *error)
+{
+    uint32_t layer, i, layers = plan_get(plan, SET_LAYERS);
+    plan->model.blocks = (jmb_block *)calloc((size_t)layers * 4, sizeof *plan->model.blocks);
+    plan->layers = (uint32_t *)calloc((size_t)layers * 4, sizeof *plan->layers);
+    if (!plan->model.blocks || !plan->layers) return tool_no_memory(error);
+    for (layer = 0; layer < layers; layer++) {
+        layer_kinds k = plan->family->layer(plan, layer);
+        for (i = 0; i < 4 && k.kinds[i]; i++) plan_add_block(plan, k.kinds[i], layer);
+    }
+    return true;
+}
+
+static void plan_fill_header(convert_plan *plan, uint32_t type)
+{
+    jmb_header *h = &plan->model.header;
+    h->version = JMB_VERSION_MAJOR | (uint32_t)JMB_VERSION_MINOR << 16;
+    h->vocab = plan_get(plan, SET_VOCAB);
+    h->hidden = plan_get(plan, SET_HIDDEN);
+    h->context = plan_get(plan, SET_CONTEXT);
+    h->head = plan_get(plan, SET_TIED) ? 0 : 1;
+    h->eps = (float)plan->settings[SET_EPS];
+    h->type = type;
+    h->bos = plan_get(plan, SET_BOS);
+    h->pad = plan_get(plan, SET_PAD);
+}
+
+/* The library's own checks, so that nothing is written which it would refuse. */
+static bool plan_check_program(const convert_plan *plan, tool_error *error)
+{
+    jamba_error problem;
+    uint32_t i;
+    memset(&problem, 0, sizeof problem);
+    if (jmb_check_header(&plan->model.header, &problem)) return tool_error_set(error, "%s: %s", plan->config_path, problem.message);
+    for (i = 0; i < plan->model.header.blocks; i++)
+        if (jmb_check_block(plan->model.blocks, i, &problem))
+            return tool_error_set(error, "%s: layer %u: %s", plan->config_path, plan->layers[i], problem.message);
+    return true;
+}
+
+static bool plan_list_tensors(convert_plan *plan, tool_error *error)
+{
+    jmb_header *h = &plan->model.header;
+    h->tensors = jmb_list_tensors(h, plan->model.blocks, h->type, NULL);
+    if (!plan_check_program(plan, error)) return false; /* limits the count too */
+    plan->model.tensors = (jmb_tensor *)calloc(h->tensors, sizeof *plan->model.tensors);
+    plan->sources = (tensor_source(*)[2])calloc(h->tensors, sizeof *plan->sources);
+    if (!plan->model.tensors || !plan->sources) return tool_no_memory(error);
+    jmb_list_tensors(h, plan->model.blocks, h->type, plan->model.tensors);
+    return true;
+}
+
+static bool plan_apply_config(convert_plan *plan, const json_value *root, uint32_t type, tool_error *error)
+{
+    rope_settings rope;
+    if (json_kind(root) != JSON_OBJECT) return tool_error_set(error, "%s: not a JSON object", plan->config_path);
+    if (!config_find_family(plan, root, error) || !config_read_keys(plan, common_keys, root, error)
+        || !config_read_keys(plan, plan->family->keys, root, error)) return false;
+    plan_derive(plan);
+    plan_fill_header(plan, type);
+    if (!plan_read_eos(&plan->model.header, plan->config_path, root, error) || !plan_read_generation_config(plan, error)) return false;
+    if ((plan->family->flags[JMB_ATTENTION] & JMB_ROPE)
+        && (!rope_read(plan, &rope, root, error) || !rope_compute(plan, &rope, error))) return false;
+    return plan_build_program(plan, error) && plan_list_tensors(plan, error);
+}
+
+/* ---- finding the tensors ------------------------------------------------------------------- */
+
+/* Appends `pattern` with the layer for '#' and the expert for '*'. */
+static void rule_append(char *out, size_t capacity, const char *pattern, uint32_t layer, uint32_t expert)
+{
+    size_t used = strlen(out);
+    for (; *pattern && used + 12 < capacity; pattern++) {
+        if (*pattern == '#' || *pattern == '*')
+            used += (size_t)snprintf(out + used, capacity - used, "%u", *pattern == '#' ? layer : expert);
+        else {
+            out[used++] = *pattern;
+            out[used] = 0;
+        }
+    }
+}
+
+/* First row of a rule's part, and the rows of the whole stored matrix in *total. */
+static uint64_t rule_rows_of(const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t *total)
+{
+    uint64_t rows = t->rows;
+    *total = rows;
+    switch (rule->rows) {
+    case ROWS_FIRST_HALF: *total = 2 * rows; return 0;
+    case ROWS_SECOND_HALF: *total = 2 * rows; return rows;
+    case ROWS_DT_LOW: *total = b->dt_rank + 2u * b->d_state; return 0;
+    case ROWS_B: *total = b->dt_rank + 2u * b->d_state; return b->dt_rank;
+    case ROWS_C: *total = b->dt_rank + 2u * b->d_state; return b->dt_rank + b->d_state;
+    case ROWS_EXPERT: *total = b->experts * rows; return t->index * rows;
+    case ROWS_EXPERT_GATE: *total = 2 * b->experts * rows; return 2 * t->index * rows;
+    case ROWS_EXPERT_UP: *total = 2 * b->experts * rows; return (2 * t->index + 1) * rows;
+    default: return 0;
+    }
+}
+
+/* The shape in which a checkpoint stores a matrix of `total` rows; returns its rank. */
+static uint32_t rule_shape_of(const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t total, uint64_t shape[3])
+{
+    shape[0] = total;
+    shape[1] = t->cols;
+    shape[2] = t->cols;
+    switch (rule->shape) {
+    case SHAPE_VECTOR: return 1;
+    case SHAPE_CONV: shape[1] = 1; return 3;
+    case SHAPE_EXPERTS:
+        shape[0] = b->experts;
+        shape[1] = total / b->experts;
+        return 3;
+    default: return 2;
+    }
+}
+
+static bool rule_bind(
+    convert_plan *plan, const name_rule *rule, const jmb_tensor *t, const jmb_block *b, tensor_source *source, tool_error *error)
+{
+    st_tensor *stored = source->tensor;
+    uint64_t shape[3], total;
+    uint32_t rank;
+    char want[96], have[96];
+    source->first = rule_rows_of(rule, t, b, &total);
+    source->step = 1;
+    source->minus_exp = t->role == JMB_ROLE_A;
+    rank = rule_shape_of(rule, t, b, total, shape);
+    stored->used = true;
+    if (stored->rank == rank && memcmp(stored->shape, shape, rank * sizeof shape[0]) == 0) return true;
+    st_format_shape(want, sizeof want, shape, rank);
+    st_format_shape(have, sizeof have, stored->shape, stored->rank);
+    return tool_error_set(error, "%s: tensor %s has the shape %s; by %s it should be %s: the two do not belong together",
+        plan->checkpoint.shards[stored->shard].path, stored->name, have, plan->config_path, want);
+}
+
+/* Searches the family's groups for the tensor; its first spelling is the one named when none is there. */
+static bool plan_find_source(convert_plan *plan, const jmb_tensor *t, uint32_t half, tensor_source *source, tool_error *error)
+{
+    const jmb_block *b = t->unit == JMB_NONE ? NULL : &plan->model.blocks[t->unit];
+    const rule_group *group;
+    const name_rule *rule;
+    char name[192], missing[192] = "";
+    for (group = plan->family->groups; group->rules; group++) {
+        if (group->kind != (b ? b->kind : 0)) continue;
+        for (rule = group->rules; rule->name; rule++) {
+            if (rule->role != t->role || rule->half != half) continue;
+            name[0] = 0;
+            rule_append(name, sizeof name, group->prefix, b ? plan->layers[t->unit] : 0, t->index);
+            rule_append(name, sizeof name, rule->name, b ? plan->layers[t->unit] : 0, t->index);
+            source->tensor = st_find(&plan->checkpoint, name);
+            if (source->tensor) return rule_bind(plan, rule, t, b, source, error);
+            if (!missing[0]) memcpy(missing, name, sizeof name);
+        }
+    }
+    return tool_error_set(error, "%s: tensor %s is missing: the download is incomplete, or config.json belongs to another model",
+        plan->checkpoint.dir, missing[0] ? missing : jmb_tensor_name(t, name));
+}
+
+static bool plan_find_sources(convert_plan *plan, tool_error *error)
+{
+    uint32_t i;
+    for (i = 0; i < plan->model.header.tensors; i++) {
+        const jmb_tensor *t = &plan->model.tensors[i];
+        if (t->role == JMB_ROLE_ROPE) {
+            plan->sources[i][0].values = plan->rope;
+            plan->sources[i][0].step = 1;
+            continue;
+        }
+        if (!plan_find_source(plan, t, 0, &plan->sources[i][0], error)) return false;
+        if (jmb_roles[t->role].paired && !plan_find_source(plan, t, 1, &plan->sources[i][1], error)) return false;
+    }
+    return true;
+}
+
+/* Buffers that some versions saved although they are computed, and the copy of a tied matrix. */
+static bool plan_is_harmless(const convert_plan *plan, const char *name)
+{
+    static const char buffer[] = ".rotary_emb.inv_freq";
+    size_t length = strlen(name), end = sizeof buffer - 1;
+    if (length >= end && strcmp(name + length - end, buffer) == 0) return true;
+    return !plan->model.header.head && strcmp(name, "lm_head.weight") == 0;
+}
+
+/* A tensor without a place is a part of the model that would silently be dropped. */
+static bool plan_check_leftovers(const convert_plan *plan, tool_error *error)
+{
+    size_t i;
+    for (i = 0; i < plan->checkpoint.count; i++) {
+        const st_tensor *t = &plan->checkpoint.tensors[i];
+        if (!t->used && !plan_is_harmless(plan, t->name))
+            return tool_error_set(error, "%s: tensor %s has no place in a %s model with this config.json: a wrong config, or a variant "
+                "that cannot be converted", plan->checkpoint.shards[t->shard].path, t->name, plan->family->name);
+    }
+    return true;
+}
+
+static void plan_free(convert_plan *plan)
+{
+    st_close(&plan->checkpoint);
+    free(plan->config_path);
+    free(plan->model.blocks);
+    free(plan->layers);
+    free(plan->model.tensors);
+    free(plan->sources);
+    free(plan->rope);
+    memset(plan, 0, sizeof *plan);
+}
+
+static bool plan_open(convert_plan *plan, const char *dir, uint32_t type, tool_error *error)
+{
+    json_doc doc;
+    bool ok;
+    plan->config_path = tool_path_join(dir, "config.json");
+    if (!plan->config_path) return tool_no_memory(error);
+    if (!json_read_file(&doc, plan->config_path, error)) return false;
+    ok = st_open(&plan->checkpoint, dir, error) && plan_apply_config(plan, json_root(&doc), type, error)
+        && plan_find_sources(plan, error) && plan_check_leftovers(plan, error);
+    json_free(&doc);
+    return ok;
+}
+
+/* Everything there is to know before data is read: sizes checked, every tensor of the program and of
+ * the checkpoint accounted for. `dir` must outlive the plan. On failure nothing stays open. */
+static bool plan_make(convert_plan *plan, const char *dir, uint32_t type, tool_error *error)
+{
+    bool ok;
+    memset(plan, 0, sizeof *plan);
+    ok = plan_open(plan, dir, type, error);
+    if (!ok) plan_free(plan);
+    return ok;
+}
+
+#endif

@@ -1,0 +1,92 @@
+/* run.h - what the programs that run a model share: options, loading, failing with the file's name. */
+#ifndef RUN_H
+#define RUN_H
+
+#include "tool.h"
+
+#include "../examples/threads.h"
+
+/* One model and one session; all zero but for `tool` and `path` at the start. */
+typedef struct run_context {
+    const char *tool, *path;
+    jamba_model *model;
+    jamba_session *session;
+    threads_pool *pool;
+    jamba_model_info info;
+} run_context;
+
+JMB_UNUSED static jamba_cpu run_argument_cpu(const char *tool, const char *usage, const char *text)
+{
+    static const char *const names[] = { "best", "scalar", "avx2", "avx512", "neon" };
+    static const jamba_cpu values[] = { JAMBA_CPU_BEST, JAMBA_CPU_SCALAR, JAMBA_CPU_AVX2, JAMBA_CPU_AVX512,
+        JAMBA_CPU_NEON };
+    for (size_t i = 0; text && i < sizeof names / sizeof *names; i++)
+        if (strcmp(text, names[i]) == 0) return values[i];
+    tool_usage(tool, usage, "--cpu needs best, scalar, avx2, avx512 or neon, not", text ? text : "nothing");
+    return JAMBA_CPU_BEST;
+}
+
+JMB_UNUSED static jamba_kv_type run_argument_kv(const char *tool, const char *usage, const char *text)
+{
+    if (text && strcmp(text, "q8") == 0) tool_usage(tool, usage, "not there yet: --kv q8", NULL);
+    if (text && strcmp(text, "f32") == 0) return JAMBA_KV_F32;
+    if (!text || strcmp(text, "f16") != 0)
+        tool_usage(tool, usage, "--kv needs f16 or f32, not", text ? text : "nothing");
+    return JAMBA_KV_F16;
+}
+
+JMB_UNUSED static int run_argument_threads(const char *tool, const char *usage, const char *name, const char *text)
+{
+    return (int)tool_argument_int(tool, usage, name, text, 1, THREADS_MAX);
+}
+
+/* Threads when the user names no number: more than eight seldom help, memory is the limit. */
+JMB_UNUSED static int run_default_threads(void)
+{
+    int available = threads_available();
+    return available < 8 ? available : 8;
+}
+
+JMB_UNUSED static void run_load(run_context *run, jamba_cpu cpu)
+{
+    jamba_model_params params;
+    jamba_error error;
+    memset(&params, 0, sizeof params);
+    params.cpu = cpu;
+    if (jamba_model_load(&run->model, jamba_from_file(run->path), &params, &error) != JAMBA_OK)
+        tool_die(run->tool, "%s: %s", run->path, error.message);
+    jamba_model_describe(run->model, &run->info);
+}
+
+JMB_UNUSED static void run_create(run_context *run, jamba_session_params *params, int threads)
+{
+    jamba_error error;
+    if (!threads_attach(&run->pool, threads, params))
+        tool_die(run->tool, "cannot start %d threads; ask for fewer", threads);
+    if (jamba_session_create(&run->session, run->model, params, &error) != JAMBA_OK)
+        tool_die(run->tool, "%s: %s", run->path, error.message);
+}
+
+JMB_UNUSED static void run_close(run_context *run)
+{
+    jamba_session_free(run->session);
+    threads_stop(run->pool);
+    jamba_model_free(run->model);
+}
+
+/* Ends the program when a call on the session has failed; `result` may also be a token. */
+JMB_UNUSED static void run_check(const run_context *run, int32_t result)
+{
+    if (result < 0) tool_die(run->tool, "%s: %s", run->path, jamba_session_error(run->session)->message);
+}
+
+/* Ends the program on logits that are not finite numbers. */
+JMB_UNUSED static void run_check_logits(const run_context *run, int32_t position, const float *logits)
+{
+    for (int32_t i = 0; i < run->info.vocab; i++)
+        if (!(logits[i] - logits[i] == 0))
+            tool_die(run->tool, "%s: logit %d after token %d of the input is not a finite number", run->path, (int)i,
+                (int)position + 1);
+}
+
+#endif

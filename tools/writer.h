@@ -1,0 +1,479 @@
+/* writer.h - writes a model file so that it is whole or not there.
+ *
+ * Everything goes to OUT.part beside OUT: the tensors in pieces, then the metadata in front of them.
+ * The file is synced, read back and checked, and only then renamed. A failure or a signal removes it;
+ * one that a killed run left behind is replaced.
+ */
+#ifndef WRITER_H
+#define WRITER_H
+
+#include "describe.h"
+#include "families.h"
+
+#include <libgen.h>
+#include <signal.h>
+#include <sys/statvfs.h>
+
+typedef struct convert_text {
+    tool_strings strings;
+    tool_buffer tokenizer;
+} convert_text;
+
+/* ---- metadata ------------------------------------------------------------------------------ */
+
+static void write_u16(uint8_t *p, uint32_t value)
+{
+    tool_store_le(p, value, 2);
+}
+
+static void write_u32(uint8_t *p, uint32_t value)
+{
+    tool_store_le(p, value, 4);
+}
+
+static void write_u64(uint8_t *p, uint64_t value)
+{
+    tool_store_le(p, value, 8);
+}
+
+static void write_f32(uint8_t *p, float value)
+{
+    tool_store_le(p, jmb_bits_of(value), 4);
+}
+
+static void write_header(uint8_t *p, const jmb_header *h)
+{
+    memcpy(p, jmb_magic, 8);
+#define JMB_X(type, name, at) write_##type(p + (at), h->name);
+    JMB_HEADER_FIELDS(JMB_X)
+#undef JMB_X
+}
+
+static void write_block(uint8_t *p, const jmb_block *b)
+{
+#define JMB_X(type, name)        \
+    write_##type(p, b->name); \
+    p += 4;
+    JMB_BLOCK_FIELDS(JMB_X)
+#undef JMB_X
+}
+
+static void write_entry(uint8_t *p, const jmb_tensor *t)
+{
+#define JMB_X(type, name, at) write_##type(p + (at), t->name);
+    JMB_ENTRY_FIELDS(JMB_X)
+#undef JMB_X
+}
+
+/* Gives every part its place, from the sizes of strings and tokenizer on. */
+static bool plan_place(convert_plan *plan, const convert_text *text, tool_error *error)
+{
+    jmb_header *h = &plan->model.header;
+    jmb_parts parts;
+    h->strings_size = text->strings.bytes.size;
+    h->tokenizer_size = text->tokenizer.size;
+    parts = jmb_place_parts(h);
+    h->data_offset = parts.data;
+    if (parts.data > JMB_MAX_METADATA)
+        return tool_error_set(error, "%s: program, tensor list and tokenizer take %llu bytes, more than a model file may have",
+            plan->checkpoint.dir, (unsigned long long)parts.data);
+    h->file_size = jmb_place_tensors(plan->model.tensors, h->tensors, parts.data);
+    return true;
+}
+
+/* Everything before the data; free it. NULL when there is no memory. */
+static uint8_t *plan_metadata(convert_plan *plan, const convert_text *text)
+{
+    const jmb_header *h = &plan->model.header;
+    jmb_parts parts = jmb_place_parts(h);
+    uint8_t *p = (uint8_t *)calloc((size_t)parts.data, 1);
+    uint32_t i;
+    if (!p) return NULL;
+    write_header(p, h);
+    for (i = 0; i < h->blocks; i++) write_block(p + parts.program + (uint64_t)i * JMB_BLOCK_BYTES, &plan->model.blocks[i]);
+    for (i = 0; i < h->tensors; i++) write_entry(p + parts.directory + (uint64_t)i * JMB_ENTRY_BYTES, &plan->model.tensors[i]);
+    if (text->strings.bytes.size) memcpy(p + parts.strings, text->strings.bytes.data, text->strings.bytes.size);
+    if (text->tokenizer.size) memcpy(p + parts.tokenizer, text->tokenizer.data, text->tokenizer.size);
+    jmb_identity(p, parts.data, p + 32);
+    return p;
+}
+
+/* ---- the temporary file -------------------------------------------------------------------- */
+
+typedef struct output {
+    const char *path;
+    char *temporary;
+    int file;
+    bool created;
+} output;
+
+/* What the signal handler removes. */
+static const char *volatile output_to_remove;
+
+static void output_on_signal(int number)
+{
+    if (output_to_remove) unlink(output_to_remove);
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+static const int output_signals[] = { SIGINT, SIGTERM, SIGHUP };
+
+static void output_watch_signals(void)
+{
+    struct sigaction action, old;
+    size_t i;
+    for (i = 0; i < sizeof output_signals / sizeof output_signals[0]; i++) {
+        memset(&action, 0, sizeof action);
+        action.sa_handler = output_on_signal;
+        /* one that is ignored, as under nohup, stays ignored */
+        if (sigaction(output_signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+            sigaction(output_signals[i], &action, NULL);
+    }
+}
+
+static bool output_fail(const output *out, const char *what, tool_error *error)
+{
+    return tool_error_set(error, "%s: %s: %s", out->temporary, what, strerror(errno));
+}
+
+static bool output_lock(int file)
+{
+    struct flock lock;
+    memset(&lock, 0, sizeof lock);
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    return fcntl(file, F_SETLK, &lock) == 0 || (errno != EACCES && errno != EAGAIN);
+}
+
+/* Removes the file of a run that was killed, unless that run is still at it. */
+static bool output_remove_stale(output *out, tool_error *error)
+{
+    struct stat info;
+    int file;
+    bool mine;
+    if (lstat(out->temporary, &info) != 0) return true;
+    if (!S_ISREG(info.st_mode)) return tool_error_set(error, "%s: is in the way: remove it", out->temporary);
+    file = open(out->temporary, O_WRONLY | O_NOFOLLOW);
+    if (file < 0) return output_fail(out, "is in the way and cannot be opened", error);
+    mine = output_lock(file);
+    close(file);
+    if (!mine) return tool_error_set(error, "%s: another conversion is writing it", out->temporary);
+    return unlink(out->temporary) == 0 || output_fail(out, "cannot remove", error);
+}
+
+/* Signals wait while the file appears, so that it never exists unwatched. */
+static bool output_create(output *out, tool_error *error)
+{
+    sigset_t all, before;
+    bool ok;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
+    out->file = open(out->temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0666);
+    out->created = out->file >= 0;
+    if (out->created) output_to_remove = out->temporary;
+    ok = out->created || output_fail(out, "cannot create", error);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    if (ok && !output_lock(out->file)) return output_fail(out, "cannot lock", error);
+    return ok;
+}
+
+static bool output_check_space(const output *out, const char *dir, uint64_t bytes, tool_error *error)
+{
+    struct statvfs info;
+    uint64_t unit, available;
+    if (statvfs(dir, &info) != 0) return true;
+    unit = info.f_frsize ? info.f_frsize : info.f_bsize;
+    available = jmb_mul(info.f_bavail, unit);
+    if (info.f_blocks == 0 || available >= bytes) return true;
+    return tool_error_set(error, "%s: the model needs %llu bytes and the disk has %llu left", out->path,
+        (unsigned long long)bytes, (unsigned long long)available);
+}
+
+/* The folder of a path in a fresh allocation. */
+static char *output_folder(const char *path)
+{
+    char *copy = (char *)malloc(strlen(path) + 2), *folder;
+    if (!copy) return NULL;
+    strcpy(copy, path);
+    folder = dirname(copy); /* in the copy, or a constant */
+    memmove(copy, folder, strlen(folder) + 1);
+    return copy;
+}
+
+static bool output_write_at(const output *out, uint64_t offset, const uint8_t *p, size_t size, tool_error *error)
+{
+    while (size > 0) {
+        ssize_t put = pwrite(out->file, p, size, (off_t)offset);
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) return output_fail(out, "cannot write", error);
+        offset += (uint64_t)put;
+        p += put;
+        size -= (size_t)put;
+    }
+    return true;
+}
+
+/* A rename is only safe on disk once its folder is. Where folders cannot be synced nothing is lost by it. */
+static void output_sync_folder(const char *folder)
+{
+    int file = open(folder, O_RDONLY);
+    if (file < 0) return;
+    fsync(file);
+    close(file);
+}
+
+/* Makes the file final, unless something took its place meanwhile. */
+static bool output_finish(output *out, const char *folder, tool_error *error)
+{
+    struct stat mine, there;
+    if (fstat(out->file, &mine) != 0 || lstat(out->temporary, &there) != 0 || mine.st_ino != there.st_ino)
+        return tool_error_set(error, "%s: was removed or replaced while it was written", out->temporary);
+    if (close(out->file) != 0) {
+        out->file = -1;
+        return output_fail(out, "cannot close", error);
+    }
+    out->file = -1;
+    if (rename(out->temporary, out->path) != 0) return output_fail(out, "cannot rename", error);
+    output_to_remove = NULL;
+    out->created = false;
+    output_sync_folder(folder);
+    return true;
+}
+
+static void output_free(output *out)
+{
+    if (out->file >= 0) close(out->file);
+    if (out->created) unlink(out->temporary);
+    output_to_remove = NULL;
+    free(out->temporary);
+    memset(out, 0, sizeof *out);
+    out->file = -1;
+}
+
+/* ---- what OUT may be ----------------------------------------------------------------------- */
+
+/* Other files of the folder that a conversion reads. */
+static bool output_is_text_input(const char *dir, const struct stat *out)
+{
+    static const char *const names[] = { "config.json", "generation_config.json", "model.safetensors.index.json",
+        "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "chat_template.jinja" };
+    size_t i;
+    for (i = 0; i < sizeof names / sizeof names[0]; i++) {
+        struct stat info;
+        char *path = tool_path_join(dir, names[i]);
+        bool same = path && stat(path, &info) == 0 && info.st_dev == out->st_dev && info.st_ino == out->st_ino;
+        free(path);
+        if (same) return true;
+    }
+    return false;
+}
+
+static bool output_is_input(const convert_plan *plan, const struct stat *out)
+{
+    size_t i;
+    for (i = 0; i < plan->checkpoint.shard_count; i++) {
+        const st_shard *shard = &plan->checkpoint.shards[i];
+        if (shard->device == out->st_dev && shard->inode == out->st_ino) return true;
+    }
+    return output_is_text_input(plan->checkpoint.dir, out);
+}
+
+static bool output_check_target(const convert_plan *plan, const char *path, bool force, tool_error *error)
+{
+    struct stat link, info;
+    if (lstat(path, &link) != 0) return true;
+    if (stat(path, &info) != 0) info = link;
+    if (S_ISDIR(info.st_mode)) return tool_error_set(error, "%s: is a folder: give the name of a file", path);
+    if (output_is_input(plan, &info)) return tool_error_set(error, "%s: is part of the checkpoint: choose another name", path);
+    if (!S_ISREG(info.st_mode) && !S_ISLNK(info.st_mode)) return tool_error_set(error, "%s: is not a regular file", path);
+    return force || tool_error_set(error, "%s: exists: give --force to replace it", path);
+}
+
+/* ---- tensors ------------------------------------------------------------------------------- */
+
+/* Buffers of one tensor: as many panels at a time as fit WRITE_PIECE bytes of the checkpoint, one at least. */
+typedef struct panel_stream {
+    const convert_plan *plan;
+    const jmb_tensor *tensor;
+    const tensor_source *sources; /* one, or two of a pair */
+    uint32_t halves, batch;       /* batch: panels of each half at a time */
+    size_t stride, panel_bytes;
+    uint8_t *raw, *panels;
+    float *rows;
+    pack_report report;
+} panel_stream;
+
+enum { WRITE_PIECE = 1 << 22 };
+
+static void stream_free(panel_stream *s)
+{
+    free(s->raw);
+    free(s->panels);
+    free(s->rows);
+}
+
+static bool stream_start(panel_stream *s, const convert_plan *plan, uint32_t index, tool_error *error)
+{
+    const jmb_tensor *t = &plan->model.tensors[index];
+    uint64_t row_block;
+    memset(s, 0, sizeof *s);
+    s->plan = plan;
+    s->tensor = t;
+    s->sources = plan->sources[index];
+    s->halves = jmb_roles[t->role].paired ? 2 : 1;
+    s->stride = jmb_pad64(t->cols);
+    s->panel_bytes = (size_t)jmb_panel_bytes(t->type, t->cols);
+    row_block = (uint64_t)t->cols * 4 * PACK_ROWS * s->sources[0].step;
+    s->batch = row_block < WRITE_PIECE ? (uint32_t)(WRITE_PIECE / row_block) : 1;
+    if (s->batch > (t->rows + 15) / 16) s->batch = (t->rows + 15) / 16;
+    s->raw = (uint8_t *)malloc((size_t)(row_block * s->batch));
+    s->rows = (float *)malloc(PACK_ROWS * s->stride * sizeof *s->rows);
+    s->panels = (uint8_t *)malloc(s->panel_bytes * s->batch * s->halves);
+    if (s->raw && s->rows && s->panels) return true;
+    stream_free(s);
+    return tool_no_memory(error);
+}
+
+/* Row `r` of the rows read last as floats. */
+static void stream_row(panel_stream *s, const tensor_source *source, uint64_t row, uint32_t r, float *out)
+{
+    size_t cols = s->tensor->cols, i;
+    if (!source->tensor) {
+        memset(out, 0, s->stride * sizeof *out);
+        memcpy(out, source->values + row * cols, cols * sizeof *out);
+        return;
+    }
+    pack_floats(out, s->raw + (size_t)(r * source->step) * cols * st_dtype_bytes(source->tensor->dtype), source->tensor->dtype, cols);
+    /* exp is taken in double: the rounding to float hides the last bit, in which libms differ */
+    if (source->minus_exp)
+        for (i = 0; i < cols; i++) out[i] = (float)-exp((double)out[i]);
+}
+
+static bool stream_read(panel_stream *s, const tensor_source *source, uint64_t row, uint32_t rows, tool_error *error)
+{
+    uint64_t row_bytes;
+    if (!source->tensor) return true;
+    row_bytes = (uint64_t)s->tensor->cols * st_dtype_bytes(source->tensor->dtype);
+    return st_read_data(&s->plan->checkpoint, source->tensor, (source->first + row * source->step) * row_bytes, s->raw,
+        (size_t)(((rows - 1) * source->step + 1) * row_bytes), error);
+}
+
+/* Packs `rows` rows of one half from `row` on; the panels of two halves alternate. */
+static void stream_pack(panel_stream *s, uint32_t half, uint64_t row, uint32_t rows)
+{
+    uint32_t panel, r;
+    for (panel = 0; panel * PACK_ROWS < rows; panel++) {
+        for (r = 0; r < PACK_ROWS; r++) {
+            float *out = s->rows + r * s->stride;
+            uint32_t at = panel * PACK_ROWS + r;
+            if (at < rows) stream_row(s, &s->sources[half], row + at, at, out);
+            else memset(out, 0, s->stride * sizeof *out);
+        }
+        pack_panel(s->panels + ((size_t)panel * s->halves + half) * s->panel_bytes, s->tensor->type, s->rows, s->tensor->cols,
+            &s->report);
+    }
+}
+
+static bool stream_check(const panel_stream *s, uint32_t half, tool_error *error)
+{
+    const st_tensor *stored = s->sources[half].tensor;
+    const char *name = stored ? stored->name : "rope", *path = stored ? s->plan->checkpoint.shards[stored->shard].path : s->plan->config_path;
+    if (s->report.not_finite)
+        return tool_error_set(error, "%s: tensor %s holds NaN or infinity%s: the checkpoint is damaged", path, name,
+            s->sources[half].minus_exp ? " (or its exp does)" : "");
+    if (s->report.too_large)
+        return tool_error_set(error, "%s: tensor %s has weights too large for %s (%llu of them in one piece): use --type bf16", path, name,
+            s->tensor->type == JMB_Q8 ? "the f16 scales of q8" : jmb_type_names[s->tensor->type], (unsigned long long)s->report.too_large);
+    return true;
+}
+
+/* Copies one tensor into the file and takes its hash. */
+static bool stream_run(panel_stream *s, const output *out, uint64_t *hash, tool_error *error)
+{
+    uint64_t row, offset = s->tensor->offset;
+    uint32_t half, step = s->batch * PACK_ROWS;
+    *hash = JMB_HASH_SEED;
+    for (row = 0; row < s->tensor->rows; row += step) {
+        uint32_t rows = s->tensor->rows - row < step ? (uint32_t)(s->tensor->rows - row) : step;
+        size_t size = (size_t)((rows + 15) / 16) * s->halves * s->panel_bytes;
+        for (half = 0; half < s->halves; half++) {
+            if (!stream_read(s, &s->sources[half], row, rows, error)) return false;
+            stream_pack(s, half, row, rows);
+            if (!stream_check(s, half, error)) return false;
+        }
+        *hash = jmb_hash64(*hash, s->panels, size);
+        if (!output_write_at(out, offset, s->panels, size, error)) return false;
+        offset += size;
+    }
+    return true;
+}
+
+static bool write_tensors(convert_plan *plan, const output *out, tool_error *error)
+{
+    tool_progress progress = { 0, false };
+    panel_stream stream;
+    bool ok = true;
+    uint32_t i;
+    for (i = 0; i < plan->model.header.tensors && ok; i++) {
+        tool_progress_show(&progress, "converting", plan->model.tensors[i].offset, plan->model.header.file_size);
+        ok = stream_start(&stream, plan, i, error);
+        if (!ok) break;
+        ok = stream_run(&stream, out, &plan->model.tensors[i].hash, error);
+        stream_free(&stream);
+    }
+    tool_progress_end(&progress);
+    return ok;
+}
+
+/* ---- the whole ----------------------------------------------------------------------------- */
+
+static bool write_metadata(convert_plan *plan, const convert_text *text, const output *out, tool_error *error)
+{
+    uint8_t *metadata = plan_metadata(plan, text);
+    bool ok;
+    if (!metadata) return tool_no_memory(error);
+    ok = output_write_at(out, 0, metadata, (size_t)plan->model.header.data_offset, error);
+    free(metadata);
+    return ok && (fsync(out->file) == 0 || output_fail(out, "cannot sync", error));
+}
+
+/* Reads the file back with the library's own parser. */
+static bool write_check(const output *out, tool_error *error)
+{
+    model_file model;
+    bool ok;
+    if (!model_open(&model, out->temporary, error)) return false;
+    ok = model_verify(&model, out->temporary, error);
+    model_close(&model);
+    return ok;
+}
+
+static bool write_parts(convert_plan *plan, const convert_text *text, output *out, const char *folder, bool force, tool_error *error)
+{
+    return output_check_space(out, folder, plan->model.header.file_size, error) && output_remove_stale(out, error)
+        && output_create(out, error) && write_tensors(plan, out, error) && write_metadata(plan, text, out, error)
+        && write_check(out, error) && output_check_target(plan, out->path, force, error) && output_finish(out, folder, error);
+}
+
+/* Writes the model file. On failure there is no file, or the old one. */
+static bool write_model(convert_plan *plan, const convert_text *text, const char *path, bool force, tool_error *error)
+{
+    output out = { NULL, NULL, -1, false };
+    char *folder = output_folder(path);
+    bool ok = false;
+    out.path = path;
+    out.temporary = (char *)malloc(strlen(path) + sizeof ".part");
+    if (!folder || !out.temporary) tool_no_memory(error);
+    else {
+        strcpy(out.temporary, path);
+        strcat(out.temporary, ".part");
+        output_watch_signals();
+        ok = write_parts(plan, text, &out, folder, force, error);
+    }
+    output_free(&out);
+    free(folder);
+    return ok;
+}
+
+#endif
