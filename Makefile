@@ -18,7 +18,9 @@ COMPILE := $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS)
 LINK    := $(LDFLAGS) $(LDLIBS) $(LIBS)
 
 PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(notdir $(wildcard tools/*.c examples/*.c)))
-TESTS    := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/*.c))
+TESTS    := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/api_second.c,$(wildcard tests/*.c)))
+# Tests that see only the API; they share one object with the implementation.
+APITESTS := $(addprefix $(BUILD)/tests/,api golden invariants quantised sampling storyteller)
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
@@ -55,7 +57,7 @@ $(STORY): $(BUILD)/convert $(wildcard examples/storyteller/*.json examples/story
 
 define BUILD_PROGRAM
 	@mkdir -p $(@D)
-	$(COMPILE) -MMD -MP -MF $@.d -MT $@ -o $@ $< $(LINK)
+	$(COMPILE) -MMD -MP -MF $@.d -MT $@ -o $@ $< $(filter %.o,$^) $(LINK)
 endef
 
 $(BUILD)/%: tools/%.c $(BUILD)/flags
@@ -66,6 +68,18 @@ $(BUILD)/%: examples/%.c $(BUILD)/flags
 
 $(BUILD)/tests/%: tests/%.c $(BUILD)/flags
 	$(BUILD_PROGRAM)
+
+$(APITESTS): $(BUILD)/tests/api_second.o
+
+$(BUILD)/tests/%.o: tests/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -MMD -MP -MF $@.d -MT $@ -c -o $@ $<
+
+# Tests that see only the interface share one object with the implementation.
+$(LINKED): $(LIBRARY)
+$(LIBRARY): tests/api_second.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(COMPILE) -MMD -MP -MF $@.d -MT $@ -c -o $@ $<
 
 # The flags of the last build: other ones rebuild everything.
 ifneq ($(strip $(COMPILE) $(LINK)),$(strip $(shell cat $(BUILD)/flags 2>/dev/null)))

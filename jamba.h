@@ -21,7 +21,7 @@
  *     int32_t next = jamba_sample(session, NULL);
  *
  * CONTENTS (search for the tag)
- *     >>api >>config >>base >>platform >>hash >>format >>tokenizer >>chat >>lanes >>kernels
+ *     >>api >>config >>base >>platform >>hash >>format >>tokenizer >>chat >>plan >>lanes >>kernels
  *     >>dispatch >>layers >>model >>session >>sampler >>public
  *
  * jamba.h DOES NOT
@@ -676,6 +676,7 @@ static void *jmb_place(jmb_layout *layout, uint64_t count, uint64_t size)
 #include <windows.h>
 #elif defined(__unix__) || defined(__APPLE__)
 #define JMB_POSIX 1
+#include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -701,18 +702,20 @@ typedef struct jmb_file {
 
 #if defined(_WIN32)
 
-static bool jmb_file_open(jmb_file *file, const char *path)
+/* NULL, or why the file cannot be opened. */
+static const char *jmb_file_open(jmb_file *file, const char *path)
 {
     LARGE_INTEGER size;
     memset(file, 0, sizeof *file);
     file->handle = CreateFileA(path, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
-    if (file->handle == INVALID_HANDLE_VALUE) return false;
+    if (file->handle == INVALID_HANDLE_VALUE)
+        return GetLastError() == ERROR_FILE_NOT_FOUND ? "no such file" : "it cannot be read";
     if (!GetFileSizeEx(file->handle, &size)) {
         CloseHandle(file->handle);
-        return false;
+        return "it is not a regular file";
     }
     file->size = (uint64_t)size.QuadPart;
-    return true;
+    return NULL;
 }
 
 static bool jmb_file_map(jmb_file *file)
@@ -762,18 +765,20 @@ static uint64_t jmb_clock_us(void *user)
 
 #elif defined(JMB_POSIX)
 
-static bool jmb_file_open(jmb_file *file, const char *path)
+/* NULL, or why the file cannot be opened. */
+static const char *jmb_file_open(jmb_file *file, const char *path)
 {
     struct stat info;
     memset(file, 0, sizeof *file);
-    file->handle = open(path, O_RDONLY);
-    if (file->handle < 0) return false;
+    file->handle = open(path, O_RDONLY | O_NONBLOCK); /* a pipe must not block */
+    if (file->handle < 0)
+        return errno == ENOENT ? "no such file" : errno == EACCES ? "no permission" : "it cannot be read";
     if (fstat(file->handle, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < 0) {
         close(file->handle);
-        return false;
+        return "it is not a regular file";
     }
     file->size = (uint64_t)info.st_size;
-    return true;
+    return NULL;
 }
 
 static bool jmb_file_map(jmb_file *file)
@@ -830,18 +835,19 @@ static uint64_t jmb_clock_us(void *user)
 
 #else
 
-static bool jmb_file_open(jmb_file *file, const char *path)
+/* NULL, or why the file cannot be opened. */
+static const char *jmb_file_open(jmb_file *file, const char *path)
 {
     long size;
     memset(file, 0, sizeof *file);
     file->handle = fopen(path, "rb");
-    if (!file->handle) return false;
+    if (!file->handle) return "it cannot be read";
     if (fseek(file->handle, 0, SEEK_END) != 0 || (size = ftell(file->handle)) < 0) {
         fclose(file->handle);
-        return false;
+        return "it is not a regular file";
     }
     file->size = (uint64_t)size;
-    return true;
+    return NULL;
 }
 
 static bool jmb_file_map(jmb_file *file)
@@ -1010,14 +1016,15 @@ enum { JMB_MAX_EOS = 8 };
 /* Every field is four bytes, in this order from the record's start. */
 #define JMB_BLOCK_FIELDS(X)                                                                \
     X(u32, kind) X(u32, unit)      /* block index under which its tensors are stored */    \
-    X(u32, adapter)                /* unit of its low-rank adapters */                     \
     X(u32, flags) X(u32, input) X(u32, output) X(u32, act)                                 \
-    X(f32, eps)                    /* of every norm in the block */                        \
+    X(f32, eps)                    /* of the norm in front */                              \
+    X(f32, inner_eps)              /* mamba, mamba2: of the norms inside */                \
     X(f32, scale)                  /* attention: of q.k */                                 \
     X(f32, dt_min) X(f32, dt_max)  /* mamba2: dt is clamped to this range */               \
     X(u32, heads) X(u32, kv_heads) X(u32, head_dim)                                        \
     X(u32, d_inner) X(u32, d_state) X(u32, d_conv) X(u32, dt_rank) X(u32, n_groups)        \
-    X(u32, intermediate) X(u32, experts) X(u32, top_k) X(u32, rank)
+    X(u32, intermediate) X(u32, experts) X(u32, top_k)                        \
+    X(u32, rank)                   /* of its own low-rank adapters, 0: none */
 
 #define JMB_ENTRY_FIELDS(X)                                                                        \
     X(u16, role, 0) X(u16, unit, 2) X(u16, index, 4) X(u16, type, 6)                               \
@@ -1040,40 +1047,49 @@ typedef struct jmb_block {
 #undef JMB_X
 } jmb_block;
 
-enum { JMB_ATTENTION = 1, JMB_MAMBA, JMB_MLP, JMB_MOE, JMB_KINDS };
-static const char *const jmb_kind_names[] = { "", "attention", "mamba", "mlp", "moe" };
+enum { JMB_ATTENTION = 1, JMB_MAMBA, JMB_MLP, JMB_MOE, JMB_MAMBA2, JMB_LINEAR, JMB_KINDS };
+static const char *const jmb_kind_names[] = { "", "attention", "mamba", "mlp", "moe", "mamba2", "linear" };
 
 enum { /* jmb_block.flags */
-    JMB_BIAS = 1,        /* attention: q, k, v, o; mamba: in and out projections; mlp: gate, up, down */
-    JMB_CONV_BIAS = 2,   /* mamba */
+    JMB_BIAS = 1,        /* attention: q, k, v, o; mamba, mamba2: in and out projections; mlp: all */
+    JMB_CONV_BIAS = 2,   /* mamba, mamba2 */
     JMB_DT_NORM = 4,     /* mamba: norms on dt, B and C */
     JMB_ROPE = 8,        /* attention: rotates q and k by tensor rope */
     JMB_RENORMALISE = 16 /* moe: divide the chosen weights by their sum */
 };
-enum { JMB_ACT_SILU = 1 };
-enum { JMB_FROM_X = 0, JMB_INPUTS };  /* jmb_block.input: what the norm reads */
-enum { JMB_ADD_TO_X = 0, JMB_OUTPUTS }; /* jmb_block.output */
+enum { JMB_ACT_SILU = 1, JMB_ACT_GELU }; /* jmb_block.act, of convolution or mlp; gelu is the exact one */
+/* jmb_block.input, what the norm reads: x, a, x beside the embedding e of the token, or x + a */
+enum { JMB_FROM_X = 0, JMB_FROM_A, JMB_FROM_X_AND_E, JMB_FROM_X_PLUS_A, JMB_INPUTS };
+enum { JMB_ADD_TO_X = 0, JMB_SET_A, JMB_OUTPUTS }; /* jmb_block.output */
 
 enum { JMB_F32 = 0, JMB_F16, JMB_BF16, JMB_Q8, JMB_TYPES };
 static const char *const jmb_type_names[] = { "f32", "f16", "bf16", "q8" };
 
 /* role, name, how it is stored: L a linear, in any type; F always f32; G and P the same for two
- * matrices (gate, up) in alternating panels */
+ * matrices (gate, up) in alternating panels; H and J like L and G, but never below 16 bits. *_A and *_B
+ * are low-rank adapters: W n becomes W n + B (A n). */
 #define JMB_ROLES(X)                                                                             \
     X(EMBED, "embed", L) X(HEAD, "head", L) X(FINAL_NORM, "final_norm", F)                       \
     X(NORM, "norm", F)                                                                           \
     X(Q, "q", L) X(K, "k", L) X(V, "v", L) X(O, "o", L)                                          \
+    X(Q_A, "q_a", L) X(K_A, "k_a", L) X(V_A, "v_a", L)                                           \
+    X(Q_B, "q_b", H) X(K_B, "k_b", H) X(V_B, "v_b", H)                                           \
     X(Q_BIAS, "q_bias", F) X(K_BIAS, "k_bias", F) X(V_BIAS, "v_bias", F) X(O_BIAS, "o_bias", F)  \
     X(ROPE, "rope", F)                                                                           \
     X(U, "u", L) X(Z, "z", L) X(U_BIAS, "u_bias", F) X(Z_BIAS, "z_bias", F)                      \
     X(CONV, "conv", F) X(CONV_BIAS, "conv_bias", F)                                              \
+    X(CONV_B, "conv_b", F) X(CONV_B_BIAS, "conv_b_bias", F)                                      \
+    X(CONV_C, "conv_c", F) X(CONV_C_BIAS, "conv_c_bias", F)                                      \
     X(DT_LOW, "dt_low", L) X(B, "b", L) X(C, "c", L)                                             \
+    X(B_BIAS, "b_bias", F) X(C_BIAS, "c_bias", F)                                                \
     X(DT_NORM, "dt_norm", F) X(B_NORM, "b_norm", F) X(C_NORM, "c_norm", F)                       \
     X(DT, "dt", L) X(DT_BIAS, "dt_bias", F) X(A, "a", F) X(D, "d", F)                            \
+    X(GATE_NORM, "gate_norm", F)                                                                 \
     X(OUT, "out", L) X(OUT_BIAS, "out_bias", F)                                                  \
     X(ROUTER, "router", F)                                                                       \
     X(GATE_UP, "gate_up", G) X(GATE_UP_BIAS, "gate_up_bias", P) X(DOWN, "down", L)               \
-    X(DOWN_BIAS, "down_bias", F)
+    X(DOWN_BIAS, "down_bias", F) X(GATE_UP_A, "gate_up_a", L) X(GATE_UP_B, "gate_up_b", J)       \
+    X(LINEAR, "linear", L)
 
 enum {
 #define JMB_X(role, name, store) JMB_ROLE_##role,
@@ -1086,12 +1102,15 @@ typedef struct jmb_role {
     const char *name;
     bool linear; /* stored in the type asked for; f32 otherwise */
     bool paired;
+    bool fine; /* bf16 instead of a type below 16 bits */
 } jmb_role;
 
-#define JMB_STORE_L true, false
-#define JMB_STORE_F false, false
-#define JMB_STORE_G true, true
-#define JMB_STORE_P false, true
+#define JMB_STORE_L true, false, false
+#define JMB_STORE_F false, false, false
+#define JMB_STORE_G true, true, false
+#define JMB_STORE_P false, true, false
+#define JMB_STORE_H true, false, true
+#define JMB_STORE_J true, true, true
 static const jmb_role jmb_roles[] = {
 #define JMB_X(role, name, store) { name, JMB_STORE_##store },
     JMB_ROLES(JMB_X)
@@ -1099,7 +1118,7 @@ static const jmb_role jmb_roles[] = {
 };
 
 typedef struct jmb_tensor {
-    uint32_t role, unit, index; /* index: expert */
+    uint32_t role, unit, index; /* index: expert, or head of a mamba block */
     uint32_t type, rows, cols;
     uint64_t offset, bytes, hash;
     const uint8_t *data;
@@ -1121,7 +1140,7 @@ static uint64_t jmb_tensor_bytes(const jmb_tensor *t)
     return jmb_mul(panels, jmb_panel_bytes(t->type, t->cols));
 }
 
-/* "3.gate_up.7": unit, role, and the expert where there are several. */
+/* "3.gate_up.7": unit, role, and the expert or head where there are several. */
 static const char *jmb_tensor_name(const jmb_tensor *t, char name[64])
 {
     const char *role = jmb_roles[t->role].name;
@@ -1136,6 +1155,13 @@ typedef struct jmb_tensor_list {
     uint32_t count, unit, type;
 } jmb_tensor_list;
 
+/* The type that a tensor of this role gets when linears are stored as `type`. */
+static uint32_t jmb_role_type(uint32_t role, uint32_t type)
+{
+    if (!jmb_roles[role].linear) return JMB_F32;
+    return jmb_roles[role].fine && type == JMB_Q8 ? (uint32_t)JMB_BF16 : type;
+}
+
 static void jmb_list_add(jmb_tensor_list *list, uint32_t role, uint32_t index, uint64_t rows, uint64_t cols)
 {
     if (list->items) {
@@ -1146,18 +1172,24 @@ static void jmb_list_add(jmb_tensor_list *list, uint32_t role, uint32_t index, u
         t->index = index;
         t->rows = (uint32_t)rows;
         t->cols = (uint32_t)cols;
-        t->type = jmb_roles[role].linear ? list->type : (uint32_t)JMB_F32;
+        t->type = jmb_role_type(role, list->type);
         t->bytes = jmb_tensor_bytes(t);
     }
     list->count++;
 }
 
+/* Width of what a block reads: x beside the embedding e is twice as wide. */
+static uint32_t jmb_input_width(const jmb_block *b, uint32_t hidden)
+{
+    return b->input == JMB_FROM_X_AND_E ? 2 * hidden : hidden;
+}
+
 static void jmb_list_attention(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
 {
-    uint32_t q = b->heads * b->head_dim, kv = b->kv_heads * b->head_dim;
-    jmb_list_add(list, JMB_ROLE_Q, 0, q, hidden);
-    jmb_list_add(list, JMB_ROLE_K, 0, kv, hidden);
-    jmb_list_add(list, JMB_ROLE_V, 0, kv, hidden);
+    uint32_t q = b->heads * b->head_dim, kv = b->kv_heads * b->head_dim, width = jmb_input_width(b, hidden);
+    jmb_list_add(list, JMB_ROLE_Q, 0, q, width);
+    jmb_list_add(list, JMB_ROLE_K, 0, kv, width);
+    jmb_list_add(list, JMB_ROLE_V, 0, kv, width);
     if (b->flags & JMB_BIAS) {
         jmb_list_add(list, JMB_ROLE_Q_BIAS, 0, q, 1);
         jmb_list_add(list, JMB_ROLE_K_BIAS, 0, kv, 1);
@@ -1166,6 +1198,24 @@ static void jmb_list_attention(jmb_tensor_list *list, const jmb_block *b, uint32
     if (b->flags & JMB_ROPE) jmb_list_add(list, JMB_ROLE_ROPE, 0, b->head_dim / 2, 1);
     jmb_list_add(list, JMB_ROLE_O, 0, hidden, q);
     if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_O_BIAS, 0, hidden, 1);
+}
+
+/* A mamba block of several heads has x and dt projections of its own for each, over its share of the
+ * channels. */
+static void jmb_list_mamba_heads(jmb_tensor_list *list, const jmb_block *b)
+{
+    uint32_t width = b->d_inner / b->heads, h;
+    for (h = 0; h < b->heads; h++) {
+        jmb_list_add(list, JMB_ROLE_DT_LOW, h, b->dt_rank, width);
+        jmb_list_add(list, JMB_ROLE_B, h, b->d_state, width);
+        jmb_list_add(list, JMB_ROLE_C, h, b->d_state, width);
+    }
+    if (b->flags & JMB_DT_NORM) {
+        jmb_list_add(list, JMB_ROLE_DT_NORM, 0, b->dt_rank, 1);
+        jmb_list_add(list, JMB_ROLE_B_NORM, 0, b->d_state, 1);
+        jmb_list_add(list, JMB_ROLE_C_NORM, 0, b->d_state, 1);
+    }
+    for (h = 0; h < b->heads; h++) jmb_list_add(list, JMB_ROLE_DT, h, width, b->dt_rank);
 }
 
 static void jmb_list_mamba(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
@@ -1178,18 +1228,37 @@ static void jmb_list_mamba(jmb_tensor_list *list, const jmb_block *b, uint32_t h
     }
     jmb_list_add(list, JMB_ROLE_CONV, 0, b->d_inner, b->d_conv);
     if (b->flags & JMB_CONV_BIAS) jmb_list_add(list, JMB_ROLE_CONV_BIAS, 0, b->d_inner, 1);
-    jmb_list_add(list, JMB_ROLE_DT_LOW, 0, b->dt_rank, b->d_inner);
-    jmb_list_add(list, JMB_ROLE_B, 0, b->d_state, b->d_inner);
-    jmb_list_add(list, JMB_ROLE_C, 0, b->d_state, b->d_inner);
-    if (b->flags & JMB_DT_NORM) {
-        jmb_list_add(list, JMB_ROLE_DT_NORM, 0, b->dt_rank, 1);
-        jmb_list_add(list, JMB_ROLE_B_NORM, 0, b->d_state, 1);
-        jmb_list_add(list, JMB_ROLE_C_NORM, 0, b->d_state, 1);
-    }
-    jmb_list_add(list, JMB_ROLE_DT, 0, b->d_inner, b->dt_rank);
+    jmb_list_mamba_heads(list, b);
     jmb_list_add(list, JMB_ROLE_DT_BIAS, 0, b->d_inner, 1);
     jmb_list_add(list, JMB_ROLE_A, 0, b->d_inner, b->d_state);
     jmb_list_add(list, JMB_ROLE_D, 0, b->d_inner, 1);
+    jmb_list_add(list, JMB_ROLE_OUT, 0, hidden, b->d_inner);
+    if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_OUT_BIAS, 0, hidden, 1);
+}
+
+static void jmb_list_mamba2(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
+{
+    uint32_t bc = b->n_groups * b->d_state, i;
+    const uint32_t rows[3] = { b->d_inner, bc, bc };
+    static const uint32_t linears[3] = { JMB_ROLE_U, JMB_ROLE_B, JMB_ROLE_C };
+    static const uint32_t biases[3] = { JMB_ROLE_U_BIAS, JMB_ROLE_B_BIAS, JMB_ROLE_C_BIAS };
+    static const uint32_t convs[3] = { JMB_ROLE_CONV, JMB_ROLE_CONV_B, JMB_ROLE_CONV_C };
+    static const uint32_t conv_biases[3] = { JMB_ROLE_CONV_BIAS, JMB_ROLE_CONV_B_BIAS, JMB_ROLE_CONV_C_BIAS };
+    jmb_list_add(list, JMB_ROLE_Z, 0, b->d_inner, hidden);
+    if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_Z_BIAS, 0, b->d_inner, 1);
+    for (i = 0; i < 3; i++) {
+        jmb_list_add(list, linears[i], 0, rows[i], hidden);
+        if (b->flags & JMB_BIAS) jmb_list_add(list, biases[i], 0, rows[i], 1);
+    }
+    jmb_list_add(list, JMB_ROLE_DT, 0, b->heads, hidden);
+    jmb_list_add(list, JMB_ROLE_DT_BIAS, 0, b->heads, 1);
+    for (i = 0; i < 3; i++) {
+        jmb_list_add(list, convs[i], 0, rows[i], b->d_conv);
+        if (b->flags & JMB_CONV_BIAS) jmb_list_add(list, conv_biases[i], 0, rows[i], 1);
+    }
+    jmb_list_add(list, JMB_ROLE_A, 0, b->heads, 1);
+    jmb_list_add(list, JMB_ROLE_D, 0, b->heads, 1);
+    jmb_list_add(list, JMB_ROLE_GATE_NORM, 0, b->d_inner, 1);
     jmb_list_add(list, JMB_ROLE_OUT, 0, hidden, b->d_inner);
     if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_OUT_BIAS, 0, hidden, 1);
 }
@@ -1212,6 +1281,36 @@ static void jmb_list_moe(jmb_tensor_list *list, const jmb_block *b, uint32_t hid
     }
 }
 
+/* Low-rank adapters are a block's own even where it shares its other tensors. */
+static void jmb_list_adapters(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
+{
+    uint32_t q = b->heads * b->head_dim, kv = b->kv_heads * b->head_dim, width = jmb_input_width(b, hidden);
+    if (b->kind == JMB_MLP) {
+        jmb_list_add(list, JMB_ROLE_GATE_UP_A, 0, b->rank, width);
+        jmb_list_add(list, JMB_ROLE_GATE_UP_B, 0, b->intermediate, b->rank);
+        return;
+    }
+    jmb_list_add(list, JMB_ROLE_Q_A, 0, b->rank, width);
+    jmb_list_add(list, JMB_ROLE_K_A, 0, b->rank, width);
+    jmb_list_add(list, JMB_ROLE_V_A, 0, b->rank, width);
+    jmb_list_add(list, JMB_ROLE_Q_B, 0, q, b->rank);
+    jmb_list_add(list, JMB_ROLE_K_B, 0, kv, b->rank);
+    jmb_list_add(list, JMB_ROLE_V_B, 0, kv, b->rank);
+}
+
+static void jmb_list_block(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
+{
+    if (b->kind != JMB_LINEAR) jmb_list_add(list, JMB_ROLE_NORM, 0, jmb_input_width(b, hidden), 1);
+    switch (b->kind) {
+    case JMB_ATTENTION: jmb_list_attention(list, b, hidden); break;
+    case JMB_MAMBA: jmb_list_mamba(list, b, hidden); break;
+    case JMB_MLP: jmb_list_mlp(list, b, hidden); break;
+    case JMB_MOE: jmb_list_moe(list, b, hidden); break;
+    case JMB_MAMBA2: jmb_list_mamba2(list, b, hidden); break;
+    case JMB_LINEAR: jmb_list_add(list, JMB_ROLE_LINEAR, 0, hidden, hidden); break;
+    }
+}
+
 /* Every tensor of the program in file order, which is the order of use; each unit once, where it is
  * first used. Returns how many. Linears get `type`. */
 static uint32_t jmb_list_tensors(const jmb_header *h, const jmb_block *blocks, uint32_t type, jmb_tensor *items)
@@ -1220,16 +1319,9 @@ static uint32_t jmb_list_tensors(const jmb_header *h, const jmb_block *blocks, u
     uint32_t i;
     jmb_list_add(&list, JMB_ROLE_EMBED, 0, h->vocab, h->hidden);
     for (i = 0; i < h->blocks; i++) {
-        const jmb_block *b = &blocks[i];
-        if (b->unit != i) continue;
         list.unit = i;
-        jmb_list_add(&list, JMB_ROLE_NORM, 0, h->hidden, 1);
-        switch (b->kind) {
-        case JMB_ATTENTION: jmb_list_attention(&list, b, h->hidden); break;
-        case JMB_MAMBA: jmb_list_mamba(&list, b, h->hidden); break;
-        case JMB_MLP: jmb_list_mlp(&list, b, h->hidden); break;
-        case JMB_MOE: jmb_list_moe(&list, b, h->hidden); break;
-        }
+        if (blocks[i].unit == i) jmb_list_block(&list, &blocks[i], h->hidden);
+        if (blocks[i].rank) jmb_list_adapters(&list, &blocks[i], h->hidden);
     }
     list.unit = JMB_NONE;
     jmb_list_add(&list, JMB_ROLE_FINAL_NORM, 0, h->hidden, 1);
@@ -1333,10 +1425,10 @@ static jamba_result jmb_check_header(const jmb_header *h, jamba_error *error)
 {
     uint32_t i;
     if ((h->version & 0xffff) != JMB_VERSION_MAJOR)
-        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8, "file format %u, this library reads %u: convert the model again",
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8, "file format %u, but this is %u: convert the model again",
             h->version & 0xffff, (unsigned)JMB_VERSION_MAJOR);
     if (h->required)
-        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 12, "the file needs a newer jamba.h (feature bits %u)", h->required);
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 12, "the file needs a newer jamba.h (features %u)", h->required);
     JMB_TRY(jmb_check_range(error, "vocab", h->vocab, 1, JMB_MAX_VOCAB, 64));
     JMB_TRY(jmb_check_range(error, "hidden", h->hidden, 1, JMB_MAX_HIDDEN, 68));
     JMB_TRY(jmb_check_range(error, "context", h->context, 1, JMB_MAX_CONTEXT, 72));
@@ -1364,11 +1456,29 @@ static jamba_result jmb_check_attention(const jmb_block *b, uint64_t at, jamba_e
     return jmb_check_positive(error, "scale", b->scale, at);
 }
 
+static jamba_result jmb_check_mamba2(const jmb_block *b, uint64_t at, jamba_error *error)
+{
+    JMB_TRY(jmb_check_range(error, "n_groups", b->n_groups, 1, b->heads, at));
+    if (b->heads % b->n_groups)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%u heads do not share %u groups evenly", b->heads, b->n_groups);
+    if (!(b->dt_min >= 0) || !jmb_finite(b->dt_min) || !(b->dt_max >= b->dt_min))
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "dt_min and dt_max are not a range");
+    return JAMBA_OK;
+}
+
+/* mamba and mamba2 */
 static jamba_result jmb_check_mamba(const jmb_block *b, uint64_t at, jamba_error *error)
 {
     JMB_TRY(jmb_check_range(error, "d_inner", b->d_inner, 1, JMB_MAX_INNER, at));
     JMB_TRY(jmb_check_range(error, "d_state", b->d_state, 1, JMB_MAX_STATE, at));
     JMB_TRY(jmb_check_range(error, "d_conv", b->d_conv, 1, JMB_MAX_CONV, at));
+    JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_HEADS, at));
+    JMB_TRY(jmb_check_positive(error, "inner_eps", b->inner_eps, at));
+    if (b->d_inner % b->heads)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "d_inner %u is not a multiple of %u heads", b->d_inner, b->heads);
+    if (b->kind == JMB_MAMBA2) return jmb_check_mamba2(b, at, error);
+    if ((b->flags & JMB_DT_NORM) && b->heads > 1)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at, "norms on dt, B and C of several heads");
     return jmb_check_range(error, "dt_rank", b->dt_rank, 1, JMB_MAX_HIDDEN, at);
 }
 
@@ -1380,13 +1490,28 @@ static jamba_result jmb_check_mlp(const jmb_block *b, uint64_t at, jamba_error *
     return jmb_check_range(error, "top_k", b->top_k, 1, b->experts, at);
 }
 
+static jamba_result jmb_check_linear(const jmb_block *b, uint64_t at, jamba_error *error)
+{
+    if (b->input == JMB_FROM_A && b->output == JMB_SET_A) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at + 12, "a linear block must read and write stream a");
+}
+
+static jamba_result jmb_check_adapters(const jmb_block *b, uint64_t at, jamba_error *error)
+{
+    if (b->kind != JMB_ATTENTION && b->kind != JMB_MLP)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at, "adapters in a %s block", jmb_kind_names[b->kind]);
+    return jmb_check_range(error, "rank", b->rank, 1, JMB_MAX_HIDDEN, at);
+}
+
 static uint32_t jmb_known_flags(uint32_t kind)
 {
     switch (kind) {
     case JMB_ATTENTION: return JMB_BIAS | JMB_ROPE;
     case JMB_MAMBA: return JMB_BIAS | JMB_CONV_BIAS | JMB_DT_NORM;
+    case JMB_MAMBA2: return JMB_BIAS | JMB_CONV_BIAS;
     case JMB_MLP: return JMB_BIAS;
-    default: return JMB_RENORMALISE;
+    case JMB_MOE: return JMB_RENORMALISE;
+    default: return 0;
     }
 }
 
@@ -1397,15 +1522,21 @@ static jamba_result jmb_check_block(const jmb_block *blocks, uint32_t i, jamba_e
     JMB_TRY(jmb_check_range(error, "block kind", b->kind, 1, JMB_KINDS - 1, at));
     JMB_TRY(jmb_check_range(error, "unit", b->unit, 0, i, at + 4));
     if (b->flags & ~jmb_known_flags(b->kind))
-        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 12, "unknown flags %u in block %u", b->flags, i);
-    JMB_TRY(jmb_check_range(error, "input", b->input, 0, JMB_INPUTS - 1, at + 16));
-    JMB_TRY(jmb_check_range(error, "output", b->output, 0, JMB_OUTPUTS - 1, at + 20));
-    JMB_TRY(jmb_check_range(error, "act", b->act, JMB_ACT_SILU, JMB_ACT_SILU, at + 24));
-    JMB_TRY(jmb_check_positive(error, "eps", b->eps, at + 28));
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 8, "unknown flags %u in block %u", b->flags, i);
+    JMB_TRY(jmb_check_range(error, "input", b->input, 0, JMB_INPUTS - 1, at + 12));
+    JMB_TRY(jmb_check_range(error, "output", b->output, 0, JMB_OUTPUTS - 1, at + 16));
+    JMB_TRY(jmb_check_range(error, "act", b->act, JMB_ACT_SILU, JMB_ACT_GELU, at + 20));
+    JMB_TRY(jmb_check_positive(error, "eps", b->eps, at + 24));
+    if (b->rank) JMB_TRY(jmb_check_adapters(b, at, error));
     if (b->unit != i && memcmp(&b->flags, &blocks[b->unit].flags, sizeof *b - offsetof(jmb_block, flags)) != 0)
-        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "block %u differs from block %u, whose tensors it shares", i, b->unit);
-    if (b->kind == JMB_ATTENTION) return jmb_check_attention(b, at, error);
-    return b->kind == JMB_MAMBA ? jmb_check_mamba(b, at, error) : jmb_check_mlp(b, at, error);
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "block %u has the tensors of block %u, but differs", i, b->unit);
+    switch (b->kind) {
+    case JMB_ATTENTION: return jmb_check_attention(b, at, error);
+    case JMB_MAMBA:
+    case JMB_MAMBA2: return jmb_check_mamba(b, at, error);
+    case JMB_LINEAR: return jmb_check_linear(b, at, error);
+    default: return jmb_check_mlp(b, at, error);
+    }
 }
 
 /* ---- the whole file ------------------------------------------------------------------------ */
@@ -1519,7 +1650,7 @@ static jamba_result jmb_parse_entry(jmb_tensor *t, const jmb_entry *e, uint64_t 
     if (e->rows != t->rows || e->cols != t->cols)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at + 8, "tensor %s is %u x %u and should be %u x %u", name, e->rows,
             e->cols, t->rows, t->cols);
-    if (e->type >= JMB_TYPES || (e->type != JMB_F32 && !jmb_roles[t->role].linear))
+    if (e->type >= JMB_TYPES || jmb_role_type(t->role, e->type) != e->type)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at + 6, "tensor %s has type %u, which it cannot have", name, e->type);
     t->type = e->type;
     t->bytes = jmb_tensor_bytes(t);
@@ -1530,7 +1661,8 @@ static jamba_result jmb_parse_entry(jmb_tensor *t, const jmb_entry *e, uint64_t 
 /* The experts of a block are run together, so they have one type for each of their matrices. */
 static bool jmb_same_type_as_first(const jmb_tensor *tensors, uint32_t i)
 {
-    return tensors[i].index == 0 || tensors[i].type == tensors[i - 2].type;
+    bool expert = tensors[i].role == JMB_ROLE_GATE_UP || tensors[i].role == JMB_ROLE_DOWN;
+    return !expert || tensors[i].index == 0 || tensors[i].type == tensors[i - 2].type;
 }
 
 static jamba_result jmb_parse_directory(jmb_metadata *m, jmb_heap *heap, const uint8_t *p, jamba_error *error)
@@ -1540,7 +1672,8 @@ static jamba_result jmb_parse_directory(jmb_metadata *m, jmb_heap *heap, const u
     uint64_t at = m->parts.directory, end;
     jmb_entry e;
     if (count != h->tensors)
-        return jmb_fail(error, JAMBA_ERR_FORMAT, 80, "the file has %u tensors, its program asks for %u", h->tensors, count);
+        return jmb_fail(
+            error, JAMBA_ERR_FORMAT, 80, "the file has %u tensors, its program needs %u", h->tensors, count);
     m->tensors = (jmb_tensor *)jmb_heap_take(heap, count, sizeof *m->tensors);
     if (!m->tensors) return jmb_no_memory(error);
     jmb_list_tensors(h, m->blocks, JMB_F32, m->tensors);
@@ -1555,7 +1688,7 @@ static jamba_result jmb_parse_directory(jmb_metadata *m, jmb_heap *heap, const u
     for (i = 0, at = m->parts.directory; i < count; i++, at += JMB_ENTRY_BYTES) {
         jmb_read_entry(&e, p + at);
         if (e.offset != m->tensors[i].offset || e.bytes != m->tensors[i].bytes)
-            return jmb_fail(error, JAMBA_ERR_FORMAT, at + 16, "tensor %u of the directory does not lie where it should", i);
+            return jmb_fail(error, JAMBA_ERR_FORMAT, at + 16, "tensor %u is not where it should be", i);
     }
     if (end != h->file_size)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the tensors end at %l, the file at %l", end, h->file_size);
@@ -1813,7 +1946,7 @@ static bool jmb_is_space(uint32_t c)
         || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-/* Unicode 17 letters, marks, decimal digits, connectors and joiners: lengths of runs from U+0000, by turns
+/* Unicode 16 letters, marks, decimal digits, connectors and joiners: lengths of runs from U+0000, by turns
  * outside and inside. After the last one all are outside. */
 static const uint16_t jmb_word_runs[] = {
     48, 10, 7, 26, 4, 1, 1, 26, 47, 1, 10, 1, 4, 1, 5, 23, 1, 31, 1, 458, 4, 12, 14, 5, 7, 1, 1, 1, 17, 117, 1, 2, 2,
@@ -2150,7 +2283,7 @@ static size_t jmb_strip_left(const jmb_splitter *s, size_t start)
         if (!jmb_is_space(jmb_char_at(s->text + before))) break;
         start = before;
     }
-    return start;
+    return start > s->done ? start : s->done;
 }
 
 static size_t jmb_strip_right(jmb_splitter *s, size_t stop)
@@ -2160,7 +2293,8 @@ static size_t jmb_strip_right(jmb_splitter *s, size_t stop)
     return s->space_end = stop;
 }
 
-/* The next added token and where it lies; JMB_NO_TOKEN and the end of the text when there is none. */
+/* The next added token and where it lies; JMB_NO_TOKEN and the end of the text when there is none. A token
+ * that consists of white space may lie in what the last one took along: then *start >= *stop. */
 static uint32_t jmb_next_added(jmb_splitter *s, size_t *start, size_t *stop)
 {
     while (s->trie->nodes && s->scan < s->size) {
@@ -2360,7 +2494,7 @@ static bool jmb_encode_split(jmb_encoder *e, const jmb_trie *trie, const jmb_uni
         size_t start, stop;
         token = jmb_next_added(&s, &start, &stop);
         if (s.done < start && !rest(e, text + s.done, start - s.done, first && s.done == 0)) return false;
-        if (token != JMB_NO_TOKEN && !jmb_put_token(e, token)) return false;
+        if (start < stop && !jmb_put_token(e, token)) return false;
         s.done = stop;
     } while (token != JMB_NO_TOKEN);
     return true;
@@ -2524,7 +2658,7 @@ static bool jmb_is_silent(const jmb_tokenizer *t, uint32_t token, unsigned flags
 }
 
 /* The byte that the token decodes to; -1 when it decodes to its text. */
-static int jmb_token_byte(const jmb_tokenizer *t, uint32_t token)
+static int jmb_decoded_byte(const jmb_tokenizer *t, uint32_t token)
 {
     size_t size;
     const uint8_t *text = jmb_token_data(t, token, &size);
@@ -2558,7 +2692,7 @@ static size_t jmb_scan_bytes(const jmb_decoder *d, size_t at, bool *valid)
         uint32_t token = (uint32_t)d->tokens[at];
         int byte;
         if (jmb_is_silent(d->t, token, d->flags)) continue;
-        byte = jmb_token_byte(d->t, token);
+        byte = jmb_decoded_byte(d->t, token);
         if (byte < 0) break;
         if (!*valid) continue;
         switch (jmb_hold_byte(held, &held_count, byte)) {
@@ -2577,7 +2711,7 @@ static void jmb_sink_bytes(jmb_text_sink *sink, const jmb_decoder *d, size_t at,
     for (; at < end; at++) {
         uint8_t byte;
         if (jmb_is_silent(d->t, (uint32_t)d->tokens[at], d->flags)) continue;
-        byte = (uint8_t)jmb_token_byte(d->t, (uint32_t)d->tokens[at]);
+        byte = (uint8_t)jmb_decoded_byte(d->t, (uint32_t)d->tokens[at]);
         if (valid) jmb_sink_add(sink, &byte, 1);
         else jmb_sink_bad_bytes(sink, 1);
     }
@@ -2594,7 +2728,7 @@ static void jmb_sink_tokens(jmb_text_sink *sink, const jmb_decoder *d)
             at++;
             continue;
         }
-        if (jmb_token_byte(d->t, token) < 0) {
+        if (jmb_decoded_byte(d->t, token) < 0) {
             jmb_sink_token(sink, d->t, token);
             end = at + 1;
         } else {
@@ -2665,7 +2799,7 @@ static size_t jmb_decode_next(
         return sink.size;
     }
     if (jmb_is_silent(t, (uint32_t)token, flags)) return 0;
-    byte = jmb_token_byte(t, (uint32_t)token);
+    byte = jmb_decoded_byte(t, (uint32_t)token);
     if (byte < 0) jmb_stream_flush(&sink, stream);
     if (byte < 0) jmb_sink_token(&sink, t, (uint32_t)token);
     else jmb_stream_byte(&sink, stream, byte);
@@ -3212,16 +3346,21 @@ static jamba_result jmb_chat_encode(const jmb_metadata *m, const jmb_tokenizer *
  * `offset` is in floats for one row of capacity, so that a view fits any session. */
 typedef struct jmb_view {
     uint32_t width, stride, fan;
+    uint32_t col; /* first column */
     uint64_t offset;
 } jmb_view;
 
 typedef enum jmb_op_kind {
-    JMB_OP_EMBED,    /* out[0] = embedding rows of the tokens */
+    JMB_OP_EMBED,    /* out[0] = embedding rows of the tokens; out[1] too, if it has a width */
+    JMB_OP_BESIDE,   /* out[0] = in beside out[1] */
+    JMB_OP_SUM,      /* out[0] = in + out[1] */
     JMB_OP_NORM,     /* out[0] = w[0] in / rms(in) */
     JMB_OP_QUANTISE, /* codes = in, for the linears that follow */
-    JMB_OP_LINEAR,   /* out[i] = w[i] in + bias[i], for each part i */
+    JMB_OP_LINEAR,   /* out[i] = w[i] in + low_w[i] low[i] + bias[i], for each part i */
     JMB_OP_CONV,     /* out[0] = act(w[0] * out[0] + bias[0]) over time, in place */
     JMB_OP_SCAN,     /* out[0] = selective scan of out[0], gated */
+    JMB_OP_SCAN2,    /* the same with one decay a head, not gated */
+    JMB_OP_GATE,     /* out[0] = grouped norm of out[0] * silu(in) */
     JMB_OP_CACHE,    /* rotates q and k, appends k and v to the KV cache */
     JMB_OP_ATTEND,   /* out[0] = softmax(q K) V */
     JMB_OP_ROUTE,    /* experts and weights of each row */
@@ -3231,13 +3370,14 @@ typedef enum jmb_op_kind {
     JMB_OP_COUNT
 } jmb_op_kind;
 
-enum { JMB_MAX_PARTS = 4 };
+enum { JMB_MAX_PARTS = 5 };
 
 enum { /* jmb_op.flags */
     JMB_OP_ADD = 1,      /* add to what out holds: the residual */
     JMB_OP_LAST = 2,     /* only the rows whose logits are wanted */
     JMB_OP_ASSIGNED = 4, /* rows are (token, expert) assignments, `fan` a token */
-    JMB_OP_CODES = 8     /* the input is the quantised copy */
+    JMB_OP_CODES = 8,    /* the input is the quantised copy */
+    JMB_OP_EXACT = 16    /* write no lane beyond the width: out is a column range */
 };
 
 typedef struct jmb_op {
@@ -3246,6 +3386,8 @@ typedef struct jmb_op {
     const jmb_block *block;
     jmb_view in, out[JMB_MAX_PARTS];
     const jmb_tensor *w[JMB_MAX_PARTS], *bias[JMB_MAX_PARTS];
+    jmb_view low[JMB_MAX_PARTS];            /* adapters: A in, of low rank */
+    const jmb_tensor *low_w[JMB_MAX_PARTS]; /* adapters: B, or NULL */
     uint32_t first_task[JMB_MAX_PARTS + 1]; /* linear: of each part; experts: panel groups */
     uint32_t group;                         /* panels in a task */
     float eps;
@@ -3288,7 +3430,7 @@ typedef struct jmb_pass {
 
 JMB_INLINE float *jmb_row(const jmb_pass *p, const jmb_view *v, size_t row)
 {
-    return p->scratch + (size_t)v->offset * p->capacity + row * v->stride;
+    return p->scratch + (size_t)v->offset * p->capacity + row * v->stride + v->col;
 }
 
 static uint8_t *jmb_kv_page(const jmb_pass *p, const jmb_op *op, size_t page)
@@ -3324,6 +3466,7 @@ static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
     case JMB_OP_EXPERT_UP: return op->first_task[1] * op->block->experts;
     case JMB_OP_CONV:
     case JMB_OP_SCAN: return (op->out[0].width + 15) / 16;
+    case JMB_OP_SCAN2: return op->block->heads;
     case JMB_OP_ATTEND: return p->rows * op->block->kv_heads;
     case JMB_OP_GROUP: return 1;
     default: return jmb_op_rows(op, p);
@@ -3377,6 +3520,14 @@ static void jmb_run_embed(const jmb_pass *p, const jmb_op *op, uint32_t row)
     size_t i, token = (size_t)p->tokens[row];
     for (i = 0; i < op->out[0].width; i++) out[i] = jmb_weight(op->w[0], token, i);
     for (; i < op->out[0].stride; i++) out[i] = 0;
+    if (op->out[1].width) memcpy(jmb_row(p, &op->out[1], row), out, op->out[0].stride * sizeof *out);
+}
+
+static void jmb_run_beside(const jmb_pass *p, const jmb_op *op, uint32_t row)
+{
+    float *out = jmb_row(p, &op->out[0], row);
+    memcpy(out, jmb_row(p, &op->in, row), op->in.width * sizeof *out);
+    memcpy(out + op->in.width, jmb_row(p, &op->out[1], row), op->out[1].width * sizeof *out);
 }
 
 /* Counting sort of the rows' choices by expert. */
@@ -3456,7 +3607,13 @@ typedef struct jmb_kernels {
  * (a < b ? a : b), so that NaN takes the second operand everywhere.
  * =========================================================================================== */
 
+/* Plain C leaves inlining to the compiler: forced, it would take most of this file's compile time. */
+#undef JMB_FN
+#if JMB_PASS == 1
+#define JMB_FN static JMB_UNUSED
+#else
 #define JMB_FN JMB_INLINE JMB_PASS_TARGET
+#endif
 #define JMB_KERNEL static JMB_PASS_TARGET
 
 #define v16 JMB_K(jmb_v16)
@@ -3485,6 +3642,24 @@ typedef struct jmb_kernels {
 #define vi_dot JMB_K(jmb_vi_dot)
 #define vi_float JMB_K(jmb_vi_float)
 
+/* Loops over rows of a tile are unrolled, so that sums stay in registers; plain C keeps its loops. */
+#if defined(__clang__)
+#define JMB_ROLLED _Pragma("clang loop unroll(disable)")
+#define JMB_UNROLLED _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define JMB_ROLLED _Pragma("GCC unroll 1")
+#define JMB_UNROLLED _Pragma("GCC unroll 16")
+#else
+#define JMB_ROLLED
+#define JMB_UNROLLED
+#endif
+#undef JMB_UNROLL
+#if JMB_PASS == 1
+#define JMB_UNROLL JMB_ROLLED
+#else
+#define JMB_UNROLL JMB_UNROLLED
+#endif
+
 #if JMB_PASS == 3
 
 typedef __m512 v16;
@@ -3496,10 +3671,14 @@ typedef __m512i vi16;
 JMB_FN v16 v_set1(float x) { return _mm512_set1_ps(x); }
 JMB_FN v16 v_load(const float *p) { return _mm512_loadu_ps(p); }
 JMB_FN void v_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
-JMB_FN v16 v_load_f16(const uint16_t *p) { return _mm512_maskz_cvtph_ps(JMB_ALL, _mm256_loadu_si256((const __m256i *)(const void *)p)); }
+JMB_FN v16 v_load_f16(const uint16_t *p)
+{
+    return _mm512_maskz_cvtph_ps(JMB_ALL, _mm256_loadu_si256((const __m256i *)(const void *)p));
+}
 JMB_FN void v_store_f16(uint16_t *p, v16 a)
 {
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_maskz_cvtps_ph(JMB_ALL, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    __m256i h = _mm512_maskz_cvtps_ph(JMB_ALL, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256((__m256i *)(void *)p, h);
 }
 JMB_FN v16 v_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
 JMB_FN v16 v_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
@@ -3510,7 +3689,18 @@ JMB_FN v16 v_max(v16 a, v16 b) { return _mm512_maskz_max_ps(JMB_ALL, a, b); }
 JMB_FN v16 v_min(v16 a, v16 b) { return _mm512_maskz_min_ps(JMB_ALL, a, b); }
 JMB_FN v16 v_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
 JMB_FN v16 v_fnma(v16 a, v16 b, v16 c) { return _mm512_fnmadd_ps(a, b, c); }
-JMB_FN v16 v_round(v16 a) { return _mm512_maskz_roundscale_ps(JMB_ALL, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+JMB_FN v16 v_round(v16 a)
+{
+#if defined(__OPTIMIZE__) || defined(__clang__)
+    return _mm512_maskz_roundscale_ps(JMB_ALL, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else /* gcc's macro form of -O0 makes it warn of its own mask */
+    float f[16];
+    _mm512_storeu_ps(f, a);
+    _mm256_storeu_ps(f, _mm256_round_ps(_mm256_loadu_ps(f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_storeu_ps(f + 8, _mm256_round_ps(_mm256_loadu_ps(f + 8), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    return _mm512_loadu_ps(f);
+#endif
+}
 JMB_FN v16 v_pow2(v16 n)
 {
     __m512i e = _mm512_add_epi32(_mm512_maskz_cvtps_epi32(JMB_ALL, n), _mm512_set1_epi32(127));
@@ -3532,9 +3722,9 @@ JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
 }
 JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
 {
-    __m512i both = _mm512_loadu_si512(p);
+    __m512i both = _mm512_loadu_si512(p), high = _mm512_maskz_srli_epi32(JMB_ALL, both, 16);
     *even = _mm512_maskz_cvtph_ps(JMB_ALL, _mm512_maskz_cvtepi32_epi16(JMB_ALL, both));
-    *odd = _mm512_maskz_cvtph_ps(JMB_ALL, _mm512_maskz_cvtepi32_epi16(JMB_ALL, _mm512_maskz_srli_epi32(JMB_ALL, both, 16)));
+    *odd = _mm512_maskz_cvtph_ps(JMB_ALL, _mm512_maskz_cvtepi32_epi16(JMB_ALL, high));
 }
 /* vpdpbusd takes the file's offset bytes as they are: start at -128 times the sum of the codes. */
 JMB_FN vi16 vi_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
@@ -3603,7 +3793,8 @@ JMB_FN v16 v_round(v16 a)
 JMB_FN v16 v_pow2(v16 n)
 {
     __m256i bias = _mm256_set1_epi32(127);
-    __m256i lo = _mm256_add_epi32(_mm256_cvtps_epi32(n.lo), bias), hi = _mm256_add_epi32(_mm256_cvtps_epi32(n.hi), bias);
+    __m256i lo = _mm256_add_epi32(_mm256_cvtps_epi32(n.lo), bias);
+    __m256i hi = _mm256_add_epi32(_mm256_cvtps_epi32(n.hi), bias);
     return v_make(_mm256_castsi256_ps(_mm256_slli_epi32(lo, 23)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 23)));
 }
 JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
@@ -3694,10 +3885,10 @@ JMB_FN float JMB_K(jmb_fma1)(float a, float b, float c)
 #endif
 }
 
-#define JMB_EACH(expression)                        \
-    v16 r;                                          \
-    int i;                                          \
-    for (i = 0; i < 16; i++) r.f[i] = (expression); \
+#define JMB_EACH(expression)                                  \
+    v16 r;                                                    \
+    int i;                                                    \
+    JMB_ROLLED for (i = 0; i < 16; i++) r.f[i] = (expression); \
     return r
 
 JMB_FN v16 v_set1(float x) { JMB_EACH(x); }
@@ -3707,6 +3898,7 @@ JMB_FN v16 v_load_f16(const uint16_t *p) { JMB_EACH(jmb_f16_to_float(p[i])); }
 JMB_FN void v_store_f16(uint16_t *p, v16 a)
 {
     int i;
+    JMB_ROLLED
     for (i = 0; i < 16; i++) p[i] = (uint16_t)jmb_float_to_f16(a.f[i]);
 }
 JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(a.f[i] + b.f[i]); }
@@ -3732,11 +3924,13 @@ JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y) { JMB_EACH(a.f[i] > b.f[i] ? 
 JMB_FN void v_store_i8(int8_t *p, v16 a)
 {
     int i;
+    JMB_ROLLED
     for (i = 0; i < 16; i++) p[i] = (int8_t)a.f[i];
 }
 JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
 {
     int i;
+    JMB_ROLLED
     for (i = 0; i < 16; i++) {
         even->f[i] = jmb_float_of(jmb_load_u16(p + 4 * i) << 16);
         odd->f[i] = jmb_float_of(jmb_load_u16(p + 4 * i + 2) << 16);
@@ -3745,6 +3939,7 @@ JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
 JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
 {
     int i;
+    JMB_ROLLED
     for (i = 0; i < 16; i++) {
         even->f[i] = jmb_f16_to_float(jmb_load_u16(p + 4 * i));
         odd->f[i] = jmb_f16_to_float(jmb_load_u16(p + 4 * i + 2));
@@ -3754,12 +3949,14 @@ JMB_FN vi16 vi_start(int32_t sum)
 {
     vi16 r;
     int i;
+    JMB_ROLLED
     for (i = 0; i < 16; i++) r.i[i] = -128 * sum;
     return r;
 }
 JMB_FN vi16 vi_dot(vi16 acc, const uint8_t *w, const int8_t *a)
 {
     int i;
+    JMB_ROLLED
     for (i = 0; i < 16; i++)
         acc.i[i] += w[4 * i] * a[0] + w[4 * i + 1] * a[1] + w[4 * i + 2] * a[2] + w[4 * i + 3] * a[3];
     return acc;
@@ -3869,6 +4066,31 @@ JMB_FN v16 JMB_K(jmb_silu)(v16 x)
 }
 #define v_silu JMB_K(jmb_silu)
 
+/* x/2 (1 + erf(x / sqrt 2)). With t = |x| / sqrt 2, erfc(t) = e^(-t t) R(1 / (1 + t/2)) and R smooth; x minus
+ * or plus its share of the tail keeps the relative precision on both sides. */
+JMB_FN v16 JMB_K(jmb_gelu)(v16 x)
+{
+    v16 magnitude = v_max(x, v_mul(x, v_set1(-1.0f)));
+    v16 s = v_div(v_set1(1.0f), v_fma(magnitude, v_set1(0.353553391f), v_set1(1.0f))), y;
+    y = v_fma(v_set1(2.77484283e-2f), s, v_set1(-2.09859267e-1f));
+    y = v_fma(y, s, v_set1(6.40468717e-1f));
+    y = v_fma(y, s, v_set1(-9.66047466e-1f));
+    y = v_fma(y, s, v_set1(6.83399439e-1f));
+    y = v_fma(y, s, v_set1(-2.51376063e-1f));
+    y = v_fma(y, s, v_set1(2.85077214e-1f));
+    y = v_fma(y, s, v_set1(2.23446041e-1f));
+    y = v_fma(y, s, v_set1(2.85290092e-1f));
+    y = v_fma(y, s, v_set1(2.81844169e-1f));
+    y = v_fma(y, s, v_set1(8.57061605e-6f));
+    y = v_mul(v_mul(y, v_exp(v_mul(v_mul(x, x), v_set1(-0.5f)))), v_mul(magnitude, v_set1(0.5f)));
+    return v_sub(v_max(x, v_set1(0)), y);
+}
+
+JMB_FN v16 JMB_K(jmb_activation)(v16 x, uint32_t act)
+{
+    return act == JMB_ACT_GELU ? JMB_K(jmb_gelu)(x) : v_silu(x);
+}
+
 /* sin and cos of any |x| < 2^24: x - n pi/2 in three parts, each subtraction exact or last; then the
  * quadrant n mod 4, taken as -2..2. For large x the first n may be one off: its remainder says so. */
 JMB_FN void JMB_K(jmb_sincos)(v16 x, v16 *sine, v16 *cosine)
@@ -3924,6 +4146,14 @@ JMB_FN v16 JMB_K(jmb_rms)(const float *x, size_t width, float eps)
     }
     mean = v_div(v_set1(v_sum(sum)), v_set1((float)width));
     return v_div(v_set1(1.0f), v_sqrt(v_add(mean, v_set1(eps))));
+}
+
+JMB_KERNEL void JMB_K(jmb_run_sum)(const jmb_pass *p, const jmb_op *op, uint32_t row)
+{
+    const float *a = jmb_row(p, &op->in, row), *b = jmb_row(p, &op->out[1], row);
+    float *out = jmb_row(p, &op->out[0], row);
+    size_t i;
+    for (i = 0; i < op->in.width; i += 16) v_store(out + i, v_add(v_load(a + i), v_load(b + i)));
 }
 
 /* RMSNorm (Zhang and Sennrich 2019): y = w x / rms(x). Weights are padded to 16 with zeros. */
@@ -3992,14 +4222,6 @@ typedef struct JMB_K(jmb_input_rows) {
     size_t stride, blocks; /* floats or bytes from row to row; blocks of 64 */
 } JMB_K(jmb_input_rows);
 #define jmb_rows_in JMB_K(jmb_input_rows)
-
-#if defined(__clang__)
-#define JMB_UNROLL _Pragma("clang loop unroll(full)")
-#elif defined(__GNUC__)
-#define JMB_UNROLL _Pragma("GCC unroll 16")
-#else
-#define JMB_UNROLL
-#endif
 
 /* acc[t] = panel x[rows[t]], for n rows; n is a constant wherever this is inlined. */
 JMB_FN void JMB_K(jmb_tile_f32)(const uint8_t *panel, size_t cols, const float *const *x, const int n, v16 *acc)
@@ -4120,44 +4342,83 @@ JMB_FN v16 JMB_K(jmb_biased)(v16 y, const jmb_tensor *bias, size_t panel)
     return bias ? v_add(y, v_load((const float *)(const void *)bias->data + panel * 16)) : y;
 }
 
-/* The 16 outputs of panel i for n rows: one panel, or a gate and an up panel joined by the activation. */
-JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_tensor *w, const jmb_tensor *bias, size_t i, const jmb_rows_in *in,
-    const size_t *rows, int n, v16 *y)
+/* One part of a linear. */
+typedef struct JMB_K(jmb_linear_part) {
+    const jmb_tensor *w, *bias, *low_w; /* bias and low_w may be NULL */
+    jmb_rows_in in, low;
+    uint32_t act; /* of paired matrices */
+} JMB_K(jmb_linear_part);
+#define jmb_part_in JMB_K(jmb_linear_part)
+
+/* y = W x + B low + bias for one panel and n rows. */
+JMB_KERNEL void JMB_K(jmb_panel_outputs)(const jmb_part_in *l, size_t panel, const size_t *rows, int n, v16 *y)
+{
+    v16 low[JMB_TILE_ROWS];
+    int t;
+    JMB_K(jmb_panel)(l->w, JMB_K(jmb_panel_at)(l->w, panel), &l->in, rows, n, y);
+    if (l->low_w) {
+        JMB_K(jmb_panel)(l->low_w, JMB_K(jmb_panel_at)(l->low_w, panel), &l->low, rows, n, low);
+        for (t = 0; t < n; t++) y[t] = v_add(y[t], low[t]);
+    }
+    for (t = 0; t < n; t++) y[t] = JMB_K(jmb_biased)(y[t], l->bias, panel);
+}
+
+/* 16 outputs for n rows: those of panel i, or act(gate) * up of a pair of panels. */
+JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_part_in *l, size_t i, const size_t *rows, int n, v16 *y)
 {
     v16 up[JMB_TILE_ROWS];
     int t;
-    if (!jmb_roles[w->role].paired) {
-        JMB_K(jmb_panel)(w, JMB_K(jmb_panel_at)(w, i), in, rows, n, y);
-        for (t = 0; t < n; t++) y[t] = JMB_K(jmb_biased)(y[t], bias, i);
+    if (!jmb_roles[l->w->role].paired) {
+        JMB_K(jmb_panel_outputs)(l, i, rows, n, y);
         return;
     }
-    JMB_K(jmb_panel)(w, JMB_K(jmb_panel_at)(w, 2 * i), in, rows, n, y);
-    JMB_K(jmb_panel)(w, JMB_K(jmb_panel_at)(w, 2 * i + 1), in, rows, n, up);
-    for (t = 0; t < n; t++) {
-        v16 gate = JMB_K(jmb_biased)(y[t], bias, 2 * i);
-        y[t] = v_mul(v_silu(gate), JMB_K(jmb_biased)(up[t], bias, 2 * i + 1));
-    }
+    JMB_K(jmb_panel_outputs)(l, 2 * i, rows, n, y);
+    JMB_K(jmb_panel_outputs)(l, 2 * i + 1, rows, n, up);
+    for (t = 0; t < n; t++) y[t] = v_mul(JMB_K(jmb_activation)(y[t], l->act), up[t]);
+}
+
+JMB_FN jmb_part_in JMB_K(jmb_part_at)(const jmb_pass *p, const jmb_op *op, size_t part)
+{
+    jmb_part_in l;
+    l.w = op->w[part];
+    l.bias = op->bias[part];
+    l.low_w = op->low_w[part];
+    l.in = JMB_K(jmb_rows_of)(p, op);
+    l.low.x = jmb_row(p, &op->low[part], 0);
+    l.low.codes = NULL;
+    l.low.stride = op->low[part].stride;
+    l.low.blocks = 0;
+    l.act = op->block ? op->block->act : 0;
+    return l;
+}
+
+/* Where row `row` of a part's panel i goes, and how. */
+JMB_FN void JMB_K(jmb_put)(const jmb_pass *p, const jmb_op *op, size_t part, size_t row, size_t i, v16 y)
+{
+    const jmb_view *view = &op->out[part];
+    float *out = jmb_row(p, view, op->flags & JMB_OP_LAST ? row - p->first_logit : row) + i * 16;
+    if (op->flags & JMB_OP_ADD) y = v_add(v_load(out), y);
+    if ((op->flags & JMB_OP_EXACT) && i * 16 + 16 > view->width) v_store_part(out, y, view->width - i * 16);
+    else v_store(out, y);
 }
 
 /* y = W x (+ b), for the panels of one task and every row. */
 JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    jmb_rows_in in = JMB_K(jmb_rows_of)(p, op);
     size_t first = op->flags & JMB_OP_LAST ? p->first_logit : 0, end = first + jmb_op_rows(op, p);
     size_t part = 0, i, stop, row, rows[JMB_TILE_ROWS];
     v16 y[JMB_TILE_ROWS];
+    jmb_part_in l;
     while (task >= op->first_task[part + 1]) part++;
+    l = JMB_K(jmb_part_at)(p, op, part);
     i = (size_t)(task - op->first_task[part]) * op->group;
-    stop = i + op->group < jmb_panels(op->w[part]) ? i + op->group : jmb_panels(op->w[part]);
+    stop = i + op->group < jmb_panels(l.w) ? i + op->group : jmb_panels(l.w);
     for (; i < stop; i++) {
         for (row = first; row < end; row += JMB_TILE_ROWS) {
             int n = end - row < JMB_TILE_ROWS ? (int)(end - row) : JMB_TILE_ROWS, t;
             for (t = 0; t < n; t++) rows[t] = row + (size_t)t;
-            JMB_K(jmb_outputs)(op->w[part], op->bias[part], i, &in, rows, n, y);
-            for (t = 0; t < n; t++) {
-                float *out = jmb_row(p, &op->out[part], row - first + (size_t)t) + i * 16; /* logits begin at row 0 */
-                v_store(out, op->flags & JMB_OP_ADD ? v_add(v_load(out), y[t]) : y[t]);
-            }
+            JMB_K(jmb_outputs)(&l, i, rows, n, y);
+            for (t = 0; t < n; t++) JMB_K(jmb_put)(p, op, part, row + (size_t)t, i, y[t]);
         }
     }
 }
@@ -4212,17 +4473,17 @@ JMB_KERNEL void JMB_K(jmb_run_route)(const jmb_pass *p, const jmb_op *op, uint32
 JMB_KERNEL void JMB_K(jmb_run_expert_up)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_routing *r = &p->routing;
-    jmb_rows_in in = JMB_K(jmb_rows_of)(p, op);
+    jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
     uint32_t expert = task / op->first_task[1], first = task % op->first_task[1] * op->group;
-    const jmb_tensor *w = op->w[0] + 2 * expert; /* gate_up and down alternate in the directory */
-    size_t i, stop = first + op->group < jmb_panels(w) ? first + op->group : jmb_panels(w), rows[JMB_TILE_ROWS];
+    size_t i, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), rows[JMB_TILE_ROWS];
     v16 y[JMB_TILE_ROWS];
     int32_t at, t, n;
+    l.w += 2 * expert; /* gate_up and down alternate in the directory */
     for (i = first; i < stop; i++) {
         for (at = r->start[expert]; at < r->start[expert + 1]; at += JMB_TILE_ROWS) {
             n = r->start[expert + 1] - at < JMB_TILE_ROWS ? r->start[expert + 1] - at : JMB_TILE_ROWS;
             for (t = 0; t < n; t++) rows[t] = (size_t)r->row[at + t];
-            JMB_K(jmb_outputs)(w, NULL, i, &in, rows, n, y);
+            JMB_K(jmb_outputs)(&l, i, rows, n, y);
             for (t = 0; t < n; t++) v_store(jmb_row(p, &op->out[0], (size_t)(at + t)) + i * 16, y[t]);
         }
     }
@@ -4232,7 +4493,7 @@ JMB_KERNEL void JMB_K(jmb_run_expert_up)(const jmb_pass *p, const jmb_op *op, ui
 JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_routing *r = &p->routing;
-    jmb_rows_in in = JMB_K(jmb_rows_of)(p, op);
+    jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
     uint32_t expert, first = task * op->group;
     size_t i, stop = first + op->group < jmb_panels(op->w[0]) ? first + op->group : jmb_panels(op->w[0]), row;
     size_t rows[JMB_TILE_ROWS];
@@ -4241,10 +4502,11 @@ JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, 
     for (i = first; i < stop; i++) {
         for (row = 0; row < p->rows; row++) v_store(jmb_row(p, &op->out[1], row) + i * 16, v_set1(0));
         for (expert = 0; expert < op->block->experts; expert++) {
+            l.w = op->w[0] + 2 * expert;
             for (at = r->start[expert]; at < r->start[expert + 1]; at += JMB_TILE_ROWS) {
                 n = r->start[expert + 1] - at < JMB_TILE_ROWS ? r->start[expert + 1] - at : JMB_TILE_ROWS;
                 for (t = 0; t < n; t++) rows[t] = (size_t)(at + t);
-                JMB_K(jmb_outputs)(op->w[0] + 2 * expert, NULL, i, &in, rows, n, y);
+                JMB_K(jmb_outputs)(&l, i, rows, n, y);
                 for (t = 0; t < n; t++) {
                     float *sum = jmb_row(p, &op->out[1], (size_t)r->row[at + t]) + i * 16;
                     v_store(sum, v_fma(v_set1(r->share[at + t]), y[t], v_load(sum)));
@@ -4260,7 +4522,7 @@ JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, 
 
 /* ---- Mamba ---------------------------------------------------------------------------------- */
 
-/* u_t = silu(b + sum_j w_j u_{t-K+1+j}), oldest first, for 16 channels. State: the last K-1 inputs. */
+/* u_t = act(b + sum_j w_j u_{t-K+1+j}), oldest first, for 16 channels. State: the last K-1 inputs. */
 JMB_KERNEL void JMB_K(jmb_run_conv)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     size_t taps = op->block->d_conv, at = (size_t)task * 16, row, j;
@@ -4277,31 +4539,106 @@ JMB_KERNEL void JMB_K(jmb_run_conv)(const jmb_pass *p, const jmb_op *op, uint32_
         }
         sum = v_fma(v_load(w + j * 16), newest, sum);
         if (taps > 1) v_store(state + (taps - 2) * 16, newest);
-        v_store(u, v_silu(sum));
+        v_store(u, JMB_K(jmb_activation)(sum, op->block->act));
     }
 }
 
+/* Where B and C of 16 channels begin in a row: the same for all, or that of each one's head. */
+typedef struct JMB_K(jmb_head_lanes) {
+    bool same;
+    size_t at[16];
+} JMB_K(jmb_head_lanes);
+#define jmb_lanes_of JMB_K(jmb_head_lanes)
+
+JMB_FN void JMB_K(jmb_find_heads)(const jmb_block *m, size_t first, jmb_lanes_of *heads)
+{
+    size_t i, width = m->d_inner / m->heads;
+    for (i = 0; i < 16; i++)
+        heads->at[i] = (first + i < m->d_inner ? first + i : m->d_inner - 1) / width * jmb_pad16(m->d_state);
+    heads->same = heads->at[0] == heads->at[15];
+}
+
+JMB_FN v16 JMB_K(jmb_of_heads)(const float *row, size_t n, const jmb_lanes_of *heads)
+{
+    float lanes[16];
+    size_t i;
+    if (heads->same) return v_set1(row[heads->at[0] + n]);
+    for (i = 0; i < 16; i++) lanes[i] = row[heads->at[i] + n];
+    return v_load(lanes);
+}
+
 /* Selective scan (Gu and Dao 2023) of 16 channels:
- *     dt = softplus(dt);  h_n = exp(dt A_n) h_n + dt u B_n;  y = sum_n h_n C_n + D u;  out = y silu(z) */
+ *     dt = softplus(dt + bias);  h_n = exp(dt A_n) h_n + dt u B_n;  y = sum_n h_n C_n + D u;  out = y silu(z) */
 JMB_KERNEL void JMB_K(jmb_run_scan)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    size_t d_state = op->block->d_state, at = (size_t)task * 16, row, n;
+    const jmb_block *m = op->block;
+    size_t d_state = m->d_state, at = (size_t)task * 16, row, n;
     const float *a = (const float *)(const void *)op->w[0]->data + at * d_state;
     v16 skip = v_load((const float *)(const void *)op->w[1]->data + at);
+    v16 bias = v_load((const float *)(const void *)op->bias[0]->data + at);
     float *h = p->state + op->state_at + at * d_state;
+    jmb_lanes_of heads;
+    JMB_K(jmb_find_heads)(m, at, &heads);
     for (row = 0; row < p->rows; row++) {
         float *out = jmb_row(p, &op->out[0], row) + at;
         const float *b = jmb_row(p, &op->out[2], row), *c = jmb_row(p, &op->out[3], row);
-        v16 u = v_load(out), dt = JMB_K(jmb_softplus)(v_load(jmb_row(p, &op->in, row) + at));
+        v16 u = v_load(out), dt = JMB_K(jmb_softplus)(v_add(v_load(jmb_row(p, &op->in, row) + at), bias));
         v16 dtu = v_mul(dt, u), y = v_set1(0);
         for (n = 0; n < d_state; n++) {
             v16 decay = v_exp(v_mul(dt, v_load(a + n * 16)));
-            v16 s = v_fma(v_load(h + n * 16), decay, v_mul(dtu, v_set1(b[n])));
+            v16 in = v_mul(dtu, JMB_K(jmb_of_heads)(b, n, &heads));
+            v16 s = v_fma(v_load(h + n * 16), decay, in);
             v_store(h + n * 16, s);
-            y = v_fma(s, v_set1(c[n]), y);
+            y = v_fma(s, JMB_K(jmb_of_heads)(c, n, &heads), y);
         }
         y = v_fma(skip, u, y);
         v_store(out, v_mul(y, v_silu(v_load(jmb_row(p, &op->out[1], row) + at))));
+    }
+}
+
+/* Mamba-2 (Dao and Gu 2024), one head: the decay exp(dt A) is one number a head and token, B and C are
+ * those of the head's group. dt is clamped as the reference does in prefill, for every token alike. */
+JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32_t head)
+{
+    const jmb_block *m = op->block;
+    size_t d_state = m->d_state, width = m->d_inner / m->heads, group = head / (m->heads / m->n_groups), row, i, n;
+    const float *a = (const float *)(const void *)op->w[0]->data, *d = (const float *)(const void *)op->w[1]->data;
+    float *state = p->state + op->state_at + head * jmb_pad16(width) * d_state;
+    float bias = ((const float *)(const void *)op->bias[0]->data)[head];
+    for (row = 0; row < p->rows; row++) {
+        float *out = jmb_row(p, &op->out[0], row) + head * width;
+        const float *b = jmb_row(p, &op->out[2], row) + group * d_state;
+        const float *c = jmb_row(p, &op->out[3], row) + group * d_state;
+        v16 dt = JMB_K(jmb_softplus)(v_set1(jmb_row(p, &op->in, row)[head] + bias)), decay;
+        dt = v_min(v_max(dt, v_set1(m->dt_min)), v_set1(m->dt_max));
+        decay = v_exp(v_mul(dt, v_set1(a[head])));
+        for (i = 0; i < width; i += 16) {
+            size_t lanes = width - i < 16 ? width - i : 16;
+            float *h = state + i * d_state;
+            v16 u = v_load_part(out + i, lanes), dtu = v_mul(dt, u), y = v_set1(0);
+            for (n = 0; n < d_state; n++) {
+                v16 s = v_fma(v_load(h + n * 16), decay, v_mul(dtu, v_set1(b[n])));
+                v_store(h + n * 16, s);
+                y = v_fma(s, v_set1(c[n]), y);
+            }
+            v_store_part(out + i, v_fma(v_set1(d[head]), u, y), lanes);
+        }
+    }
+}
+
+/* y = w v / rms(v) in each of n_groups, v = y silu(z): the gate comes before the norm. */
+JMB_KERNEL void JMB_K(jmb_run_gate)(const jmb_pass *p, const jmb_op *op, uint32_t row)
+{
+    size_t width = op->block->d_inner / op->block->n_groups, g, i;
+    const float *w = (const float *)(const void *)op->w[0]->data, *z = jmb_row(p, &op->in, row);
+    float *y = jmb_row(p, &op->out[0], row);
+    for (i = 0; i < op->block->d_inner; i += 16) v_store(y + i, v_mul(v_load(y + i), v_silu(v_load(z + i))));
+    for (g = 0; g < op->block->n_groups; g++) {
+        v16 scale = JMB_K(jmb_rms)(y + g * width, width, op->eps);
+        for (i = g * width; i < (g + 1) * width; i += 16) {
+            size_t n = (g + 1) * width - i < 16 ? (g + 1) * width - i : 16;
+            v_store_part(y + i, v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part(w + i, n)), n);
+        }
     }
 }
 
@@ -4408,8 +4745,8 @@ typedef struct JMB_K(jmb_attention) {
 #define jmb_attention_sum JMB_K(jmb_attention)
 
 /* Adds one page's block (its own maximum, sum and weighted values) to what stands. */
-JMB_FN void JMB_K(jmb_attend_page)(const jmb_pass *p, const jmb_op *op, const float *q, const uint8_t *page, size_t base,
-    size_t count, jmb_attention_sum *a)
+JMB_FN void JMB_K(jmb_attend_page)(const jmb_pass *p, const jmb_op *op, const float *q, const uint8_t *page,
+    size_t base, size_t count, jmb_attention_sum *a)
 {
     float score[JMB_PAGE], lanes[16], top = JMB_K(jmb_scores)(p, op->block, q, page, base, count, score);
     float sum = JMB_K(jmb_weights)(score, count, top), highest = a->top > top ? a->top : top;
@@ -4449,8 +4786,9 @@ JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint3
 }
 
 static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
-    { jmb_run_embed, JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise), JMB_K(jmb_run_linear), JMB_K(jmb_run_conv),
-        JMB_K(jmb_run_scan), JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_route), jmb_run_group,
+    { jmb_run_embed, jmb_run_beside, JMB_K(jmb_run_sum), JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
+        JMB_K(jmb_run_linear), JMB_K(jmb_run_conv), JMB_K(jmb_run_scan), JMB_K(jmb_run_scan2), JMB_K(jmb_run_gate),
+        JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_route), jmb_run_group,
         JMB_K(jmb_run_expert_up), JMB_K(jmb_run_expert_down) },
     JMB_K(jmb_run_exp) };
 
@@ -4587,8 +4925,8 @@ static void jmb_fp_leave(jmb_fp_state saved)
 /* ===========================================================================================
  * >>layers - what each block computes, as operations
  *
- * One function a block, its equations on top. `x` is the residual stream; a block reads norm(x) and
- * adds its output to x. Temporary views last for one block.
+ * One function a block, its equations on top. `x` is the residual stream, n what the block's norm makes
+ * of its input; out is added to x or becomes the stream a. Temporary views last for one block.
  * =========================================================================================== */
 
 typedef struct jmb_plan {
@@ -4598,7 +4936,8 @@ typedef struct jmb_plan {
     size_t codes_row;    /* bytes of one quantised row */
     uint32_t fan;        /* quantised rows a token */
     uint32_t experts, top_k; /* largest of any block */
-    uint64_t state_floats;   /* recurrent state of one session */
+    uint64_t state_floats;   /* recurrent state of one session, padded to lanes */
+    uint64_t state_numbers;  /* the same without padding */
     uint64_t page_elements;  /* of all layers, one KV page each */
     uint64_t kv_floats;      /* K and V numbers a token */
     uint32_t attention_blocks, recurrent_blocks;
@@ -4608,8 +4947,8 @@ typedef struct jmb_builder {
     jmb_plan *plan;
     const jmb_metadata *model;
     const jmb_block *block;
-    jmb_view x;
-    uint64_t floats; /* of the views in use */
+    jmb_view x, a, e; /* a and e: width 0 where no block uses them */
+    uint64_t floats;  /* of the views in use */
     jmb_op unused;   /* filled while only counting */
 } jmb_builder;
 
@@ -4619,26 +4958,47 @@ static jmb_view jmb_temp(jmb_builder *b, uint32_t width, uint32_t fan)
     v.width = width;
     v.stride = (uint32_t)jmb_pad16(width);
     v.fan = fan;
+    v.col = 0;
     v.offset = b->floats;
     b->floats += (uint64_t)v.stride * fan;
     if (b->floats > b->plan->row_floats) b->plan->row_floats = b->floats;
     return v;
 }
 
-/* A tensor of the current block's unit; the first one where there are several. The directory is sorted
- * by unit from its second entry on. */
-static const jmb_tensor *jmb_tensor_of(const jmb_builder *b, uint32_t role)
+/* A tensor of a unit; `index` counts experts or heads. The directory is sorted by unit from its second
+ * entry on. */
+static const jmb_tensor *jmb_find_tensor(const jmb_builder *b, uint32_t unit, uint32_t role, uint32_t index)
 {
     const jmb_tensor *t = b->model->tensors;
-    uint32_t unit = b->block ? b->block->unit : (uint32_t)JMB_NONE, low = 1, high = b->model->header.tensors;
+    uint32_t low = 1, high = b->model->header.tensors;
     if (role == JMB_ROLE_EMBED) return t;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         if (t[middle].unit < unit) low = middle + 1;
         else high = middle;
     }
-    while (low < b->model->header.tensors && t[low].unit == unit && t[low].role != role) low++;
+    while (t[low].role != role || t[low].index != index) low++;
     return &t[low];
+}
+
+/* A tensor of the current block, or of the model where there is none. */
+static const jmb_tensor *jmb_tensor_of(const jmb_builder *b, uint32_t role)
+{
+    return jmb_find_tensor(b, b->block ? b->block->unit : (uint32_t)JMB_NONE, role, 0);
+}
+
+/* Adapters are stored under the block itself. */
+static const jmb_tensor *jmb_adapter_of(const jmb_builder *b, uint32_t role)
+{
+    return jmb_find_tensor(b, (uint32_t)(b->block - b->model->blocks), role, 0);
+}
+
+/* The matrix of a part. Adapter roles that read n directly are parts too. */
+static const jmb_tensor *jmb_part_tensor(const jmb_builder *b, uint32_t role, uint32_t index)
+{
+    bool adapter = role == JMB_ROLE_Q_A || role == JMB_ROLE_K_A || role == JMB_ROLE_V_A || role == JMB_ROLE_GATE_UP_A;
+    if (adapter) return jmb_adapter_of(b, role);
+    return jmb_find_tensor(b, b->block ? b->block->unit : (uint32_t)JMB_NONE, role, index);
 }
 
 static jmb_op *jmb_emit(jmb_builder *b, jmb_op_kind kind)
@@ -4672,17 +5032,29 @@ static void jmb_emit_quantise(jmb_builder *b, jmb_view in, uint32_t flags)
     if (in.fan > b->plan->fan) b->plan->fan = in.fan;
 }
 
-/* One part of a linear: matrix, optional bias, destination. */
+/* Columns of a view. */
+static jmb_view jmb_columns(jmb_view v, uint32_t first, uint32_t width)
+{
+    v.col += first;
+    v.width = width;
+    return v;
+}
+
+enum { JMB_NO_ROLE = JMB_ROLE_COUNT };
+
+/* One part of a linear: matrix, optional bias, optional adapter on low, destination. */
 typedef struct jmb_part {
-    uint32_t role, bias; /* bias: a role, or JMB_ROLE_COUNT for none */
-    jmb_view out;
+    uint32_t role, index, bias, adapter; /* bias and adapter: a role or JMB_NO_ROLE; index: head */
+    jmb_view low, out;
 } jmb_part;
 
 static jmb_part jmb_part_of(uint32_t role, uint32_t bias, jmb_view out)
 {
     jmb_part part;
+    memset(&part, 0, sizeof part);
     part.role = role;
     part.bias = bias;
+    part.adapter = JMB_NO_ROLE;
     part.out = out;
     return part;
 }
@@ -4702,8 +5074,10 @@ static uint32_t jmb_panel_tasks(const jmb_tensor *w, uint32_t group)
 static void jmb_add_part(jmb_builder *b, jmb_op *op, const jmb_part *part)
 {
     uint32_t i = op->parts++;
-    op->w[i] = jmb_tensor_of(b, part->role);
-    op->bias[i] = part->bias == JMB_ROLE_COUNT ? NULL : jmb_tensor_of(b, part->bias);
+    op->w[i] = jmb_part_tensor(b, part->role, part->index);
+    op->bias[i] = part->bias == JMB_NO_ROLE ? NULL : jmb_tensor_of(b, part->bias);
+    op->low_w[i] = part->adapter == JMB_NO_ROLE ? NULL : jmb_adapter_of(b, part->adapter);
+    op->low[i] = part->low;
     op->out[i] = part->out;
     if (i == 0) op->group = jmb_panel_group(op->w[0]);
     op->first_task[i + 1] = op->first_task[i] + jmb_panel_tasks(op->w[i], op->group);
@@ -4716,9 +5090,9 @@ static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, 
     for (coded = 0; coded < 2; coded++) {
         jmb_op *op = NULL;
         for (i = 0; i < count; i++) {
-            if ((jmb_tensor_of(b, parts[i].role)->type == JMB_Q8) != (coded == 1)) continue;
+            if ((jmb_part_tensor(b, parts[i].role, parts[i].index)->type == JMB_Q8) != (coded == 1)) continue;
             if (!op) {
-                if (coded) jmb_emit_quantise(b, in, flags & JMB_OP_LAST);
+                if (coded) jmb_emit_quantise(b, in, flags & (uint32_t)JMB_OP_LAST);
                 op = jmb_emit(b, JMB_OP_LINEAR);
                 op->in = in;
                 op->flags = flags | (coded ? (uint32_t)JMB_OP_CODES : 0u);
@@ -4730,20 +5104,51 @@ static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, 
 
 static uint32_t jmb_bias_role(const jmb_builder *b, uint32_t role)
 {
-    return b->block->flags & JMB_BIAS ? role : (uint32_t)JMB_ROLE_COUNT;
+    return b->block->flags & JMB_BIAS ? role : (uint32_t)JMB_NO_ROLE;
 }
 
-/* What the block computes from: norm(x). */
+/* Two streams as one: beside each other, or added. */
+static void jmb_emit_join(jmb_builder *b, jmb_op_kind kind, jmb_view first, jmb_view second, jmb_view out)
+{
+    jmb_op *op = jmb_emit(b, kind);
+    op->in = first;
+    op->out[0] = out;
+    op->out[1] = second;
+}
+
+/* n = norm(input), what the block computes from. */
 static jmb_view jmb_input(jmb_builder *b)
 {
-    return jmb_emit_norm(b, JMB_ROLE_NORM, b->x, jmb_temp(b, b->x.width, 1), b->block->eps, 0);
+    jmb_view n = jmb_temp(b, jmb_input_width(b->block, b->x.width), 1), in = n;
+    switch (b->block->input) {
+    case JMB_FROM_X: in = b->x; break;
+    case JMB_FROM_A: in = b->a; break;
+    case JMB_FROM_X_AND_E: jmb_emit_join(b, JMB_OP_BESIDE, b->x, b->e, n); break;
+    default: jmb_emit_join(b, JMB_OP_SUM, b->x, b->a, n); break;
+    }
+    return jmb_emit_norm(b, JMB_ROLE_NORM, in, n, b->block->eps, 0);
 }
 
-/* x += W y + bias */
+/* x += W y + bias, or a = W y + bias */
 static void jmb_output(jmb_builder *b, jmb_view y, uint32_t role, uint32_t bias)
 {
-    jmb_part part = jmb_part_of(role, bias, b->x);
-    jmb_emit_linear(b, y, &part, 1, JMB_OP_ADD);
+    bool add = b->block->output == JMB_ADD_TO_X;
+    jmb_part part = jmb_part_of(role, bias, add ? b->x : b->a);
+    jmb_emit_linear(b, y, &part, 1, add ? (uint32_t)JMB_OP_ADD : 0u);
+}
+
+/* Gives `count` parts their adapters: low_i = A_i n. */
+static void jmb_adapt(jmb_builder *b, jmb_view n, jmb_part *parts, const uint32_t (*roles)[2], uint32_t count)
+{
+    jmb_part lows[3];
+    uint32_t i;
+    if (!b->block->rank) return;
+    for (i = 0; i < count; i++) {
+        parts[i].low = jmb_temp(b, b->block->rank, 1);
+        parts[i].adapter = roles[i][1];
+        lows[i] = jmb_part_of(roles[i][0], JMB_NO_ROLE, parts[i].low);
+    }
+    jmb_emit_linear(b, n, lows, count, 0);
 }
 
 /* q, k, v = W n;  out = W_o softmax(scale q K) V, over this token and all before it; grouped queries:
@@ -4751,13 +5156,17 @@ static void jmb_output(jmb_builder *b, jmb_view y, uint32_t role, uint32_t bias)
 static void jmb_build_attention(jmb_builder *b)
 {
     const jmb_block *m = b->block;
-    jmb_view n = jmb_input(b), q = jmb_temp(b, m->heads * m->head_dim, 1), k = jmb_temp(b, m->kv_heads * m->head_dim, 1);
-    jmb_view v = jmb_temp(b, m->kv_heads * m->head_dim, 1), y = jmb_temp(b, m->heads * m->head_dim, 1);
+    uint32_t heads = m->heads * m->head_dim, kv_heads = m->kv_heads * m->head_dim;
+    jmb_view n = jmb_input(b), q = jmb_temp(b, heads, 1), k = jmb_temp(b, kv_heads, 1);
+    jmb_view v = jmb_temp(b, kv_heads, 1), y = jmb_temp(b, heads, 1);
+    static const uint32_t adapters[3][2] = { { JMB_ROLE_Q_A, JMB_ROLE_Q_B }, { JMB_ROLE_K_A, JMB_ROLE_K_B },
+        { JMB_ROLE_V_A, JMB_ROLE_V_B } };
     jmb_part parts[3];
     jmb_op *op;
     parts[0] = jmb_part_of(JMB_ROLE_Q, jmb_bias_role(b, JMB_ROLE_Q_BIAS), q);
     parts[1] = jmb_part_of(JMB_ROLE_K, jmb_bias_role(b, JMB_ROLE_K_BIAS), k);
     parts[2] = jmb_part_of(JMB_ROLE_V, jmb_bias_role(b, JMB_ROLE_V_BIAS), v);
+    jmb_adapt(b, n, parts, adapters, 3);
     jmb_emit_linear(b, n, parts, 3, 0);
     op = jmb_emit(b, JMB_OP_CACHE);
     op->in = q;
@@ -4775,37 +5184,23 @@ static void jmb_build_attention(jmb_builder *b)
     b->plan->attention_blocks++;
 }
 
-/* u, z = W n;  u = silu(conv(u));  dt, B, C = W_x u, in Jamba each with its norm;  dt = W_dt dt + bias;
- * h = exp(softplus(dt) A) h + softplus(dt) u B;  y = h C + D u;  out = W_out (y silu(z)) */
-static void jmb_build_mamba(jmb_builder *b)
+/* u = act(conv(u)) over time, in place */
+static void jmb_emit_conv(jmb_builder *b, jmb_view u, uint32_t role, uint32_t bias)
 {
-    const jmb_block *m = b->block;
-    jmb_view n = jmb_input(b), u = jmb_temp(b, m->d_inner, 1), z = jmb_temp(b, m->d_inner, 1);
-    jmb_view low = jmb_temp(b, m->dt_rank, 1), B = jmb_temp(b, m->d_state, 1), C = jmb_temp(b, m->d_state, 1);
-    jmb_view dt = jmb_temp(b, m->d_inner, 1);
-    jmb_part parts[3];
-    jmb_op *op;
-    parts[0] = jmb_part_of(JMB_ROLE_U, jmb_bias_role(b, JMB_ROLE_U_BIAS), u);
-    parts[1] = jmb_part_of(JMB_ROLE_Z, jmb_bias_role(b, JMB_ROLE_Z_BIAS), z);
-    jmb_emit_linear(b, n, parts, 2, 0);
-    op = jmb_emit(b, JMB_OP_CONV);
+    jmb_op *op = jmb_emit(b, JMB_OP_CONV);
     op->out[0] = u;
-    op->w[0] = jmb_tensor_of(b, JMB_ROLE_CONV);
-    if (m->flags & JMB_CONV_BIAS) op->bias[0] = jmb_tensor_of(b, JMB_ROLE_CONV_BIAS);
+    op->w[0] = jmb_tensor_of(b, role);
+    if (b->block->flags & JMB_CONV_BIAS) op->bias[0] = jmb_tensor_of(b, bias);
     op->conv_at = b->plan->state_floats;
-    b->plan->state_floats += (uint64_t)u.stride * (m->d_conv - 1);
-    parts[0] = jmb_part_of(JMB_ROLE_DT_LOW, JMB_ROLE_COUNT, low);
-    parts[1] = jmb_part_of(JMB_ROLE_B, JMB_ROLE_COUNT, B);
-    parts[2] = jmb_part_of(JMB_ROLE_C, JMB_ROLE_COUNT, C);
-    jmb_emit_linear(b, u, parts, 3, 0);
-    if (m->flags & JMB_DT_NORM) {
-        jmb_emit_norm(b, JMB_ROLE_DT_NORM, low, low, m->eps, 0);
-        jmb_emit_norm(b, JMB_ROLE_B_NORM, B, B, m->eps, 0);
-        jmb_emit_norm(b, JMB_ROLE_C_NORM, C, C, m->eps, 0);
-    }
-    parts[0] = jmb_part_of(JMB_ROLE_DT, JMB_ROLE_DT_BIAS, dt);
-    jmb_emit_linear(b, low, parts, 1, 0);
-    op = jmb_emit(b, JMB_OP_SCAN);
+    b->plan->state_floats += (uint64_t)u.stride * (b->block->d_conv - 1);
+    b->plan->state_numbers += (uint64_t)u.width * (b->block->d_conv - 1);
+}
+
+/* u = scan(u) with the state that it needs */
+static void jmb_emit_scan(jmb_builder *b, jmb_op_kind kind, jmb_view u, jmb_view z, jmb_view dt, jmb_view B, jmb_view C,
+    uint64_t state_floats)
+{
+    jmb_op *op = jmb_emit(b, kind);
     op->in = dt;
     op->out[0] = u;
     op->out[1] = z;
@@ -4813,17 +5208,90 @@ static void jmb_build_mamba(jmb_builder *b)
     op->out[3] = C;
     op->w[0] = jmb_tensor_of(b, JMB_ROLE_A);
     op->w[1] = jmb_tensor_of(b, JMB_ROLE_D);
+    op->bias[0] = jmb_tensor_of(b, JMB_ROLE_DT_BIAS);
     op->state_at = b->plan->state_floats;
-    b->plan->state_floats += (uint64_t)u.stride * m->d_state;
-    jmb_output(b, u, JMB_ROLE_OUT, jmb_bias_role(b, JMB_ROLE_OUT_BIAS));
+    b->plan->state_floats += state_floats;
+    b->plan->state_numbers += (uint64_t)u.width * b->block->d_state;
     b->plan->recurrent_blocks++;
 }
 
-/* out = W_down (silu(W_gate n) * W_up n) */
+/* dt, B, C of one head, from its share of u. Rows of B and C lie side by side, padded to 16. */
+static void jmb_build_mamba_head(
+    jmb_builder *b, uint32_t head, jmb_view u, jmb_view low, jmb_view dt, jmb_view B, jmb_view C)
+{
+    const jmb_block *m = b->block;
+    uint32_t width = m->d_inner / m->heads, first = head * (uint32_t)jmb_pad16(m->d_state), i;
+    jmb_part parts[3];
+    parts[0] = jmb_part_of(JMB_ROLE_DT_LOW, JMB_NO_ROLE, low);
+    parts[1] = jmb_part_of(JMB_ROLE_B, JMB_NO_ROLE, jmb_columns(B, first, m->d_state));
+    parts[2] = jmb_part_of(JMB_ROLE_C, JMB_NO_ROLE, jmb_columns(C, first, m->d_state));
+    for (i = 0; i < 3; i++) parts[i].index = head;
+    jmb_emit_linear(b, jmb_columns(u, head * width, width), parts, 3, 0);
+    if (m->flags & JMB_DT_NORM) {
+        jmb_emit_norm(b, JMB_ROLE_DT_NORM, low, low, m->inner_eps, 0);
+        jmb_emit_norm(b, JMB_ROLE_B_NORM, parts[1].out, parts[1].out, m->inner_eps, 0);
+        jmb_emit_norm(b, JMB_ROLE_C_NORM, parts[2].out, parts[2].out, m->inner_eps, 0);
+    }
+    parts[0] = jmb_part_of(JMB_ROLE_DT, JMB_NO_ROLE, jmb_columns(dt, head * width, width));
+    parts[0].index = head;
+    jmb_emit_linear(b, low, parts, 1, m->heads > 1 ? (uint32_t)JMB_OP_EXACT : 0u);
+}
+
+/* u, z = W n;  u = act(conv(u));  dt, B, C = W_x u, in Jamba each with its norm;
+ * dt = softplus(W_dt dt + bias);  h = exp(dt A) h + dt u B;  y = h C + D u;  out = W_out (y silu(z))
+ * With several heads (Zamba), W_x, W_dt, B and C are each head's own. */
+static void jmb_build_mamba(jmb_builder *b)
+{
+    const jmb_block *m = b->block;
+    uint32_t state = (uint32_t)jmb_pad16(m->d_state) * m->heads, head;
+    jmb_view n = jmb_input(b), u = jmb_temp(b, m->d_inner, 1), z = jmb_temp(b, m->d_inner, 1);
+    jmb_view low = jmb_temp(b, m->dt_rank, 1), B = jmb_temp(b, state, 1), C = jmb_temp(b, state, 1);
+    jmb_view dt = jmb_temp(b, m->d_inner, 1);
+    jmb_part parts[2];
+    parts[0] = jmb_part_of(JMB_ROLE_U, jmb_bias_role(b, JMB_ROLE_U_BIAS), u);
+    parts[1] = jmb_part_of(JMB_ROLE_Z, jmb_bias_role(b, JMB_ROLE_Z_BIAS), z);
+    jmb_emit_linear(b, n, parts, 2, 0);
+    jmb_emit_conv(b, u, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS);
+    for (head = 0; head < m->heads; head++) jmb_build_mamba_head(b, head, u, low, dt, B, C);
+    jmb_emit_scan(b, JMB_OP_SCAN, u, z, dt, B, C, (uint64_t)u.stride * m->d_state);
+    jmb_output(b, u, JMB_ROLE_OUT, jmb_bias_role(b, JMB_ROLE_OUT_BIAS));
+}
+
+/* z, u, B, C, dt = W n;  u, B, C = act(conv(u, B, C));  dt = clamp(softplus(dt + bias))
+ * h = exp(dt A) h + dt u B;  y = h C + D u, A one number a head;  out = W_out norm(y silu(z)), by groups */
+static void jmb_build_mamba2(jmb_builder *b)
+{
+    const jmb_block *m = b->block;
+    uint32_t width = m->d_inner / m->heads, bc = m->n_groups * m->d_state;
+    jmb_view n = jmb_input(b), u = jmb_temp(b, m->d_inner, 1), z = jmb_temp(b, m->d_inner, 1);
+    jmb_view B = jmb_temp(b, bc, 1), C = jmb_temp(b, bc, 1), dt = jmb_temp(b, m->heads, 1);
+    jmb_part parts[5];
+    jmb_op *op;
+    parts[0] = jmb_part_of(JMB_ROLE_Z, jmb_bias_role(b, JMB_ROLE_Z_BIAS), z);
+    parts[1] = jmb_part_of(JMB_ROLE_U, jmb_bias_role(b, JMB_ROLE_U_BIAS), u);
+    parts[2] = jmb_part_of(JMB_ROLE_B, jmb_bias_role(b, JMB_ROLE_B_BIAS), B);
+    parts[3] = jmb_part_of(JMB_ROLE_C, jmb_bias_role(b, JMB_ROLE_C_BIAS), C);
+    parts[4] = jmb_part_of(JMB_ROLE_DT, JMB_NO_ROLE, dt);
+    jmb_emit_linear(b, n, parts, 5, 0);
+    jmb_emit_conv(b, u, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS);
+    jmb_emit_conv(b, B, JMB_ROLE_CONV_B, JMB_ROLE_CONV_B_BIAS);
+    jmb_emit_conv(b, C, JMB_ROLE_CONV_C, JMB_ROLE_CONV_C_BIAS);
+    jmb_emit_scan(b, JMB_OP_SCAN2, u, z, dt, B, C, (uint64_t)m->heads * jmb_pad16(width) * m->d_state);
+    op = jmb_emit(b, JMB_OP_GATE);
+    op->in = z;
+    op->out[0] = u;
+    op->w[0] = jmb_tensor_of(b, JMB_ROLE_GATE_NORM);
+    op->eps = m->inner_eps;
+    jmb_output(b, u, JMB_ROLE_OUT, jmb_bias_role(b, JMB_ROLE_OUT_BIAS));
+}
+
+/* out = W_down (act(W_gate n) * W_up n) */
 static void jmb_build_mlp(jmb_builder *b)
 {
+    static const uint32_t adapters[1][2] = { { JMB_ROLE_GATE_UP_A, JMB_ROLE_GATE_UP_B } };
     jmb_view n = jmb_input(b), h = jmb_temp(b, b->block->intermediate, 1);
     jmb_part part = jmb_part_of(JMB_ROLE_GATE_UP, jmb_bias_role(b, JMB_ROLE_GATE_UP_BIAS), h);
+    jmb_adapt(b, n, &part, adapters, 1);
     jmb_emit_linear(b, n, &part, 1, 0);
     jmb_output(b, h, JMB_ROLE_DOWN, jmb_bias_role(b, JMB_ROLE_DOWN_BIAS));
 }
@@ -4854,7 +5322,7 @@ static void jmb_build_moe(jmb_builder *b)
     const jmb_block *m = b->block;
     jmb_view n = jmb_input(b), logits = jmb_temp(b, m->experts, 1), h = jmb_temp(b, m->intermediate, m->top_k);
     jmb_view sum = jmb_temp(b, b->x.width, 1);
-    jmb_part router = jmb_part_of(JMB_ROLE_ROUTER, JMB_ROLE_COUNT, logits);
+    jmb_part router = jmb_part_of(JMB_ROLE_ROUTER, JMB_NO_ROLE, logits);
     jmb_emit_linear(b, n, &router, 1, 0);
     jmb_emit(b, JMB_OP_ROUTE)->in = logits;
     jmb_emit(b, JMB_OP_GROUP);
@@ -4862,6 +5330,14 @@ static void jmb_build_moe(jmb_builder *b)
     jmb_emit_experts(b, JMB_OP_EXPERT_DOWN, JMB_ROLE_DOWN, h, b->x, sum);
     if (m->experts > b->plan->experts) b->plan->experts = m->experts;
     if (m->top_k > b->plan->top_k) b->plan->top_k = m->top_k;
+}
+
+/* a = W a */
+static void jmb_build_linear(jmb_builder *b)
+{
+    jmb_view a = jmb_temp(b, b->a.width, 1);
+    jmb_emit_join(b, JMB_OP_BESIDE, b->a, jmb_columns(b->a, 0, 0), a);
+    jmb_output(b, a, JMB_ROLE_LINEAR, JMB_NO_ROLE);
 }
 
 /* logits = W_head norm(x), W_head = the embedding matrix where tied */
@@ -4875,8 +5351,9 @@ static void jmb_build_head(jmb_builder *b)
     logits.width = h->vocab;
     logits.stride = (uint32_t)jmb_pad16(h->vocab);
     logits.fan = 1;
+    logits.col = 0;
     logits.offset = b->plan->row_floats; /* behind all activations, for as many rows as are wanted */
-    part = jmb_part_of(h->head ? (uint32_t)JMB_ROLE_HEAD : (uint32_t)JMB_ROLE_EMBED, JMB_ROLE_COUNT, logits);
+    part = jmb_part_of(h->head ? (uint32_t)JMB_ROLE_HEAD : (uint32_t)JMB_ROLE_EMBED, JMB_NO_ROLE, logits);
     jmb_emit_linear(b, n, &part, 1, JMB_OP_LAST);
 }
 
@@ -4889,8 +5366,28 @@ static void jmb_build_block(jmb_builder *b, const jmb_block *block)
     case JMB_MAMBA: jmb_build_mamba(b); break;
     case JMB_MLP: jmb_build_mlp(b); break;
     case JMB_MOE: jmb_build_moe(b); break;
+    case JMB_MAMBA2: jmb_build_mamba2(b); break;
+    case JMB_LINEAR: jmb_build_linear(b); break;
     }
     b->floats = floats;
+}
+
+static bool jmb_uses_a(const jmb_block *b)
+{
+    return b->input == JMB_FROM_A || b->input == JMB_FROM_X_PLUS_A || b->output == JMB_SET_A;
+}
+
+static bool jmb_uses_e(const jmb_block *b)
+{
+    return b->input == JMB_FROM_X_AND_E;
+}
+
+static bool jmb_any_block(const jmb_metadata *model, bool (*uses)(const jmb_block *))
+{
+    uint32_t i;
+    for (i = 0; i < model->header.blocks; i++)
+        if (uses(&model->blocks[i])) return true;
+    return false;
 }
 
 /* Unrolls the program. Run once with plan->ops NULL to count, once to fill. */
@@ -4906,8 +5403,11 @@ static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
     b.plan = plan;
     b.model = model;
     b.x = jmb_temp(&b, model->header.hidden, 1);
+    if (jmb_any_block(model, jmb_uses_a)) b.a = jmb_temp(&b, model->header.hidden, 1);
+    if (jmb_any_block(model, jmb_uses_e)) b.e = jmb_temp(&b, model->header.hidden, 1);
     op = jmb_emit(&b, JMB_OP_EMBED);
     op->out[0] = b.x;
+    op->out[1] = b.e;
     op->w[0] = jmb_tensor_of(&b, JMB_ROLE_EMBED);
     for (i = 0; i < model->header.blocks; i++) jmb_build_block(&b, &model->blocks[i]);
     jmb_build_head(&b);
@@ -4929,7 +5429,8 @@ struct jamba_model {
 };
 
 /* Reads `size` bytes at 0 into the heap in pieces, with progress between them. */
-static jamba_result jmb_read_all(jamba_model *model, const jamba_io *io, const jamba_model_params *params, jamba_error *error)
+static jamba_result jmb_read_all(
+    jamba_model *model, const jamba_io *io, const jamba_model_params *params, jamba_error *error)
 {
     uint8_t *data = (uint8_t *)jmb_heap_take(&model->heap, io->size, 1);
     uint64_t at;
@@ -4952,7 +5453,8 @@ static jamba_result jmb_open_path(
     jmb_file file;
     jamba_io io;
     jamba_result result = JAMBA_OK;
-    if (!jmb_file_open(&file, path)) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s", path);
+    const char *why = jmb_file_open(&file, path);
+    if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", path, why);
     model->size = file.size;
     if (!params->no_mmap && jmb_file_map(&file)) {
         model->mapping = file.mapping;
@@ -5022,8 +5524,8 @@ static jamba_result jmb_verify_tensors(const jamba_model *model, const jamba_mod
     for (i = 0; i < m->header.tensors; i++) {
         const jmb_tensor *t = &m->tensors[i];
         if (jmb_hash64(JMB_HASH_SEED, t->data, (size_t)t->bytes) != t->hash)
-            return jmb_fail(error, JAMBA_ERR_FORMAT, t->offset, "tensor %s is damaged (its hash differs): copy the file again",
-                jmb_tensor_name(t, name));
+            return jmb_fail(error, JAMBA_ERR_FORMAT, t->offset,
+                "tensor %s is damaged (its hash differs): copy the file again", jmb_tensor_name(t, name));
         if (params->progress && !params->progress(params->progress_user, "verify", t->offset + t->bytes, model->size))
             return jmb_fail(error, JAMBA_ERR_ABORTED, 0, "loading was stopped by the progress callback");
     }
@@ -5059,7 +5561,7 @@ static jamba_result jmb_load(
         return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "this CPU or build lacks the instruction set asked for");
     if (!jmb_little_endian()) return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "model files need a little-endian CPU");
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
-    return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "floats are not computed in single precision: compile with -msse2 -mfpmath=sse");
+    return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "floats are not single precision: use -msse2 -mfpmath=sse");
 #else
     JMB_TRY(jmb_open_source(model, source, params, error));
     JMB_TRY(jmb_load_metadata(model, error));
@@ -5156,7 +5658,8 @@ static jamba_executor jmb_default_executor(int32_t threads)
 static jamba_result jmb_check_session_params(const jamba_session_params *p, jamba_error *error)
 {
     if (p->context < 0 || p->context > JMB_MAX_CONTEXT)
-        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "context is %d, outside 0 to %d", p->context, (int)JMB_MAX_CONTEXT);
+        return jmb_fail(
+            error, JAMBA_ERR_ARGUMENT, 0, "context is %d, outside 0 to %d", p->context, (int)JMB_MAX_CONTEXT);
     if (p->chunk < 0 || p->chunk > 65536)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "chunk is %d, outside 0 to 65536", p->chunk);
     if (p->threads < 0 || p->threads > 4096)
@@ -5213,8 +5716,9 @@ typedef struct jmb_slice { /* consecutive tasks of one operation */
 static void jmb_run_task(void *ctx, int index)
 {
     const jmb_slice *slice = (const jmb_slice *)ctx;
+    const jamba_session *s = slice->session;
     jmb_fp_state saved = jmb_fp_enter();
-    slice->session->model->kernels->run[slice->op->kind](&slice->session->pass, slice->op, slice->first + (uint32_t)index);
+    s->model->kernels->run[slice->op->kind](&s->pass, slice->op, slice->first + (uint32_t)index);
     jmb_fp_leave(saved);
 }
 
@@ -5248,19 +5752,20 @@ static void jmb_pass_begin(jamba_session *s)
 static bool jmb_pass_end(jamba_session *s)
 {
     uint32_t i, rows = s->pass.rows;
+    size_t stride = jmb_pad16(s->model->metadata.header.vocab);
     s->position += rows;
     s->pass.rows = 0;
     for (i = 0; s->on_logits && i < rows; i++)
-        s->on_logits(s->logits_user, (int32_t)(s->pass.position + i), s->logits + i * jmb_pad16(s->model->metadata.header.vocab));
+        s->on_logits(s->logits_user, (int32_t)(s->pass.position + i), s->logits + i * stride);
     return !s->progress || s->progress(s->progress_user, "eval", s->position, s->fed);
 }
 
 /* Runs the pass on from where it stands; false when the deadline came first. With a deadline the clock
- * is read after every task, or after as many as run at once. */
+ * is read after every task, or after four for each that an executor runs at once. */
 static bool jmb_pass_run(jamba_session *s, bool limited, uint64_t deadline)
 {
     const jmb_plan *plan = &s->model->plan;
-    uint32_t width = limited ? (uint32_t)s->executor.width : UINT32_MAX;
+    uint32_t width = !limited ? UINT32_MAX : s->executor.run ? (uint32_t)s->executor.width * 4 : 1;
     for (; s->next_op < plan->count; s->next_op++, s->next_task = 0) {
         const jmb_op *op = &plan->ops[s->next_op];
         uint32_t tasks = jmb_op_tasks(op, &s->pass);
@@ -5336,46 +5841,51 @@ static void jmb_sift(const float *score, int32_t *heap, size_t count, size_t at)
     }
 }
 
-/* Turns the scaled logits into unnormalised probabilities in place; returns the token with the highest. */
-static int32_t jmb_soften(jamba_session *s, float temperature)
+/* Turns the logits into unnormalised probabilities in place, the highest 1. */
+static void jmb_soften(jamba_session *s, float temperature)
 {
     uint32_t vocab = s->model->metadata.header.vocab, i;
-    int32_t best = jmb_argmax(s->candidates, vocab);
-    float top = s->candidates[best];
+    float top = s->candidates[jmb_argmax(s->candidates, vocab)];
     for (i = 0; i < vocab; i++) s->candidates[i] = (s->candidates[i] - top) / temperature;
     s->model->kernels->exp(s->candidates, vocab);
-    return best;
 }
 
-/* Moves the candidates that pass top_k, top_p and min_p, best first, to the end of `order` (it is the
- * heap's free end); returns how many, and their sum. */
-static uint32_t jmb_shortlist(jamba_session *s, const jamba_sampler *p, double *kept_sum)
+/* The n-th best candidate, once taken from the heap: they are kept behind its end. */
+static int32_t jmb_nth(const jamba_session *s, uint32_t n)
 {
-    uint32_t vocab = s->model->metadata.header.vocab, i, kept = 0;
-    uint32_t limit = p->top_k > 0 && (uint32_t)p->top_k < vocab ? (uint32_t)p->top_k : vocab;
-    double total = 0, sum = 0, reach;
+    return s->order[s->model->metadata.header.vocab - 1 - n];
+}
+
+/* Takes candidates off the heap, best first, until `limit` are taken or their sum reaches `reach`. */
+static uint32_t jmb_take_best(jamba_session *s, uint32_t limit, double reach)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i, n = 0;
+    double sum = 0;
     for (i = 0; i < vocab; i++) s->order[i] = (int32_t)i;
     for (i = vocab / 2; i > 0; i--) jmb_sift(s->candidates, s->order, vocab, i - 1);
-    /* top_p is a share of what top_k leaves */
-    if (limit == vocab)
-        for (i = 0; i < vocab; i++) total += (double)s->candidates[i];
-    reach = p->top_p > 0 && p->top_p < 1 && limit == vocab ? (double)p->top_p * total : 1e300;
-    while (kept < limit) {
+    while (n < limit && sum < reach && s->candidates[s->order[0]] > 0) {
         int32_t token = s->order[0];
-        if (s->candidates[token] <= 0 || (kept > 0 && s->candidates[token] < p->min_p)) break;
         sum += (double)s->candidates[token];
-        kept++;
-        s->order[0] = s->order[vocab - kept];
-        s->order[vocab - kept] = token;
-        jmb_sift(s->candidates, s->order, vocab - kept, 0);
-        if (sum >= reach) break;
+        n++;
+        s->order[0] = s->order[vocab - n];
+        s->order[vocab - n] = token;
+        jmb_sift(s->candidates, s->order, vocab - n, 0);
     }
-    if (p->top_p > 0 && p->top_p < 1 && limit < vocab) {
-        for (reach = sum * (double)p->top_p, sum = 0, i = 0; i < kept && sum < reach; i++)
-            sum += (double)s->candidates[s->order[vocab - 1 - i]];
-        kept = i;
-    }
-    *kept_sum = sum;
+    return n;
+}
+
+/* How many candidates top_k, top_p and min_p leave, in this order; top_p is a share of what top_k leaves. */
+static uint32_t jmb_shortlist(jamba_session *s, const jamba_sampler *p)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i, taken, kept;
+    bool all = p->top_k == 0 || (uint32_t)p->top_k >= vocab, share = p->top_p > 0 && p->top_p < 1;
+    double total = 0, sum = 0;
+    for (i = 0; all && share && i < vocab; i++) total += (double)s->candidates[i];
+    taken = jmb_take_best(s, all ? vocab : (uint32_t)p->top_k, all && share ? total * (double)p->top_p : 1e300);
+    for (i = 0, total = 0; i < taken; i++) total += (double)s->candidates[jmb_nth(s, i)];
+    for (kept = 0; kept < taken && (all || !share || sum < total * (double)p->top_p); kept++)
+        sum += (double)s->candidates[jmb_nth(s, kept)];
+    while (kept > 1 && s->candidates[jmb_nth(s, kept - 1)] < p->min_p) kept--;
     return kept;
 }
 
@@ -5390,30 +5900,34 @@ static double jmb_random(uint64_t *seed)
 
 static int32_t jmb_draw(jamba_session *s, jamba_sampler *p)
 {
-    uint32_t vocab = s->model->metadata.header.vocab, kept, i;
-    double sum, mark;
+    uint32_t kept, i;
+    double sum = 0, mark;
     jmb_soften(s, p->temperature);
-    kept = jmb_shortlist(s, p, &sum);
+    kept = jmb_shortlist(s, p);
+    for (i = 0; i < kept; i++) sum += (double)s->candidates[jmb_nth(s, i)];
     mark = jmb_random(&p->seed) * sum;
     for (i = 0; i + 1 < kept; i++) {
-        mark -= (double)s->candidates[s->order[vocab - 1 - i]];
+        mark -= (double)s->candidates[jmb_nth(s, i)];
         if (mark < 0) break;
     }
-    return s->order[vocab - 1 - i];
+    return jmb_nth(s, i);
 }
 
 static int32_t jmb_sample(jamba_session *s, jamba_sampler *p, const float *logits)
 {
     uint32_t vocab = s->model->metadata.header.vocab;
     int32_t bad = jmb_find_bad(logits, vocab, false), best;
-    if (bad >= 0) return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "the logit of token %d is not a finite number", bad);
+    if (bad >= 0)
+        return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "the logit of token %d is not a finite number", bad);
     memcpy(s->candidates, logits, vocab * sizeof *logits);
     if (p->repeat_penalty > 0 && p->repeat_penalty != 1) jmb_penalise(s, p);
     if (p->filter) p->filter(p->filter_user, s->candidates, (int32_t)vocab);
     bad = jmb_find_bad(s->candidates, vocab, true);
-    if (bad >= 0) return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "the logit of token %d is not a finite number after the filter", bad);
+    if (bad >= 0)
+        return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "after the filter, the logit of token %d is not finite", bad);
     best = jmb_argmax(s->candidates, vocab);
-    if (!jmb_finite(s->candidates[best])) return jmb_fail(&s->error, JAMBA_ERR_FILTER, 0, "the logit filter allows no token");
+    if (!jmb_finite(s->candidates[best]))
+        return jmb_fail(&s->error, JAMBA_ERR_FILTER, 0, "the logit filter allows no token");
     return p->temperature > 0 ? jmb_draw(s, p) : best;
 }
 
@@ -5546,7 +6060,7 @@ JAMBA_API void jamba_model_describe(const jamba_model *model, jamba_model_info *
     for (i = 0; i < h->eos_count; i++) out->token_eos[i] = (int32_t)jmb_eos(h, i);
     jmb_count_parameters(&model->metadata, &out->parameters, &out->parameters_active);
     out->kv_bytes_per_token = model->plan.kv_floats * 2;
-    out->state_bytes = model->plan.state_floats * 4;
+    out->state_bytes = model->plan.state_numbers * 4;
     memcpy(out->identity, h->identity, 32);
     out->memory.mapped = model->mapping ? (size_t)model->size : 0;
     out->memory.weights = model->heap.total;
@@ -5583,8 +6097,8 @@ JAMBA_API jamba_result jamba_session_create(
     JMB_TRY(jmb_session_prepare(&prepared, model, params ? params : &standard, error));
     layout.base = (uint8_t *)prepared.allocator.alloc(prepared.allocator.user, prepared.size, JMB_ALIGN);
     if (!layout.base)
-        return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "no memory for a session of %z bytes: ask for a smaller context or chunk",
-            prepared.size);
+        return jmb_fail(error, JAMBA_ERR_MEMORY, 0,
+            "no memory for a session of %z bytes: ask for a smaller context or chunk", prepared.size);
     s = (jamba_session *)(void *)layout.base;
     *s = prepared;
     jmb_session_layout(s, &layout);
@@ -5641,7 +6155,8 @@ JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens,
             session->fed, session->context);
     for (i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
-            return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "token %d is outside the vocabulary of %u", tokens[i], vocab);
+            return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "token %d is outside the vocabulary of %u",
+                tokens[i], vocab);
     if (count) memcpy(session->tokens + session->fed, tokens, count * sizeof *tokens);
     session->fed += (uint32_t)count;
     return JAMBA_OK;
@@ -5685,7 +6200,8 @@ JAMBA_API int32_t jamba_sample(jamba_session *session, jamba_sampler *sampler)
     if (!session) return JAMBA_ERR_ARGUMENT;
     if (!logits) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "there are no logits: evaluate a token first");
     if (!sampler) sampler = &greedy;
-    if (!jmb_sampler_valid(sampler)) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "a sampler field is out of range");
+    if (!jmb_sampler_valid(sampler))
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "a sampler field is out of range");
     saved = jmb_fp_enter();
     token = jmb_sample(session, sampler, logits);
     jmb_fp_leave(saved);
@@ -5784,6 +6300,8 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef v_exp
 #undef v_silu
 #undef jmb_rows_in
+#undef jmb_part_in
+#undef jmb_lanes_of
 #undef v_load_kv
 #undef jmb_attention_sum
 #if defined(__GNUC__) && !defined(__clang__)

@@ -5,6 +5,7 @@
 #include "tools/run.h"
 
 #include <signal.h>
+#include <sys/select.h>
 
 static const char TOOL[] = "chat";
 static const char USAGE[] =
@@ -18,7 +19,7 @@ static const char USAGE[] =
     "  --min-p P    leave out tokens below P times the likeliest, 0 is off (0)\n"
     "  --repeat R   repeat penalty, 0 is off (0)\n"
     "  --seed N     of the sampling (1)\n"
-    "  -t THREADS   (one per processor, at most 8)\n"
+    "  -t THREADS   (one per processor, at most 8; 1 for a model under 32 MB)\n"
     "  -c CONTEXT   tokens the conversation may take (the model's, at most 8192)\n"
     "  --kv TYPE    of cached keys and values: f16 or f32 (f16)\n"
     "  --cpu NAME   highest instruction set: best, scalar, avx2, avx512 or neon (best)\n";
@@ -52,12 +53,13 @@ static void on_interrupt(int signal_number)
     interrupted = 1;
 }
 
-/* No SA_RESTART: Ctrl-C must end a read at the prompt. */
+/* Ctrl-C sets `interrupted` from now on. */
 static void catch_interrupt(void)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
+    action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
 }
@@ -101,7 +103,6 @@ static bool parse_option(chat *c, const char *name, const char *value)
 static void parse_arguments(chat *c, char **argv)
 {
     c->max = 512;
-    c->threads = run_default_threads();
     c->sampler.temperature = 0.7f;
     c->sampler.top_p = 0.9f;
     c->sampler.seed = 1;
@@ -226,19 +227,21 @@ static void report(const chat *c, ending end, int read, double read_seconds, int
 static bool answer(chat *c, const char *message, jamba_error *error)
 {
     jamba_text_stream stream = { { 0 }, 0, 0 };
-    jamba_session_info info;
+    jamba_session_info before, after;
     char text[JAMBA_TEXT_MAX];
     double start = tool_seconds(), middle;
-    ending end;
+    ending end = ENDING_STOPPED;
+    bool read;
     int made = 0;
     if (!append_turn(c, message, &stream, error)) return false;
-    jamba_session_describe(c->run.session, &info);
-    end = work(c) ? ENDING_DONE : ENDING_STOPPED;
+    jamba_session_describe(c->run.session, &before);
+    read = work(c);
+    jamba_session_describe(c->run.session, &after);
     middle = tool_seconds();
-    if (end == ENDING_DONE) end = stream_reply(c, &stream, &made);
+    if (read) end = stream_reply(c, &stream, &made);
     print_text(text, jamba_decode_next(c->run.model, &stream, -1, 0, text));
     print_text("\n", 1);
-    report(c, end, info.pending, middle - start, made, tool_seconds() - middle);
+    report(c, end, after.position - before.position, middle - start, made, tool_seconds() - middle);
     return true;
 }
 
@@ -246,20 +249,48 @@ static bool answer(chat *c, const char *message, jamba_error *error)
 
 typedef enum input { INPUT_LINE, INPUT_END, INPUT_STOPPED } input;
 
-/* The next line, terminated, without its newline. */
-static input read_line(tool_buffer *line)
+/* Standard input, without stdio: what that has buffered, select() does not see. */
+typedef struct reader {
+    char bytes[4096];
+    size_t at, size;
+    tool_buffer line;
+} reader;
+
+/* More bytes. Ctrl-C arrives only while it waits, so that none gets lost on the way there. */
+static input read_more(reader *in)
 {
-    int c;
-    line->size = 0;
-    while ((c = getc(stdin)) != EOF && c != '\n')
-        if (c != 0) tool_buffer_u8(line, (uint8_t)c);
-    if (c == EOF && interrupted) {
-        clearerr(stdin);
-        return INPUT_STOPPED;
+    ssize_t got = -1;
+    sigset_t interrupt, before;
+    fd_set files;
+    FD_ZERO(&files);
+    FD_SET(0, &files);
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    sigprocmask(SIG_BLOCK, &interrupt, &before);
+    if (!interrupted && pselect(1, &files, NULL, NULL, NULL, &before) > 0) got = read(0, in->bytes, sizeof in->bytes);
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    in->at = 0;
+    in->size = got > 0 ? (size_t)got : 0;
+    return got > 0 ? INPUT_LINE : interrupted ? INPUT_STOPPED : INPUT_END;
+}
+
+/* The next line, terminated, without its newline. */
+static input read_line(reader *in)
+{
+    in->line.size = 0;
+    for (;;) {
+        const char *from = in->bytes + in->at;
+        const char *newline = (const char *)memchr(from, '\n', in->size - in->at);
+        size_t size = newline ? (size_t)(newline - from) : in->size - in->at;
+        input more = INPUT_LINE;
+        tool_buffer_add(&in->line, from, size);
+        in->at += newline ? size + 1 : size;
+        if (!newline) more = read_more(in);
+        if (more == INPUT_STOPPED || (more == INPUT_END && in->line.size == 0)) return more;
+        if (!newline && more == INPUT_LINE) continue;
+        if (!tool_buffer_u8(&in->line, 0)) tool_die(TOOL, "out of memory for a line of %zu bytes", in->line.size);
+        return INPUT_LINE;
     }
-    if (c == EOF && line->size == 0) return INPUT_END;
-    if (!tool_buffer_u8(line, 0)) tool_die(TOOL, "out of memory for a line of %zu bytes", line->size);
-    return INPUT_LINE;
 }
 
 /* False: leave. */
@@ -287,15 +318,16 @@ static bool handle_line(chat *c, const char *line)
 
 static void converse(chat *c)
 {
-    tool_buffer line = { NULL, 0, 0, false };
+    reader in;
     bool prompts = c->terminal && isatty(0), leave = false;
     int stops = 0; /* Ctrl-C in a row, with no line between */
+    memset(&in, 0, sizeof in);
     catch_interrupt();
     while (!leave) {
         input got;
         interrupted = 0;
         if (prompts) fputs("> ", stderr);
-        got = read_line(&line);
+        got = read_line(&in);
         if (got != INPUT_LINE && prompts) fputs("\n", stderr);
         if (got == INPUT_END) break;
         if (got == INPUT_STOPPED) {
@@ -303,10 +335,10 @@ static void converse(chat *c)
             if (!leave) fprintf(stderr, "Ctrl-C again leaves, as do /quit and the end of input.\n");
             continue;
         }
-        leave = !handle_line(c, (const char *)line.data);
+        leave = !handle_line(c, (const char *)in.line.data);
         stops = interrupted ? 1 : 0;
     }
-    tool_buffer_free(&line);
+    tool_buffer_free(&in.line);
 }
 
 /* Whether the model can take a conversation such as is asked for. */
@@ -323,8 +355,9 @@ static void check_format(chat *c)
         tool_die(TOOL, "%s: has no chat format and so no system message; leave out -s", c->run.path);
     }
     c->completes = result == JAMBA_ERR_UNSUPPORTED;
+    if (c->completes) result = encode_turn(c, "", NULL, 0, &count, &error);
+    if (result != JAMBA_OK) tool_die(TOOL, "%s: %s", c->run.path, error.message);
     if (c->completes) fprintf(stderr, "%s: %s has no chat format, it goes on with your text\n", TOOL, c->run.path);
-    else if (result != JAMBA_OK) tool_die(TOOL, "%s: %s", c->run.path, error.message);
 }
 
 static void introduce(const chat *c)
@@ -332,9 +365,9 @@ static void introduce(const chat *c)
     jamba_session_info info;
     jamba_session_describe(c->run.session, &info);
     if (c->terminal)
-        fprintf(stderr, "%s: %s, %.1f million parameters, %s, %d threads, %d tokens of context; /help lists commands\n",
-            c->run.path, c->run.info.type, (double)c->run.info.parameters * 1e-6, c->run.info.isa, info.width,
-            info.context);
+        fprintf(stderr, "%s: %s, %.1f million parameters, %s, %d thread%s, context %d; /help lists commands\n",
+            c->run.path, c->run.info.type, (double)c->run.info.parameters * 1e-6, c->run.info.isa,
+            (int)info.width, info.width == 1 ? "" : "s", (int)info.context);
 }
 
 int main(int argc, char **argv)
@@ -352,7 +385,9 @@ int main(int argc, char **argv)
     if (!c.prompt) {
         introduce(&c);
         converse(&c);
-    } else if (!answer(&c, c.prompt, &error)) tool_die(TOOL, "%s: %s", c.run.path, error.message);
+    } else if (!answer(&c, c.prompt, &error))
+        tool_die(TOOL, "%s: %s%s", c.run.path, error.message,
+            error.code == JAMBA_ERR_CONTEXT ? "; shorten the prompt, or allow more with -c" : "");
     run_close(&c.run);
     if (fflush(stdout) != 0 || ferror(stdout)) tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
     return 0;

@@ -13,7 +13,8 @@
 
 #include <stdlib.h>
 
-#if (defined(__unix__) || defined(__APPLE__)) && (defined(__GNUC__) || defined(__clang__))
+#if (defined(__unix__) || defined(__APPLE__)) && defined(__GCC_ATOMIC_LLONG_LOCK_FREE) && \
+    __GCC_ATOMIC_LLONG_LOCK_FREE == 2
 #define THREADS_POSIX 1
 #include <pthread.h>
 #include <signal.h>
@@ -22,9 +23,9 @@
 #define THREADS_POSIX 0
 #endif
 
-/* Looks at a flag this often before sleeping: some tens of microseconds, the usual gap between two
- * runs while a model works. Pointless with more threads than cores. */
-enum { THREADS_SPINS = 4000, THREADS_MAX = 256 };
+/* A thread looks this often for work before it sleeps: some tens of microseconds, more than the gap
+ * between two runs while a model works. Pointless with more threads than processors. */
+enum { THREADS_SPINS = 2000, THREADS_MAX = 256 };
 
 typedef struct threads_pool threads_pool;
 
@@ -34,12 +35,15 @@ struct threads_pool {
     jamba_executor executor;
     jamba_task_fn task;
     void *ctx;
-    int count;
-    int width, spins, started; /* started: threads to join */
-    int next_slot;  /* atomic: hands each thread its slot, 1 .. width - 1; the caller of run() has 0 */
-    int busy;       /* atomic: threads still at work in this round */
-    unsigned round; /* atomic: one more for every run() */
-    int quit;       /* atomic */
+    int spins, started; /* started: threads to join */
+    /* Atomic: number of the run in the upper half, tasks nobody has taken yet in the lower. Whoever
+     * takes one keeps that run from ending, so task and ctx belong to it; a latecomer sees 0 or another
+     * number, and takes nothing from the wrong run. */
+    uint64_t ticket;
+    int unfinished;    /* atomic: tasks of this run that are not done */
+    int sleepers;      /* atomic: threads that wait for `wake` */
+    int caller_sleeps; /* atomic: the caller of run() waits for `done` */
+    int quit;          /* atomic */
     pthread_mutex_t mutex;
     pthread_cond_t wake, done;
     pthread_t threads[THREADS_MAX];
@@ -54,71 +58,96 @@ static inline void threads_pause(void)
 #endif
 }
 
-/* Task i belongs to slot i % width, so that up to `width` tasks are live at once and may wait for
- * each other. */
-static inline void threads_work(const threads_pool *pool, int slot)
+static inline uint32_t threads_left(const threads_pool *pool)
 {
-    for (int i = slot; i < pool->count; i += pool->width) pool->task(pool->ctx, i);
+    return (uint32_t)__atomic_load_n(&pool->ticket, __ATOMIC_SEQ_CST);
 }
 
-static inline void threads_await_round(threads_pool *pool, unsigned seen)
+/* The next task of the run, or -1. */
+static inline int threads_take(threads_pool *pool)
 {
-    for (int i = 0; i < pool->spins; i++) {
-        if (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) != seen) return;
-        threads_pause();
-    }
-    pthread_mutex_lock(&pool->mutex);
-    while (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen) pthread_cond_wait(&pool->wake, &pool->mutex);
-    pthread_mutex_unlock(&pool->mutex);
+    uint64_t ticket = __atomic_load_n(&pool->ticket, __ATOMIC_ACQUIRE);
+    while ((uint32_t)ticket != 0)
+        if (__atomic_compare_exchange_n(&pool->ticket, &ticket, ticket - 1, true, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            return (int)((uint32_t)ticket - 1);
+    return -1;
 }
 
-static inline void threads_await_done(threads_pool *pool)
+/* Does tasks until none is left to take. Whoever finishes the last one wakes the caller. */
+static inline void threads_work(threads_pool *pool)
 {
-    for (int i = 0; i < pool->spins; i++) {
-        if (__atomic_load_n(&pool->busy, __ATOMIC_ACQUIRE) == 0) return;
-        threads_pause();
-    }
-    pthread_mutex_lock(&pool->mutex);
-    while (__atomic_load_n(&pool->busy, __ATOMIC_ACQUIRE) != 0) pthread_cond_wait(&pool->done, &pool->mutex);
-    pthread_mutex_unlock(&pool->mutex);
-}
-
-static inline void *threads_main(void *user)
-{
-    threads_pool *pool = (threads_pool *)user;
-    int slot = __atomic_add_fetch(&pool->next_slot, 1, __ATOMIC_RELAXED);
-    for (unsigned round = 0;; round++) {
-        threads_await_round(pool, round);
-        if (__atomic_load_n(&pool->quit, __ATOMIC_ACQUIRE)) return NULL;
-        threads_work(pool, slot);
-        if (__atomic_sub_fetch(&pool->busy, 1, __ATOMIC_ACQ_REL) != 0) continue;
+    for (int i; (i = threads_take(pool)) >= 0;) {
+        pool->task(pool->ctx, i);
+        if (__atomic_sub_fetch(&pool->unfinished, 1, __ATOMIC_SEQ_CST) != 0) continue;
+        if (!__atomic_load_n(&pool->caller_sleeps, __ATOMIC_SEQ_CST)) continue;
         pthread_mutex_lock(&pool->mutex);
         pthread_cond_signal(&pool->done);
         pthread_mutex_unlock(&pool->mutex);
     }
 }
 
-static inline void threads_next_round(threads_pool *pool)
+static inline bool threads_wanted(const threads_pool *pool)
 {
+    return threads_left(pool) != 0 || __atomic_load_n(&pool->quit, __ATOMIC_SEQ_CST);
+}
+
+static inline void threads_await_work(threads_pool *pool)
+{
+    for (int i = 0; i < pool->spins; i++) {
+        if (threads_wanted(pool)) return;
+        threads_pause();
+    }
     pthread_mutex_lock(&pool->mutex);
-    __atomic_add_fetch(&pool->round, 1, __ATOMIC_RELEASE);
+    __atomic_add_fetch(&pool->sleepers, 1, __ATOMIC_SEQ_CST);
+    while (!threads_wanted(pool)) pthread_cond_wait(&pool->wake, &pool->mutex);
+    __atomic_sub_fetch(&pool->sleepers, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static inline void *threads_main(void *user)
+{
+    threads_pool *pool = (threads_pool *)user;
+    while (!__atomic_load_n(&pool->quit, __ATOMIC_SEQ_CST)) {
+        threads_work(pool);
+        threads_await_work(pool);
+    }
+    return NULL;
+}
+
+static inline void threads_wake(threads_pool *pool)
+{
+    if (__atomic_load_n(&pool->sleepers, __ATOMIC_SEQ_CST) == 0) return;
+    pthread_mutex_lock(&pool->mutex);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->mutex);
 }
 
+static inline void threads_await_done(threads_pool *pool)
+{
+    for (int i = 0; i < pool->spins; i++) {
+        if (__atomic_load_n(&pool->unfinished, __ATOMIC_SEQ_CST) == 0) return;
+        threads_pause();
+    }
+    pthread_mutex_lock(&pool->mutex);
+    __atomic_store_n(&pool->caller_sleeps, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&pool->unfinished, __ATOMIC_SEQ_CST) != 0) pthread_cond_wait(&pool->done, &pool->mutex);
+    __atomic_store_n(&pool->caller_sleeps, 0, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* Tasks that wait for each other are fine up to `width` of them: each holds a thread, and the others
+ * come for the rest. */
 static inline void threads_run(void *user, int count, jamba_task_fn task, void *ctx)
 {
     threads_pool *pool = (threads_pool *)user;
+    uint64_t run = (__atomic_load_n(&pool->ticket, __ATOMIC_RELAXED) >> 32) + 1;
+    if (count < 1) return;
     pool->task = task;
     pool->ctx = ctx;
-    pool->count = count;
-    if (count <= 1) {
-        threads_work(pool, 0);
-        return;
-    }
-    __atomic_store_n(&pool->busy, pool->width - 1, __ATOMIC_RELAXED);
-    threads_next_round(pool);
-    threads_work(pool, 0);
+    __atomic_store_n(&pool->unfinished, count, __ATOMIC_RELAXED);
+    __atomic_store_n(&pool->ticket, run << 32 | (uint32_t)count, __ATOMIC_SEQ_CST);
+    if (count > 1) threads_wake(pool);
+    threads_work(pool);
     threads_await_done(pool);
 }
 
@@ -126,8 +155,8 @@ static inline void threads_run(void *user, int count, jamba_task_fn task, void *
 static inline void threads_stop(threads_pool *pool)
 {
     if (!pool) return;
-    __atomic_store_n(&pool->quit, 1, __ATOMIC_RELEASE);
-    threads_next_round(pool);
+    __atomic_store_n(&pool->quit, 1, __ATOMIC_SEQ_CST);
+    threads_wake(pool);
     for (int i = 0; i < pool->started; i++) pthread_join(pool->threads[i], NULL);
     pthread_cond_destroy(&pool->done);
     pthread_cond_destroy(&pool->wake);
@@ -153,7 +182,6 @@ static inline threads_pool *threads_start(int width)
     threads_pool *pool;
     sigset_t all, before;
     if (width < 1 || width > THREADS_MAX || !(pool = (threads_pool *)calloc(1, sizeof *pool))) return NULL;
-    pool->width = width;
     pool->executor.run = threads_run;
     pool->executor.user = pool;
     pool->executor.width = width;

@@ -457,7 +457,7 @@ static void test_call_memory(void)
     int n, before, live;
     memset(&params, 0, sizeof params);
     params.allocator = &allocator;
-    model = model_open(jamba_from_memory(file, file_size), &params);
+    model = load_model(jamba_from_memory(file, file_size), &params);
     if (!CHECK(model != NULL)) return;
     live = c.live;
     c.fail_at = c.calls + 1;

@@ -2,6 +2,7 @@
  *
  * Prefill, token by token, and 16 greedy tokens; at f32 storage, and in the 16-bit type of a
  * checkpoint that is stored so. */
+#define SUPPORT_API_ONLY
 #include "support.h"
 
 /* Largest difference from the reference, which is itself float32: its prefill and decode differ by
@@ -97,7 +98,7 @@ static void test_case_type(const char *name, const char *type)
     run.type = type;
     run.prompt = (int32_t *)golden_read(name, "prompt.i32", &run.prompt_count);
     snprintf(folder, sizeof folder, "tests/cases/%s", name);
-    if (convert(folder, name, type, path)) run.model = model_open_cpu(path, JAMBA_CPU_BEST);
+    if (convert(folder, name, type, path)) run.model = load_for_cpu(path, JAMBA_CPU_BEST);
     if (CHECK(run.model != NULL)) {
         run.vocab = (size_t)model_vocab(run.model);
         check_prefill(&run);

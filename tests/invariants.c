@@ -3,7 +3,12 @@
  * Every golden case and the storyteller, at several storage types: chunk size, threads and the order of
  * tasks, instruction set, time budget, where the file's bytes come from, reset, and the caller's
  * floating-point settings. Then memory: the estimate is exact and nothing allocates after create. */
+#define SUPPORT_API_ONLY
 #include "support.h"
+
+#if defined(__SSE2__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
 
 typedef struct subject {
     char name[64], path[PATH_ROOM];
@@ -120,7 +125,7 @@ static void check_task_order(const subject *s)
 
 static void test_cpu(const subject *s, jamba_cpu cpu)
 {
-    jamba_model *model = model_open_cpu(s->path, cpu);
+    jamba_model *model = load_for_cpu(s->path, cpu);
     jamba_session_params params = plain_params(s);
     if (!model && test_state.checks_failed == 0) {
         test_skip("this CPU lacks it");
@@ -204,7 +209,7 @@ static void check_source(const subject *s, jamba_source source, bool no_mmap, bo
     memset(&model_params, 0, sizeof model_params);
     model_params.no_mmap = no_mmap;
     model_params.verify = verify;
-    model = model_open(source, &model_params);
+    model = load_model(source, &model_params);
     if (!CHECK(model != NULL)) return;
     jamba_model_describe(model, &info);
     jamba_model_describe(s->model, &want);
@@ -271,7 +276,7 @@ static void check_reset(const subject *s)
 
 /* ---- the caller's floating-point settings ------------------------------------------------------------ */
 
-#if JMB_X86 && (defined(__SSE2__) || defined(_M_X64))
+#if defined(__SSE2__) || defined(_M_X64)
 enum { MXCSR_DAZ = 1 << 6, MXCSR_MASKS = 0x1f80, MXCSR_FTZ = 1 << 15, MXCSR_CONTROL = 0xffc0 };
 
 /* What a game may set: the rounding modes, flushing, and exceptions that trap. */
@@ -404,7 +409,7 @@ static void check_model_memory(const subject *s)
         memset(&params, 0, sizeof params);
         params.allocator = &allocator;
         params.no_mmap = mapped == 0;
-        model = model_open(jamba_from_file(s->path), &params);
+        model = load_model(jamba_from_file(s->path), &params);
         if (!CHECK(model != NULL)) return;
         jamba_model_describe(model, &info);
         CHECK_THAT(info.memory.weights == c.bytes, "says %zu bytes on the heap, has %zu", info.memory.weights, c.bytes);
@@ -441,7 +446,6 @@ static const struct {
     { "scalar", JAMBA_CPU_SCALAR },
     { "avx2", JAMBA_CPU_AVX2 },
     { "avx512", JAMBA_CPU_AVX512 },
-    { "neon", JAMBA_CPU_NEON },
 };
 
 /* Whether the filter, if any, leaves a test of this subject. */
@@ -476,7 +480,7 @@ static void test_subject(const char *folder, const char *name, const char *type,
     params = plain_params(&s);
     if (subject_wanted(s.name) && !test_state.list) {
         snprintf(test_state.name, sizeof test_state.name, "%s", s.name);
-        if (convert(folder, name, type, s.path)) s.model = model_open_cpu(s.path, JAMBA_CPU_BEST);
+        if (convert(folder, name, type, s.path)) s.model = load_for_cpu(s.path, JAMBA_CPU_BEST);
         test_require(s.model != NULL, "no model", s.name);
         s.vocab = (size_t)model_vocab(s.model);
         s.want = model_logits(s.model, &params, s.tokens, s.count, 0);

@@ -2,6 +2,7 @@
 """Small tokenizers of every form that the converter accepts, with the results of the `tokenizers` library.
 
     python3 tests/make_tokenizer_cases.py [--seed N] [--count N] > tests/tokenizers/cases.jsonl
+    python3 tests/make_tokenizer_cases.py --words        numbers of jmb_word_runs in jamba.h
 
 One JSON object a line: name, vocab, tokenizer (a whole tokenizer.json), encode: rows of text, ids with special
 tokens matched, ids without; decode: rows of ids, text with special tokens written out, text without them.
@@ -119,8 +120,8 @@ def coin(rng, share=0.5):
 
 
 def anything(rng):
-    model = bpe(rng, spaces=coin(rng, 0.9), bytes_=rng.choice(["all", "some", "some", "some", "none"]), unk=coin(rng, 0.8),
-                fuse=coin(rng))
+    model = bpe(rng, spaces=coin(rng, 0.9), bytes_=rng.choice(["all", "some", "some", "some", "none"]),
+                unk=coin(rng, 0.8), fuse=coin(rng))
     normal = rng.choice([None, prepend(), replace(), replace("a", "bb"), replace("ab", "x"),
                          sequence("normalizers", [prepend(), replace()]), sequence("normalizers", []),
                          sequence("normalizers", [replace(), prepend("x")]), replace("x", "")])
@@ -141,8 +142,8 @@ def anything(rng):
 
 
 def random_text(rng):
-    parts = ["a", "b", "ab", " ", "  ", "x", "XY", "X", "<s>", "</s>", "<unk>", "\n", SPACE, "\u00e9", "\u65e5", "z", "<",
-             "s>", "<0x61>", "\u00a0", "_", "\U0001f600"]
+    parts = ["a", "b", "ab", " ", "  ", "x", "XY", "X", "<s>", "</s>", "<unk>", "\n", SPACE, "\u00e9", "\u65e5", "z",
+             "<", "s>", "<0x61>", "\u00a0", "_", "\U0001f600"]
     return "".join(rng.choice(parts) for _ in range(rng.randint(1, 12)))
 
 
@@ -164,18 +165,41 @@ def case(name, spec, rng, texts):
     t = Tokenizer.from_str(json.dumps(spec))
     vocab = t.get_vocab_size() + 3
     ids = [[rng.randrange(vocab) for _ in range(rng.randint(0, 10))] for _ in range(6)]
-    few = [i for token, i in t.get_vocab().items() if token in ("<0xC3>", "<0xA9>", "<s>", SPACE, "a", "<0x20>")]
+    chosen_few = ("<0xC3>", "<0xA9>", "<s>", SPACE, "a", "<0x20>")
+    few = [i for token, i in sorted(t.get_vocab().items()) if token in chosen_few]
     if few:
         ids += [[rng.choice(few) for _ in range(rng.randint(1, 8))] for _ in range(6)]
     decode = [[row, t.decode(row, skip_special_tokens=False), t.decode(row, skip_special_tokens=True)] for row in ids]
     return {"name": name, "vocab": vocab, "tokenizer": spec, "encode": encode_rows(t, texts), "decode": decode}
 
 
+def word_runs():
+    """Lengths of runs of characters by whether one in front keeps a single_word token from matching."""
+    t = Tokenizer.from_str(json.dumps(tokenizer(
+        {"type": "BPE", "unk_token": "?", "vocab": {"?": 0}, "merges": []}, None, None, None,
+        [added("X@", single_word=True)])))
+    runs, inside, length, end = [], False, 0, 0
+    for c in range(0x110000):
+        word = not 0xd800 <= c < 0xe000 and 1 not in t.encode(chr(c) + "X@").ids
+        if word != inside:
+            runs.append(length)
+            inside, length, end = word, 0, len(runs)
+        length += 1
+        if length == 65536:  # the table is of 16-bit numbers
+            runs += [65535, 0]
+            length = 1
+    return runs[:end]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=30, help="random tokenizers")
+    parser.add_argument("--count", type=int, default=20, help="random tokenizers")
+    parser.add_argument("--words", action="store_true", help="print the table of word characters instead")
     options = parser.parse_args()
+    if options.words:
+        print(", ".join(map(str, word_runs())))
+        return
     rng = random.Random(options.seed)
     cases = [case(name, spec, rng, FIXED + [random_text(rng) for _ in range(4)]) for name, spec in chosen(rng)]
     for i in range(options.count):

@@ -1,7 +1,8 @@
 /* sampling.c - greedy, drawing, penalties, filters and their failures
  *
  * The filter hook may write any logits, so that most tests bring a distribution of their own. */
-#include "support.h"
+#define SUPPORT_API_ONLY
+#include "naive.h"
 
 enum { DRAWS = 20000, VOCAB_MOST = 256 };
 
@@ -340,7 +341,7 @@ static void test_filter_numbers(void)
 static void test_bad_weight(uint32_t bits)
 {
     size_t size, head_size, token = 21;
-    uint8_t *file = file_need(model_path, &size), *head = file_tensor(file, JMB_ROLE_HEAD, &head_size);
+    uint8_t *file = file_need(model_path, &size), *head = naive_data(file, ROLE_HEAD, &head_size);
     jamba_model *broken;
     jamba_session *s;
     jamba_sampler sampler;
@@ -353,7 +354,7 @@ static void test_bad_weight(uint32_t bits)
     head[1] = (uint8_t)(bits >> 8);
     head[2] = (uint8_t)(bits >> 16);
     head[3] = (uint8_t)(bits >> 24);
-    broken = model_open(jamba_from_memory(file, size), NULL);
+    broken = load_model(jamba_from_memory(file, size), NULL);
     if (CHECK(broken != NULL) && CHECK(jamba_session_create(&s, broken, NULL, NULL) == JAMBA_OK)) {
         CHECK(jamba_eval(s, &first, 1) == JAMBA_OK);
         CHECK(jamba_sample(s, NULL) == JAMBA_ERR_NUMERIC);
@@ -396,7 +397,7 @@ int main(int argc, char **argv)
     test_start(argc, argv);
     if (!test_state.list) {
         test_require(convert("tests/cases/mixtral-top3", "mixtral-top3", "f32", model_path), "convert", "mixtral-top3");
-        model = model_open_cpu(model_path, JAMBA_CPU_BEST);
+        model = load_for_cpu(model_path, JAMBA_CPU_BEST);
         test_require(model != NULL && jamba_session_create(&session, model, NULL, NULL) == JAMBA_OK, "no session", "");
         vocab = (size_t)model_vocab(model);
         tokens = golden_tokens("mixtral-top3", 90);

@@ -1,5 +1,6 @@
 /* support.h - what several test programs need: files, child processes, golden cases, models,
- * evaluation of a token list, executors, a counting allocator. Includes the library privately. */
+ * evaluation of a token list, executors, a counting allocator. Includes the library privately, or, where
+ * SUPPORT_API_ONLY is defined, only its interface: such programs link api_second.c, compiled once. */
 #ifndef SUPPORT_H
 #define SUPPORT_H
 
@@ -131,25 +132,6 @@ TEST_UNUSED static bool convert(const char *folder, const char *name, const char
     return CHECK_THAT(code == 0, "convert %s --type %s exits %d: %s", folder, type, code, errors);
 }
 
-#if !defined(SUPPORT_API_ONLY)
-/* Place of the data of the first tensor of this role in the bytes of a .jamba file; its size in *size. */
-TEST_UNUSED static uint8_t *file_tensor(uint8_t *file, uint32_t role, size_t *size)
-{
-    jmb_header header;
-    jmb_entry entry;
-    uint32_t i;
-    jmb_read_header(&header, file);
-    for (i = 0; i < header.tensors; i++) {
-        jmb_read_entry(&entry, file + JMB_HEADER_BYTES + header.blocks * JMB_BLOCK_BYTES + i * JMB_ENTRY_BYTES);
-        if (entry.role != role) continue;
-        *size = (size_t)entry.bytes;
-        return file + entry.offset;
-    }
-    *size = 0;
-    return NULL;
-}
-#endif
-
 /* ---- golden cases ----------------------------------------------------------------------------- */
 
 typedef struct golden_case {
@@ -213,7 +195,7 @@ TEST_UNUSED static int32_t *golden_tokens(const char *name, size_t count)
 /* ---- models and evaluation ---------------------------------------------------------------------- */
 
 /* NULL with a failed check, but for JAMBA_ERR_UNSUPPORTED (an instruction set the CPU lacks): just NULL. */
-TEST_UNUSED static jamba_model *model_open(jamba_source source, const jamba_model_params *params)
+TEST_UNUSED static jamba_model *load_model(jamba_source source, const jamba_model_params *params)
 {
     jamba_model *model;
     jamba_error error;
@@ -222,12 +204,12 @@ TEST_UNUSED static jamba_model *model_open(jamba_source source, const jamba_mode
     return model;
 }
 
-TEST_UNUSED static jamba_model *model_open_cpu(const char *path, jamba_cpu cpu)
+TEST_UNUSED static jamba_model *load_for_cpu(const char *path, jamba_cpu cpu)
 {
     jamba_model_params params;
     memset(&params, 0, sizeof params);
     params.cpu = cpu;
-    return model_open(jamba_from_file(path), &params);
+    return load_model(jamba_from_file(path), &params);
 }
 
 TEST_UNUSED static int32_t model_vocab(const jamba_model *model)

@@ -12,7 +12,7 @@ static const char TOOL[] = "bench";
 static const char USAGE[] =
     "usage: bench MODEL.jamba [options]\n"
     "Reads a prompt of pseudo-random tokens, then writes one token after the other; prints tokens per second.\n"
-    "  -t THREADS    (one per processor, at most 8)\n"
+    "  -t THREADS    (one per processor, at most 8; 1 for a model under 32 MB)\n"
     "  -p TOKENS     in the prompt, 0 for none (128)\n"
     "  -n TOKENS     to write after it, 0 for none (32)\n"
     "  -r REPEATS    (5)\n"
@@ -50,7 +50,6 @@ static void parse_arguments(bench *b, char **argv)
     b->prompt = 128;
     b->written = 32;
     b->repeats = 5;
-    b->threads = run_default_threads();
     for (char **arg = argv + 1; *arg; arg++) {
         if (strcmp(*arg, "--json") == 0) b->json = true;
         else if (strcmp(*arg, "--batch") == 0) tool_usage(TOOL, USAGE, "not there yet: --batch", NULL);
@@ -92,7 +91,7 @@ static void read_cpu_name(char name[128])
         const char *colon = strchr(line, ':');
         for (size_t i = 0; colon && i < sizeof keys / sizeof *keys; i++) {
             size_t length = strlen(keys[i]);
-            if (strncmp(line, keys[i], length) == 0 && strspn(line + length, " \t:") > 0)
+            if (strncmp(line, keys[i], length) == 0 && line + length + strspn(line + length, " \t") == colon)
                 snprintf(name, 128, "%s", colon + 1);
         }
     }
@@ -224,6 +223,7 @@ int main(int argc, char **argv)
     b.run.tool = TOOL;
     parse_arguments(&b, argv);
     run_load(&b.run, JAMBA_CPU_BEST);
+    if (b.threads == 0) b.threads = run_default_threads(&b.run);
     run_create(&b.run, &b.params, b.threads);
     find_cpu_name(b.cpu);
     fill_tokens(&b);

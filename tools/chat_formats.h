@@ -11,6 +11,7 @@
 /* A turn is open1 ROLE open2 CONTENT close. */
 typedef struct chat_format {
     const char *name;
+    const char *mark;           /* what its templates contain */
     const char *begin;          /* NULL: the first token, if the template or the tokenizer adds it */
     const char *open1, *open2, *close;
     const char *reply;          /* what opens the reply; NULL: as any turn of the assistant */
@@ -20,8 +21,9 @@ typedef struct chat_format {
 } chat_format;
 
 static const chat_format chat_formats[] = {
-    { "chatml", NULL, "<|im_start|>", "\n", "<|im_end|>\n", NULL, NULL, { "<|im_start|>", "<|im_end|>", NULL }, false },
-    { "jamba", "<|startoftext|>", "<|bom|><|", "|> ", "<|eom|>", "<|bom|><|assistant|>", "",
+    { "chatml", "<|im_start|>", NULL, "<|im_start|>", "\n", "<|im_end|>\n", NULL, NULL,
+        { "<|im_start|>", "<|im_end|>", NULL }, false },
+    { "jamba", "<|bom|>", "<|startoftext|>", "<|bom|><|", "|> ", "<|eom|>", "<|bom|><|assistant|>", "",
         { "<|startoftext|>", "<|bom|>", "<|eom|>" }, true },
 };
 
@@ -139,7 +141,7 @@ static const chat_format *chat_detect(const chat_folder *folder)
 {
     size_t i;
     for (i = 0; i < CHAT_FORMATS; i++)
-        if (strstr(folder->chat_template, chat_formats[i].tokens[1]) && !chat_lacks(&chat_formats[i], folder))
+        if (strstr(folder->chat_template, chat_formats[i].mark) && !chat_lacks(&chat_formats[i], folder))
             return &chat_formats[i];
     return NULL;
 }

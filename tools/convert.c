@@ -64,7 +64,6 @@ static bool make_text(const options *o, const convert_plan *plan, convert_text *
     if (!tokenizer_compile(o->dir, plan->model.header.vocab, &text->tokenizer, error)) return false;
     if (!chat_format_strings(o->dir, o->chat, &text->strings, error)) return false;
     if (text->tokenizer.failed || text->strings.bytes.failed) return tool_no_memory(error);
-    if (text->tokenizer.size == 0) fprintf(stderr, "%s: no tokenizer: text calls on this model will fail\n", tool);
     return true;
 }
 
@@ -93,15 +92,17 @@ int main(int argc, char **argv)
     convert_plan plan;
     convert_text text;
     tool_error error;
-    bool ok;
+    bool ok, no_tokenizer;
     parse_options(&o, argc, argv);
     memset(&text, 0, sizeof text);
     ok = plan_make(&plan, o.dir, o.type, &error);
     if (ok && !o.dry_run) ok = output_check_target(&plan, o.out, o.force, &error);
     ok = ok && run(&o, &plan, &text, &error);
+    no_tokenizer = text.tokenizer.size == 0;
     tool_buffer_free(&text.strings.bytes);
     tool_buffer_free(&text.tokenizer);
     plan_free(&plan);
     if (!ok) tool_die(tool, "%s", error.message);
+    if (no_tokenizer) fprintf(stderr, "%s: no tokenizer: text calls on this model will fail\n", tool);
     return 0;
 }

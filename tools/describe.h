@@ -31,8 +31,11 @@ JMB_UNUSED static model_sizes model_measure(const jmb_metadata *m)
 
 static void model_print_flags(const jmb_block *b)
 {
-    static const struct { uint32_t flag; const char *name; } names[] = { { JMB_BIAS, "bias" }, { JMB_CONV_BIAS, "conv_bias" },
-        { JMB_DT_NORM, "dt_norm" }, { JMB_ROPE, "rope" }, { JMB_RENORMALISE, "renormalise" } };
+    static const struct {
+        uint32_t flag;
+        const char *name;
+    } names[] = { { JMB_BIAS, "bias" }, { JMB_CONV_BIAS, "conv_bias" }, { JMB_DT_NORM, "dt_norm" },
+        { JMB_ROPE, "rope" }, { JMB_RENORMALISE, "renormalise" } };
     size_t i;
     for (i = 0; i < sizeof names / sizeof names[0]; i++)
         if (b->flags & names[i].flag) printf(" %s", names[i].name);
@@ -97,7 +100,8 @@ static bool model_read_metadata(model_file *m, const char *path, tool_error *err
     if (!model_metadata_bytes(&m->file, &size)) return tool_error_set(error, "%s: cannot read", path);
     m->bytes = (uint8_t *)malloc((size_t)size + 1);
     if (!m->bytes) return tool_no_memory(error);
-    if (jmb_file_read(&m->file, 0, m->bytes, (size_t)size) != size) return tool_error_set(error, "%s: cannot read", path);
+    if (jmb_file_read(&m->file, 0, m->bytes, (size_t)size) != size)
+        return tool_error_set(error, "%s: cannot read", path);
     if (jmb_parse_metadata(&m->metadata, &m->heap, m->bytes, size, m->file.size, &problem) == JAMBA_OK)
         jmb_tokenizer_load(&tokenizer, &m->heap, m->bytes + meta->parts.tokenizer, (size_t)meta->header.tokenizer_size,
             meta->parts.tokenizer, meta->header.vocab, &problem);
@@ -112,14 +116,16 @@ JMB_UNUSED static bool model_open(model_file *m, const char *path, tool_error *e
     m->heap.allocator = jmb_allocator_or_default(NULL);
     errno = 0;
     m->open = jmb_file_open(&m->file, path);
-    if (!m->open) return tool_error_set(error, "%s: cannot open: %s", path, errno ? strerror(errno) : "not a regular file");
+    if (!m->open)
+        return tool_error_set(error, "%s: cannot open: %s", path, errno ? strerror(errno) : "not a regular file");
     if (model_read_metadata(m, path, error)) return true;
     model_close(m);
     return false;
 }
 
 /* Reads one tensor in pieces and compares its hash. */
-static bool model_verify_tensor(model_file *m, const char *path, const jmb_tensor *t, uint8_t *piece, size_t capacity, tool_error *error)
+static bool model_verify_tensor(
+    model_file *m, const char *path, const jmb_tensor *t, uint8_t *piece, size_t capacity, tool_error *error)
 {
     uint64_t done = 0, hash = JMB_HASH_SEED;
     char name[64];
@@ -131,7 +137,8 @@ static bool model_verify_tensor(model_file *m, const char *path, const jmb_tenso
         done += part;
     }
     return hash == t->hash
-        || tool_error_set(error, "%s: tensor %s is damaged (its hash differs): copy the file again", path, jmb_tensor_name(t, name));
+        || tool_error_set(error, "%s: tensor %s is damaged (its hash differs): copy the file again", path,
+            jmb_tensor_name(t, name));
 }
 
 /* The hash of every tensor; reads the whole file. */

@@ -333,8 +333,10 @@ struct family {
 static layer_kinds jamba_layer(const convert_plan *plan, uint32_t layer)
 {
     layer_kinds k = { { JMB_MAMBA, JMB_MLP, 0, 0 } };
-    if (layer % plan_get(plan, SET_ATTENTION_PERIOD) == plan_get(plan, SET_ATTENTION_OFFSET)) k.kinds[0] = JMB_ATTENTION;
-    if (plan_get(plan, SET_EXPERTS) > 1 && layer % plan_get(plan, SET_EXPERT_PERIOD) == plan_get(plan, SET_EXPERT_OFFSET))
+    if (layer % plan_get(plan, SET_ATTENTION_PERIOD) == plan_get(plan, SET_ATTENTION_OFFSET))
+        k.kinds[0] = JMB_ATTENTION;
+    if (plan_get(plan, SET_EXPERTS) > 1
+        && layer % plan_get(plan, SET_EXPERT_PERIOD) == plan_get(plan, SET_EXPERT_OFFSET))
         k.kinds[1] = JMB_MOE;
     return k;
 }
@@ -376,8 +378,11 @@ enum { FAMILIES = sizeof families / sizeof families[0] };
 
 static bool config_fail_range(const convert_plan *plan, const config_key *key, tool_error *error)
 {
-    return tool_error_set(error, "%s: %s must be %s from %g to %g%s", plan->config_path, key->name,
-        key->kind == KEY_NUMBER ? "a number" : "an integer", key->low, key->high, key->kind == KEY_TOKEN ? ", or null" : "");
+    if (key->kind == KEY_NUMBER)
+        return tool_error_set(error, "%s: %s must be a number from %g to %g", plan->config_path, key->name, key->low,
+            key->high);
+    return tool_error_set(error, "%s: %s must be an integer from %.0f to %.0f%s", plan->config_path, key->name,
+        key->low, key->high, key->kind == KEY_TOKEN ? ", or null" : "");
 }
 
 static bool config_read_number(convert_plan *plan, const config_key *key, const json_value *v, tool_error *error)
@@ -398,7 +403,8 @@ static bool config_read_number(convert_plan *plan, const config_key *key, const 
 static bool config_read_flag(convert_plan *plan, const config_key *key, const json_value *v, tool_error *error)
 {
     bool value;
-    if (!json_bool(v, &value)) return tool_error_set(error, "%s: %s must be true or false", plan->config_path, key->name);
+    if (!json_bool(v, &value))
+        return tool_error_set(error, "%s: %s must be true or false", plan->config_path, key->name);
     plan->settings[key->which] = value;
     return true;
 }
@@ -413,7 +419,7 @@ static bool config_require(const convert_plan *plan, const config_key *key, cons
             json_kind(v) == JSON_STRING ? json_string(v, NULL) : "?");
     }
     if (key->kind == KEY_TRUE && json_bool(v, &value) && value) return true;
-    return tool_error_set(error, "%s: %s is set to something this library cannot compute: there is no conversion of this model",
+    return tool_error_set(error, "%s: %s has a value that cannot be converted: use a checkpoint without it",
         plan->config_path, key->name);
 }
 
@@ -455,7 +461,8 @@ static bool config_find_family(convert_plan *plan, const json_value *root, tool_
         if (json_is_string(type, families[i].name)) plan->family = &families[i];
     if (plan->family) return true;
     if (json_kind(type) != JSON_STRING)
-        return tool_error_set(error, "%s: no model_type: this is not the config of a Hugging Face checkpoint", plan->config_path);
+        return tool_error_set(error, "%s: no model_type: this is not the config of a Hugging Face checkpoint",
+            plan->config_path);
     return tool_error_set(error, "%s: model_type \"%.64s\" cannot be converted; jamba, mamba, llama and mixtral can",
         plan->config_path, json_string(type, NULL));
 }
@@ -472,7 +479,8 @@ static void plan_derive(convert_plan *plan)
 {
     double *s = plan->settings;
     if (s[SET_KV_HEADS] == 0) s[SET_KV_HEADS] = s[SET_HEADS];
-    if (s[SET_HEAD_DIM] == 0 && s[SET_HEADS] > 0) s[SET_HEAD_DIM] = plan_get(plan, SET_HIDDEN) / plan_get(plan, SET_HEADS);
+    if (s[SET_HEAD_DIM] == 0 && s[SET_HEADS] > 0)
+        s[SET_HEAD_DIM] = plan_get(plan, SET_HIDDEN) / plan_get(plan, SET_HEADS);
     if (s[SET_DT_RANK] == 0) s[SET_DT_RANK] = (plan_get(plan, SET_HIDDEN) + 15) / 16;
     if (s[SET_D_INNER] == 0) s[SET_D_INNER] = plan_stored_inner(plan);
     if (s[SET_D_INNER] == 0) s[SET_D_INNER] = s[SET_EXPAND] * s[SET_HIDDEN];
@@ -483,7 +491,8 @@ static void plan_derive(convert_plan *plan)
 
 static void plan_set_eos(jmb_header *h, uint32_t i, uint32_t token)
 {
-    uint32_t *const eos[JMB_MAX_EOS] = { &h->eos0, &h->eos1, &h->eos2, &h->eos3, &h->eos4, &h->eos5, &h->eos6, &h->eos7 };
+    uint32_t *const eos[JMB_MAX_EOS] = { &h->eos0, &h->eos1, &h->eos2, &h->eos3, &h->eos4, &h->eos5, &h->eos6,
+        &h->eos7 };
     *eos[i] = token;
 }
 
@@ -499,6 +508,13 @@ static bool plan_add_eos(jmb_header *h, const char *path, const json_value *v, t
         return tool_error_set(error, "%s: eos_token_id lists more than %d tokens", path, (int)JMB_MAX_EOS);
     plan_set_eos(h, h->eos_count++, (uint32_t)token);
     return true;
+}
+
+static bool plan_check_token(const convert_plan *plan, const char *key, uint32_t token, tool_error *error)
+{
+    return token == JMB_NO_TOKEN || token < plan->model.header.vocab
+        || tool_error_set(error, "%s: %s is %u, outside the vocabulary of %u: null means none", plan->config_path, key,
+            token, plan->model.header.vocab);
 }
 
 /* One token, a list, or null. */
@@ -536,7 +552,8 @@ typedef struct rope_settings {
     double factor, low, high, original;
 } rope_settings;
 
-static bool rope_number(const convert_plan *plan, const json_value *scaling, const char *name, double *out, tool_error *error)
+static bool rope_number(
+    const convert_plan *plan, const json_value *scaling, const char *name, double *out, tool_error *error)
 {
     if (json_number(json_get(scaling, name), out) && *out > 0 && *out <= 1e12) return true;
     return tool_error_set(error, "%s: RoPE scaling needs a positive number \"%s\"", plan->config_path, name);
@@ -546,12 +563,12 @@ static bool rope_read_type(const convert_plan *plan, rope_settings *rope, const 
 {
     const json_value *type = json_get(scaling, "rope_type");
     if (!type) type = json_get(scaling, "type");
-    if (!type || json_is_string(type, "default")) return true;
+    if (json_is_string(type, "default") || (!type && !json_get(scaling, "factor"))) return true;
     rope->linear = json_is_string(type, "linear");
     rope->llama3 = json_is_string(type, "llama3");
     if (!rope->linear && !rope->llama3)
         return tool_error_set(error, "%s: RoPE type \"%.32s\" cannot be converted; default, linear and llama3 can",
-            plan->config_path, json_kind(type) == JSON_STRING ? json_string(type, NULL) : "?");
+            plan->config_path, json_kind(type) == JSON_STRING ? json_string(type, NULL) : "");
     if (!rope_number(plan, scaling, "factor", &rope->factor, error)) return false;
     if (rope->linear) return true;
     if (!rope_number(plan, scaling, "low_freq_factor", &rope->low, error)
@@ -567,14 +584,16 @@ static bool rope_read(convert_plan *plan, rope_settings *rope, const json_value 
     const json_value *scaling = json_get(root, "rope_parameters"), *theta;
     double partial = 1;
     memset(rope, 0, sizeof *rope);
-    if (json_kind(scaling) != JSON_OBJECT) scaling = json_get(root, "rope_scaling");
+    if (!scaling || json_kind(scaling) == JSON_NULL) scaling = json_get(root, "rope_scaling");
     theta = json_get(scaling, "rope_theta");
     if (theta && !rope_number(plan, scaling, "rope_theta", &plan->settings[SET_THETA], error)) return false;
     if (scaling && json_kind(scaling) != JSON_OBJECT && json_kind(scaling) != JSON_NULL)
-        return tool_error_set(error, "%s: rope_scaling is neither an object nor null", plan->config_path);
+        return tool_error_set(error, "%s: %s is neither an object nor null", plan->config_path,
+            json_key(scaling, NULL));
     json_number(json_get(root, "partial_rotary_factor"), &partial);
     json_number(json_get(scaling, "partial_rotary_factor"), &partial);
-    if (partial != 1) return tool_error_set(error, "%s: partial_rotary_factor other than 1 cannot be converted", plan->config_path);
+    if (partial != 1)
+        return tool_error_set(error, "%s: partial_rotary_factor other than 1 cannot be converted", plan->config_path);
     return rope_read_type(plan, rope, scaling, error);
 }
 
@@ -626,6 +645,8 @@ static void plan_fill_mamba(const convert_plan *plan, jmb_block *b)
     b->d_state = plan_get(plan, SET_D_STATE);
     b->d_conv = plan_get(plan, SET_D_CONV);
     b->dt_rank = plan_get(plan, SET_DT_RANK);
+    b->heads = 1;
+    b->inner_eps = (float)plan->settings[SET_EPS];
     if (plan_get(plan, SET_PROJ_BIAS)) b->flags |= JMB_BIAS;
     if (plan_get(plan, SET_CONV_BIAS)) b->flags |= JMB_CONV_BIAS;
 }
@@ -690,7 +711,8 @@ static bool plan_check_program(const convert_plan *plan, tool_error *error)
     jamba_error problem;
     uint32_t i;
     memset(&problem, 0, sizeof problem);
-    if (jmb_check_header(&plan->model.header, &problem)) return tool_error_set(error, "%s: %s", plan->config_path, problem.message);
+    if (jmb_check_header(&plan->model.header, &problem))
+        return tool_error_set(error, "%s: %s", plan->config_path, problem.message);
     for (i = 0; i < plan->model.header.blocks; i++)
         if (jmb_check_block(plan->model.blocks, i, &problem))
             return tool_error_set(error, "%s: layer %u: %s", plan->config_path, plan->layers[i], problem.message);
@@ -717,7 +739,10 @@ static bool plan_apply_config(convert_plan *plan, const json_value *root, uint32
         || !config_read_keys(plan, plan->family->keys, root, error)) return false;
     plan_derive(plan);
     plan_fill_header(plan, type);
-    if (!plan_read_eos(&plan->model.header, plan->config_path, root, error) || !plan_read_generation_config(plan, error)) return false;
+    if (!plan_check_token(plan, "bos_token_id", plan->model.header.bos, error)
+        || !plan_check_token(plan, "pad_token_id", plan->model.header.pad, error)
+        || !plan_read_eos(&plan->model.header, plan->config_path, root, error)
+        || !plan_read_generation_config(plan, error)) return false;
     if ((plan->family->flags[JMB_ATTENTION] & JMB_ROPE)
         && (!rope_read(plan, &rope, root, error) || !rope_compute(plan, &rope, error))) return false;
     return plan_build_program(plan, error) && plan_list_tensors(plan, error);
@@ -758,7 +783,8 @@ static uint64_t rule_rows_of(const name_rule *rule, const jmb_tensor *t, const j
 }
 
 /* The shape in which a checkpoint stores a matrix of `total` rows; returns its rank. */
-static uint32_t rule_shape_of(const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t total, uint64_t shape[3])
+static uint32_t rule_shape_of(
+    const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t total, uint64_t shape[3])
 {
     shape[0] = total;
     shape[1] = t->cols;
@@ -775,7 +801,8 @@ static uint32_t rule_shape_of(const name_rule *rule, const jmb_tensor *t, const 
 }
 
 static bool rule_bind(
-    convert_plan *plan, const name_rule *rule, const jmb_tensor *t, const jmb_block *b, tensor_source *source, tool_error *error)
+    convert_plan *plan, const name_rule *rule, const jmb_tensor *t, const jmb_block *b, tensor_source *source,
+    tool_error *error)
 {
     st_tensor *stored = source->tensor;
     uint64_t shape[3], total;
@@ -789,12 +816,14 @@ static bool rule_bind(
     if (stored->rank == rank && memcmp(stored->shape, shape, rank * sizeof shape[0]) == 0) return true;
     st_format_shape(want, sizeof want, shape, rank);
     st_format_shape(have, sizeof have, stored->shape, stored->rank);
-    return tool_error_set(error, "%s: tensor %s has the shape %s; by %s it should be %s: the two do not belong together",
+    return tool_error_set(error,
+        "%s: tensor %s has the shape %s; by %s it should be %s: the two do not belong together",
         plan->checkpoint.shards[stored->shard].path, stored->name, have, plan->config_path, want);
 }
 
 /* Searches the family's groups for the tensor; its first spelling is the one named when none is there. */
-static bool plan_find_source(convert_plan *plan, const jmb_tensor *t, uint32_t half, tensor_source *source, tool_error *error)
+static bool plan_find_source(
+    convert_plan *plan, const jmb_tensor *t, uint32_t half, tensor_source *source, tool_error *error)
 {
     const jmb_block *b = t->unit == JMB_NONE ? NULL : &plan->model.blocks[t->unit];
     const rule_group *group;
@@ -812,7 +841,8 @@ static bool plan_find_source(convert_plan *plan, const jmb_tensor *t, uint32_t h
             if (!missing[0]) memcpy(missing, name, sizeof name);
         }
     }
-    return tool_error_set(error, "%s: tensor %s is missing: the download is incomplete, or config.json belongs to another model",
+    return tool_error_set(error,
+        "%s: tensor %s is missing: the download is incomplete, or config.json belongs to another model",
         plan->checkpoint.dir, missing[0] ? missing : jmb_tensor_name(t, name));
 }
 
@@ -848,7 +878,8 @@ static bool plan_check_leftovers(const convert_plan *plan, tool_error *error)
     for (i = 0; i < plan->checkpoint.count; i++) {
         const st_tensor *t = &plan->checkpoint.tensors[i];
         if (!t->used && !plan_is_harmless(plan, t->name))
-            return tool_error_set(error, "%s: tensor %s has no place in a %s model with this config.json: a wrong config, or a variant "
+            return tool_error_set(error,
+                "%s: tensor %s has no place in a %s model with this config.json: a wrong config, or a variant "
                 "that cannot be converted", plan->checkpoint.shards[t->shard].path, t->name, plan->family->name);
     }
     return true;

@@ -21,7 +21,8 @@ static void print_strings(const jmb_metadata *m)
     char text[320];
     for (i = 0; i < m->string_count; i++) {
         size_t length = strlen(m->strings[i].value);
-        snprintf(text, sizeof text, "%.64s = %.200s%s", m->strings[i].key, m->strings[i].value, length > 200 ? "..." : "");
+        snprintf(text, sizeof text, "%.64s = %.200s%s", m->strings[i].key, m->strings[i].value,
+            length > 200 ? "..." : "");
         tool_clean_text(text);
         printf("  %s\n", text);
     }
@@ -49,7 +50,8 @@ static void print_sizes(const jmb_metadata *m)
     const jmb_header *h = &m->header;
     model_sizes sizes = model_measure(m);
     printf("type: %s\n", jmb_type_names[h->type]);
-    printf("vocab: %u\nhidden: %u\ncontext: %u\nblocks: %u\ntensors: %u\n", h->vocab, h->hidden, h->context, h->blocks, h->tensors);
+    printf("vocab: %u\nhidden: %u\ncontext: %u\nblocks: %u\ntensors: %u\n", h->vocab, h->hidden, h->context, h->blocks,
+        h->tensors);
     printf("parameters: %" PRIu64 "\nparameters_active: %" PRIu64 "\n", sizes.parameters, sizes.parameters_active);
     printf("file_bytes: %" PRIu64 "\nmetadata_bytes: %" PRIu64 "\n", h->file_size, h->data_offset);
     printf("kv_bytes_per_token: %" PRIu64 "\nstate_bytes: %" PRIu64 "\n", sizes.kv_bytes_per_token, sizes.state_bytes);
@@ -62,8 +64,8 @@ static void print_tensors(const jmb_metadata *m)
     printf("tensors (name, type, rows x cols, offset, bytes, hash):\n");
     for (i = 0; i < m->header.tensors; i++) {
         const jmb_tensor *t = &m->tensors[i];
-        printf("  %-24s %-4s %u x %u %" PRIu64 " %" PRIu64 " %016" PRIx64 "\n", jmb_tensor_name(t, name), jmb_type_names[t->type],
-            t->rows, t->cols, t->offset, t->bytes, t->hash);
+        printf("  %-24s %-4s %u x %u %" PRIu64 " %" PRIu64 " %016" PRIx64 "\n", jmb_tensor_name(t, name),
+            jmb_type_names[t->type], t->rows, t->cols, t->offset, t->bytes, t->hash);
     }
 }
 

@@ -78,7 +78,8 @@ JMB_UNUSED static const json_value *json_get(const json_value *v, const char *ke
 {
     const json_value *member = json_kind(v) == JSON_OBJECT ? json_first(v) : NULL;
     size_t length = strlen(key);
-    while (member && (member->key_length != length || memcmp(member->text, key, length) != 0)) member = json_next(member);
+    while (member && (member->key_length != length || memcmp(member->text, key, length) != 0))
+        member = json_next(member);
     return member;
 }
 
@@ -171,7 +172,7 @@ static void json_skip_space(json_parser *s)
 /* Bytes of the UTF-8 character at p, 0 when it is none: no overlong form, no surrogate. */
 static int json_utf8(const uint8_t *p, const uint8_t *end)
 {
-    int i, n = *p < 0x80 ? 1 : *p >= 0xc2 && *p < 0xe0 ? 2 : *p >= 0xe0 && *p < 0xf0 ? 3 : *p >= 0xf0 && *p < 0xf5 ? 4 : 0;
+    int i, n = *p < 0x80 ? 1 : *p < 0xc2 || *p > 0xf4 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : 4;
     if (n == 0 || end - p < n) return 0;
     for (i = 1; i < n; i++)
         if ((p[i] & 0xc0) != 0x80) return 0;
@@ -211,7 +212,7 @@ static bool json_hex4(json_parser *s, uint32_t *out)
 /* After "\u". */
 static bool json_unicode_escape(json_parser *s)
 {
-    uint32_t c, low;
+    uint32_t c = 0, low = 0;
     if (!json_hex4(s, &c)) return false;
     if (c >= 0xdc00 && c < 0xe000) return json_fail(s, "a lone surrogate");
     if (c >= 0xd800 && c < 0xdc00) {

@@ -79,7 +79,8 @@ static void write_row(void *user, int32_t position, const float *logits)
         tool_store_le(bytes + used, jmb_bits_of(logits[i]), 4);
         used += 4;
         if (used < sizeof bytes && i + 1 < run->info.vocab) continue;
-        if (fwrite(bytes, 1, used, stdout) != used) tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
+        if (fwrite(bytes, 1, used, stdout) != used)
+            tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
         used = 0;
     }
 }

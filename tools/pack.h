@@ -30,11 +30,19 @@ static void pack_swap_bytes(uint8_t *p, size_t count, size_t size)
         }
 }
 
-/* To nearest, ties to even. For finite x; one beyond the largest bf16 becomes infinity (0x7f80). */
-static uint32_t pack_to_bfloat(float x)
+/* To nearest, ties to even. For finite x; what is beyond the largest bf16 becomes infinity (0x7f80). */
+static void pack_to_bf16(uint16_t out[PACK_BLOCK], const float x[PACK_BLOCK])
 {
-    uint32_t bits = jmb_bits_of(x);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    uint32_t bits[PACK_BLOCK];
+    int i;
+    memcpy(bits, x, sizeof bits);
+    for (i = 0; i < PACK_BLOCK; i++) out[i] = (uint16_t)((bits[i] + 0x7fff + (bits[i] >> 16 & 1)) >> 16);
+}
+
+static void pack_to_f16(uint16_t out[PACK_BLOCK], const float x[PACK_BLOCK])
+{
+    int i;
+    for (i = 0; i < PACK_BLOCK; i++) out[i] = (uint16_t)jmb_float_to_f16(x[i]);
 }
 
 /* ---- checkpoint numbers to floats ---------------------------------------------------------- */
@@ -42,18 +50,21 @@ static uint32_t pack_to_bfloat(float x)
 static void pack_floats_block(float *out, const uint8_t *raw, st_dtype dtype)
 {
     uint16_t half[PACK_BLOCK];
+    uint32_t bits[PACK_BLOCK];
     int i;
     if (dtype == ST_F32) {
-        memcpy(out, raw, PACK_BLOCK * sizeof *out);
+        memcpy(out, raw, sizeof bits);
         pack_swap_bytes((uint8_t *)out, PACK_BLOCK, 4);
         return;
     }
     memcpy(half, raw, sizeof half);
     pack_swap_bytes((uint8_t *)half, PACK_BLOCK, 2);
-    if (dtype == ST_F16)
+    if (dtype == ST_F16) {
         for (i = 0; i < PACK_BLOCK; i++) out[i] = jmb_f16_to_float(half[i]);
-    else
-        for (i = 0; i < PACK_BLOCK; i++) out[i] = jmb_float_of((uint32_t)half[i] << 16);
+        return;
+    }
+    for (i = 0; i < PACK_BLOCK; i++) bits[i] = (uint32_t)half[i] << 16;
+    memcpy(out, bits, sizeof bits);
 }
 
 /* One row of `cols` numbers; fills up to a multiple of 64 with zeros. */
@@ -108,10 +119,8 @@ static void pack_16(uint8_t *panel, const float *rows, size_t stride, size_t col
             const float *x = rows + (size_t)r * stride + block;
             uint32_t large = 0;
             uint16_t codes[PACK_BLOCK];
-            if (half)
-                for (i = 0; i < PACK_BLOCK; i++) codes[i] = (uint16_t)jmb_float_to_f16(x[i]);
-            else
-                for (i = 0; i < PACK_BLOCK; i++) codes[i] = (uint16_t)pack_to_bfloat(x[i]);
+            if (half) pack_to_f16(codes, x);
+            else pack_to_bf16(codes, x);
             for (i = 0; i < PACK_BLOCK; i++) large += (codes[i] & 0x7fffu) >= limit;
             report->too_large += large;
             pack_swap_bytes((uint8_t *)codes, PACK_BLOCK, 2);
@@ -122,13 +131,15 @@ static void pack_16(uint8_t *panel, const float *rows, size_t stride, size_t col
 
 static float pack_largest(const float x[PACK_BLOCK])
 {
-    float largest[PACK_ROWS] = { 0 };
+    float magnitude[PACK_BLOCK], largest[PACK_ROWS] = { 0 };
+    uint32_t bits[PACK_BLOCK];
     int i, lane;
+    memcpy(bits, x, sizeof bits);
+    for (i = 0; i < PACK_BLOCK; i++) bits[i] &= 0x7fffffff;
+    memcpy(magnitude, bits, sizeof bits);
     for (i = 0; i < PACK_BLOCK; i += PACK_ROWS)
-        for (lane = 0; lane < PACK_ROWS; lane++) {
-            float magnitude = jmb_float_of(jmb_bits_of(x[i + lane]) & 0x7fffffff);
-            largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
-        }
+        for (lane = 0; lane < PACK_ROWS; lane++)
+            largest[lane] = magnitude[i + lane] > largest[lane] ? magnitude[i + lane] : largest[lane];
     for (lane = 1; lane < PACK_ROWS; lane++)
         if (largest[lane] > largest[0]) largest[0] = largest[lane];
     return largest[0];

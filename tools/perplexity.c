@@ -11,7 +11,7 @@ static const char USAGE[] =
     "of the text's are scored. Prints exp of the mean negative log probability, with f32 keys and values.\n"
     "  --against OTHER.jamba   also prints the mean Kullback-Leibler divergence of MODEL (q) from OTHER (p, the\n"
     "                          reference), sum of p log(p / q), in nats, and how often their likeliest tokens agree\n"
-    "  -t THREADS              (one per processor, at most 8)\n";
+    "  -t THREADS              (one per processor, at most 8; 1 for a model under 32 MB)\n";
 
 static const char SEPARATOR[] = "<|endoftext|>";
 
@@ -34,7 +34,6 @@ typedef struct score {
 
 static void parse_arguments(score *s, char **argv)
 {
-    s->threads = run_default_threads();
     for (char **arg = argv + 1; *arg; arg++) {
         if (strcmp(*arg, "--against") == 0) {
             s->p.path = *++arg;
@@ -109,6 +108,7 @@ static void split_texts(score *s, const char *bytes, size_t size)
         const char *separator = find_separator(from, end), *newline;
         size_t length = (size_t)(separator - from);
         if (length > 0 && from[length - 1] == '\n') length--;
+        if (length > 0 && from[length - 1] == '\r') length--;
         if (length > 0) add_text(s, from, length);
         newline = separator < end ? (const char *)memchr(separator, '\n', (size_t)(end - separator)) : NULL;
         from = newline ? newline + 1 : end;

@@ -40,27 +40,33 @@ JMB_UNUSED static int run_argument_threads(const char *tool, const char *usage, 
     return (int)tool_argument_int(tool, usage, name, text, 1, THREADS_MAX);
 }
 
-/* Threads when the user names no number: more than eight seldom help, memory is the limit. */
-JMB_UNUSED static int run_default_threads(void)
-{
-    int available = threads_available();
-    return available < 8 ? available : 8;
-}
-
 JMB_UNUSED static void run_load(run_context *run, jamba_cpu cpu)
 {
     jamba_model_params params;
     jamba_error error;
     memset(&params, 0, sizeof params);
     params.cpu = cpu;
-    if (jamba_model_load(&run->model, jamba_from_file(run->path), &params, &error) != JAMBA_OK)
-        tool_die(run->tool, "%s: %s", run->path, error.message);
+    if (jamba_model_load(&run->model, jamba_from_file(run->path), &params, &error) != JAMBA_OK) {
+        bool named = strstr(error.message, run->path) != NULL; /* as when it cannot be opened */
+        tool_die(run->tool, "%s%s%s", named ? "" : run->path, named ? "" : ": ", error.message);
+    }
     jamba_model_describe(run->model, &run->info);
 }
 
+/* Threads when the user names no number. More than eight seldom help, as memory is the limit; a small
+ * model is faster without handing work over. */
+JMB_UNUSED static int run_default_threads(const run_context *run)
+{
+    int available = threads_available();
+    if (run->info.memory.mapped + run->info.memory.weights < (size_t)32 << 20) return 1;
+    return available < 8 ? available : 8;
+}
+
+/* `threads` 0: run_default_threads(). */
 JMB_UNUSED static void run_create(run_context *run, jamba_session_params *params, int threads)
 {
     jamba_error error;
+    if (threads == 0) threads = run_default_threads(run);
     if (!threads_attach(&run->pool, threads, params))
         tool_die(run->tool, "cannot start %d threads; ask for fewer", threads);
     if (jamba_session_create(&run->session, run->model, params, &error) != JAMBA_OK)

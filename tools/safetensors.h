@@ -105,7 +105,8 @@ static bool st_parse_dtype(const st_shard *shard, st_tensor *t, const json_value
         }
     if (json_kind(v) != JSON_STRING)
         return tool_error_set(error, "%s: tensor %s has no dtype: the file is damaged", shard->path, t->name);
-    return tool_error_set(error, "%s: tensor %s has type %.32s; F32, F16 and BF16 can be converted: save the model in one of them",
+    return tool_error_set(error,
+        "%s: tensor %s has type %.32s; F32, F16 and BF16 can be converted: save the model in one of them",
         shard->path, t->name, json_string(v, NULL));
 }
 
@@ -114,7 +115,8 @@ static bool st_parse_shape(const st_shard *shard, st_tensor *t, const json_value
     uint64_t bytes = st_dtype_bytes(t->dtype);
     const json_value *item;
     if (json_kind(v) != JSON_ARRAY || json_count(v) > ST_MAX_RANK)
-        return tool_error_set(error, "%s: tensor %s has no shape of at most %d sizes", shard->path, t->name, (int)ST_MAX_RANK);
+        return tool_error_set(error, "%s: tensor %s has no shape of at most %d sizes", shard->path, t->name,
+            (int)ST_MAX_RANK);
     for (item = json_first(v); item; item = json_next(item)) {
         int64_t size;
         if (!json_int(item, &size) || size < 0)
@@ -126,12 +128,14 @@ static bool st_parse_shape(const st_shard *shard, st_tensor *t, const json_value
     return true;
 }
 
-static bool st_parse_offsets(const st_shard *shard, st_tensor *t, const json_value *v, uint64_t start, uint64_t size, tool_error *error)
+static bool st_parse_offsets(
+    const st_shard *shard, st_tensor *t, const json_value *v, uint64_t start, uint64_t size, tool_error *error)
 {
     int64_t begin, end;
-    if (json_kind(v) != JSON_ARRAY || json_count(v) != 2 || !json_int(json_at(v, 0), &begin) || !json_int(json_at(v, 1), &end)
-        || begin < 0 || end < begin || (uint64_t)end > size)
-        return tool_error_set(error, "%s: tensor %s has data_offsets outside the file: it is damaged or cut short", shard->path, t->name);
+    if (json_kind(v) != JSON_ARRAY || json_count(v) != 2 || !json_int(json_at(v, 0), &begin)
+        || !json_int(json_at(v, 1), &end) || begin < 0 || end < begin || (uint64_t)end > size)
+        return tool_error_set(error, "%s: tensor %s has data_offsets outside the file: it is damaged or cut short",
+            shard->path, t->name);
     if ((uint64_t)(end - begin) != t->bytes)
         return tool_error_set(error, "%s: tensor %s has %lld bytes, its shape and type need %llu", shard->path, t->name,
             (long long)(end - begin), (unsigned long long)t->bytes);
@@ -151,8 +155,10 @@ static bool st_parse_tensor(
     if (!t->name) return tool_no_memory(error);
     memcpy(t->name, name, length + 1);
     if (json_kind(v) != JSON_OBJECT || json_count(v) != 3)
-        return tool_error_set(error, "%s: tensor %s is not described by dtype, shape and data_offsets", shard->path, t->name);
-    return st_parse_dtype(shard, t, json_get(v, "dtype"), error) && st_parse_shape(shard, t, json_get(v, "shape"), error)
+        return tool_error_set(error, "%s: tensor %s is not described by dtype, shape and data_offsets", shard->path,
+            t->name);
+    return st_parse_dtype(shard, t, json_get(v, "dtype"), error)
+        && st_parse_shape(shard, t, json_get(v, "shape"), error)
         && st_parse_offsets(shard, t, json_get(v, "data_offsets"), start, size, error);
 }
 
@@ -164,7 +170,8 @@ static int st_compare_offsets(const void *a, const void *b)
 }
 
 /* Nothing may hide between, below or after the tensors. */
-static bool st_check_cover(const st_shard *shard, st_tensor *tensors, size_t count, uint64_t at, uint64_t end, tool_error *error)
+static bool st_check_cover(
+    const st_shard *shard, st_tensor *tensors, size_t count, uint64_t at, uint64_t end, tool_error *error)
 {
     size_t i;
     qsort(tensors, count, sizeof *tensors, st_compare_offsets);
@@ -218,7 +225,8 @@ static bool st_add_tensors(
 static bool st_open_file(st_shard *shard, uint64_t *size, tool_error *error)
 {
     struct stat info;
-    if (stat(shard->path, &info) != 0) return tool_error_set(error, "%s: cannot open: %s", shard->path, strerror(errno));
+    if (stat(shard->path, &info) != 0)
+        return tool_error_set(error, "%s: cannot open: %s", shard->path, strerror(errno));
     if (!S_ISREG(info.st_mode)) return tool_error_set(error, "%s: not a regular file", shard->path);
     shard->file = open(shard->path, O_RDONLY);
     if (shard->file < 0 || fstat(shard->file, &info) != 0)
@@ -254,8 +262,8 @@ static bool st_read_header(st_checkpoint *c, uint32_t index, tool_error *error)
     if (!st_read_at(shard, 0, start, 8, error)) return false;
     length = jmb_load_u64(start);
     if (length > ST_MAX_HEADER || length > size - 8)
-        return tool_error_set(error, "%s: not a safetensors file, or cut short (a header of %llu bytes in %llu)", shard->path,
-            (unsigned long long)length, (unsigned long long)size);
+        return tool_error_set(error, "%s: not a safetensors file, or cut short (a header of %llu bytes in %llu)",
+            shard->path, (unsigned long long)length, (unsigned long long)size);
     text = (char *)malloc((size_t)length + 1);
     if (!text) return tool_no_memory(error);
     ok = st_read_at(shard, 8, text, (size_t)length, error);
@@ -274,7 +282,8 @@ static bool st_add_shard(st_checkpoint *c, const char *name, uint32_t *index, to
     st_shard *grown;
     for (*index = 0; *index < c->shard_count; ++*index)
         if (strcmp(c->shards[*index].name, name) == 0) return true;
-    if (c->shard_count == ST_MAX_SHARDS) return tool_error_set(error, "%s: more than %d shards", c->dir, (int)ST_MAX_SHARDS);
+    if (c->shard_count == ST_MAX_SHARDS)
+        return tool_error_set(error, "%s: more than %d shards", c->dir, (int)ST_MAX_SHARDS);
     grown = (st_shard *)realloc(c->shards, (c->shard_count + 1) * sizeof *grown);
     if (!grown) return tool_no_memory(error);
     c->shards = grown;
@@ -335,7 +344,8 @@ static bool st_open_shards(st_checkpoint *c, const char *path, const json_value 
         return tool_error_set(error, "%s: weight_map is missing or empty", path);
     for (v = json_first(map); v; v = json_next(v)) {
         if (!st_is_base_name(v))
-            return tool_error_set(error, "%s: weight_map: %.128s does not name a file of this folder", path, json_key(v, NULL));
+            return tool_error_set(error, "%s: weight_map: %.128s does not name a file of this folder", path,
+                json_key(v, NULL));
         if (!st_add_shard(c, json_string(v, NULL), &index, error)) return false;
     }
     for (index = 0; index < c->shard_count; index++)
@@ -352,7 +362,8 @@ static bool st_check_map(const st_checkpoint *c, const char *path, const json_va
         const char *name = json_key(v, NULL), *shard = json_string(v, NULL);
         st_tensor *t = st_find(c, name);
         if (!t || strcmp(c->shards[t->shard].name, shard) != 0)
-            return tool_error_set(error, "%s: tensor %.128s is not in %s as weight_map says: download the folder again", path, name, shard);
+            return tool_error_set(error,
+                "%s: tensor %.128s is not in %s as weight_map says: download the folder again", path, name, shard);
         t->used = true;
     }
     for (i = 0; i < c->count; i++) {
@@ -381,16 +392,19 @@ static bool st_open_paths(st_checkpoint *c, const char *single, const char *inde
     uint32_t index;
     if (!single || !index_path) return tool_no_memory(error);
     if (tool_file_exists(single))
-        return st_add_shard(c, "model.safetensors", &index, error) && st_read_header(c, index, error) && st_sort(c, error);
+        return st_add_shard(c, "model.safetensors", &index, error) && st_read_header(c, index, error)
+            && st_sort(c, error);
     if (tool_file_exists(index_path)) return st_open_index(c, index_path, error);
-    return tool_error_set(error, "%s: neither model.safetensors nor model.safetensors.index.json is there: give the folder of a "
+    return tool_error_set(error,
+        "%s: neither model.safetensors nor model.safetensors.index.json is there: give the folder of a "
         "Hugging Face checkpoint in safetensors form", c->dir);
 }
 
 /* Reads and checks every header. `dir` must outlive the checkpoint. On failure nothing stays open. */
 static bool st_open(st_checkpoint *c, const char *dir, tool_error *error)
 {
-    char *single = tool_path_join(dir, "model.safetensors"), *index = tool_path_join(dir, "model.safetensors.index.json");
+    char *single = tool_path_join(dir, "model.safetensors");
+    char *index = tool_path_join(dir, "model.safetensors.index.json");
     bool ok;
     memset(c, 0, sizeof *c);
     c->dir = dir;

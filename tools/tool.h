@@ -119,7 +119,8 @@ JMB_UNUSED static int64_t tool_argument_int(
 {
     int64_t value = 0;
     char problem[160];
-    snprintf(problem, sizeof problem, "%s needs an integer from %lld to %lld, not", name, (long long)low, (long long)high);
+    snprintf(problem, sizeof problem, "%s needs an integer from %lld to %lld, not", name, (long long)low,
+        (long long)high);
     if (!text || !tool_parse_int(text, low, high, &value)) tool_usage(tool, usage, problem, text ? text : "nothing");
     return value;
 }

@@ -75,7 +75,8 @@ static bool plan_place(convert_plan *plan, const convert_text *text, tool_error 
     parts = jmb_place_parts(h);
     h->data_offset = parts.data;
     if (parts.data > JMB_MAX_METADATA)
-        return tool_error_set(error, "%s: program, tensor list and tokenizer take %llu bytes, more than a model file may have",
+        return tool_error_set(error,
+            "%s: program, tensor list and tokenizer take %llu bytes, more than a model file may have",
             plan->checkpoint.dir, (unsigned long long)parts.data);
     h->file_size = jmb_place_tensors(plan->model.tensors, h->tensors, parts.data);
     return true;
@@ -90,8 +91,10 @@ static uint8_t *plan_metadata(convert_plan *plan, const convert_text *text)
     uint32_t i;
     if (!p) return NULL;
     write_header(p, h);
-    for (i = 0; i < h->blocks; i++) write_block(p + parts.program + (uint64_t)i * JMB_BLOCK_BYTES, &plan->model.blocks[i]);
-    for (i = 0; i < h->tensors; i++) write_entry(p + parts.directory + (uint64_t)i * JMB_ENTRY_BYTES, &plan->model.tensors[i]);
+    for (i = 0; i < h->blocks; i++)
+        write_block(p + parts.program + (uint64_t)i * JMB_BLOCK_BYTES, &plan->model.blocks[i]);
+    for (i = 0; i < h->tensors; i++)
+        write_entry(p + parts.directory + (uint64_t)i * JMB_ENTRY_BYTES, &plan->model.tensors[i]);
     if (text->strings.bytes.size) memcpy(p + parts.strings, text->strings.bytes.data, text->strings.bytes.size);
     if (text->tokenizer.size) memcpy(p + parts.tokenizer, text->tokenizer.data, text->tokenizer.size);
     jmb_identity(p, parts.data, p + 32);
@@ -130,6 +133,9 @@ static void output_watch_signals(void)
         if (sigaction(output_signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
             sigaction(output_signals[i], &action, NULL);
     }
+#if defined(SIGXFSZ)
+    signal(SIGXFSZ, SIG_IGN); /* a file too large then fails as a write */
+#endif
 }
 
 static bool output_fail(const output *out, const char *what, tool_error *error)
@@ -257,7 +263,8 @@ static void output_free(output *out)
 static bool output_is_text_input(const char *dir, const struct stat *out)
 {
     static const char *const names[] = { "config.json", "generation_config.json", "model.safetensors.index.json",
-        "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "chat_template.jinja" };
+        "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+        "chat_template.jinja" };
     size_t i;
     for (i = 0; i < sizeof names / sizeof names[0]; i++) {
         struct stat info;
@@ -285,8 +292,10 @@ static bool output_check_target(const convert_plan *plan, const char *path, bool
     if (lstat(path, &link) != 0) return true;
     if (stat(path, &info) != 0) info = link;
     if (S_ISDIR(info.st_mode)) return tool_error_set(error, "%s: is a folder: give the name of a file", path);
-    if (output_is_input(plan, &info)) return tool_error_set(error, "%s: is part of the checkpoint: choose another name", path);
-    if (!S_ISREG(info.st_mode) && !S_ISLNK(info.st_mode)) return tool_error_set(error, "%s: is not a regular file", path);
+    if (output_is_input(plan, &info))
+        return tool_error_set(error, "%s: is part of the checkpoint: choose another name", path);
+    if (!S_ISREG(info.st_mode) && !S_ISLNK(info.st_mode))
+        return tool_error_set(error, "%s: is not a regular file", path);
     return force || tool_error_set(error, "%s: exists: give --force to replace it", path);
 }
 
@@ -344,7 +353,8 @@ static void stream_row(panel_stream *s, const tensor_source *source, uint64_t ro
         memcpy(out, source->values + row * cols, cols * sizeof *out);
         return;
     }
-    pack_floats(out, s->raw + (size_t)(r * source->step) * cols * st_dtype_bytes(source->tensor->dtype), source->tensor->dtype, cols);
+    pack_floats(out, s->raw + (size_t)(r * source->step) * cols * st_dtype_bytes(source->tensor->dtype),
+        source->tensor->dtype, cols);
     /* exp is taken in double: the rounding to float hides the last bit, in which libms differ */
     if (source->minus_exp)
         for (i = 0; i < cols; i++) out[i] = (float)-exp((double)out[i]);
@@ -370,21 +380,24 @@ static void stream_pack(panel_stream *s, uint32_t half, uint64_t row, uint32_t r
             if (at < rows) stream_row(s, &s->sources[half], row + at, at, out);
             else memset(out, 0, s->stride * sizeof *out);
         }
-        pack_panel(s->panels + ((size_t)panel * s->halves + half) * s->panel_bytes, s->tensor->type, s->rows, s->tensor->cols,
-            &s->report);
+        pack_panel(s->panels + ((size_t)panel * s->halves + half) * s->panel_bytes, s->tensor->type, s->rows,
+            s->tensor->cols, &s->report);
     }
 }
 
 static bool stream_check(const panel_stream *s, uint32_t half, tool_error *error)
 {
     const st_tensor *stored = s->sources[half].tensor;
-    const char *name = stored ? stored->name : "rope", *path = stored ? s->plan->checkpoint.shards[stored->shard].path : s->plan->config_path;
+    const char *name = stored ? stored->name : "rope";
+    const char *path = stored ? s->plan->checkpoint.shards[stored->shard].path : s->plan->config_path;
     if (s->report.not_finite)
         return tool_error_set(error, "%s: tensor %s holds NaN or infinity%s: the checkpoint is damaged", path, name,
             s->sources[half].minus_exp ? " (or its exp does)" : "");
     if (s->report.too_large)
-        return tool_error_set(error, "%s: tensor %s has weights too large for %s (%llu of them in one piece): use --type bf16", path, name,
-            s->tensor->type == JMB_Q8 ? "the f16 scales of q8" : jmb_type_names[s->tensor->type], (unsigned long long)s->report.too_large);
+        return tool_error_set(error,
+            "%s: tensor %s has weights too large for %s (%llu of them in one piece): use --type bf16", path, name,
+            s->tensor->type == JMB_Q8 ? "the f16 scales of q8" : jmb_type_names[s->tensor->type],
+            (unsigned long long)s->report.too_large);
     return true;
 }
 
@@ -449,11 +462,13 @@ static bool write_check(const output *out, tool_error *error)
     return ok;
 }
 
-static bool write_parts(convert_plan *plan, const convert_text *text, output *out, const char *folder, bool force, tool_error *error)
+static bool write_parts(
+    convert_plan *plan, const convert_text *text, output *out, const char *folder, bool force, tool_error *error)
 {
-    return output_check_space(out, folder, plan->model.header.file_size, error) && output_remove_stale(out, error)
+    return output_remove_stale(out, error) && output_check_space(out, folder, plan->model.header.file_size, error)
         && output_create(out, error) && write_tensors(plan, out, error) && write_metadata(plan, text, out, error)
-        && write_check(out, error) && output_check_target(plan, out->path, force, error) && output_finish(out, folder, error);
+        && write_check(out, error) && output_check_target(plan, out->path, force, error)
+        && output_finish(out, folder, error);
 }
 
 /* Writes the model file. On failure there is no file, or the old one. */

@@ -1,0 +1,151 @@
+#!/bin/bash
+# compile.sh - jamba.h under every compiler, language and optimisation that there is here
+#
+#     tests/compile.sh [BUILD]     BUILD: where build/convert is (default: build); results in BUILD/compile
+#
+# Warnings are errors. Then: two translation units, symbols of the object, and whether every build of
+# compile/bits.c writes the same bytes. Last line: N passed, N failed[, N skipped].
+cd "$(dirname "$0")/.." || exit 1
+build=${1:-build}
+out=$build/compile
+rm -rf "$out" && mkdir -p "$out" || exit 1
+warnings="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror"
+jobs=$(nproc 2>/dev/null || echo 2)
+passed=0 failed=0 skipped=0
+
+# First of the names that is installed.
+first_of() {
+    local name
+    for name in "$@"; do
+        command -v "$name" >/dev/null || continue
+        echo "$name"
+        return
+    done
+    return 1
+}
+c_compilers=() cxx_compilers=()
+for pair in "gcc g++" "$(first_of clang-16 clang clang-19 clang-14) $(first_of clang++-16 clang++ clang++-19 clang++-14)"; do
+    read -r c cxx <<<"$pair"
+    if [ -n "$c" ] && [ -n "$cxx" ]; then
+        c_compilers+=("$c") cxx_compilers+=("$cxx")
+    else
+        echo "SKIP compile: no gcc or no clang here"
+        skipped=$((skipped + 1))
+    fi
+done
+
+# ---- commands run side by side: queue NAME COMMAND, then run_queue ----
+queue() {
+    printf '%s\n' "$2" >"$out/$1.sh"
+}
+run_queue() {
+    local script name
+    ls "$out"/*.sh | xargs -P "$jobs" -I{} sh -c 'sh {} >{}.log 2>&1; echo $? >{}.status'
+    for script in "$out"/*.sh; do
+        name=$(basename "$script" .sh)
+        result "$name" "$(cat "$script.status")" "$script.log"
+        rm -f "$script" "$script.status"
+    done
+}
+result() { # NAME STATUS LOG
+    if [ "$2" -eq 0 ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL compile: $1"
+        head -n 20 "$3"
+    fi
+}
+
+# ---- warnings ----
+echo "compile: ${c_compilers[*]} ${cxx_compilers[*]}, C99 C11 C++11 C++17, -O0 to -O3, plain and JAMBA_STATIC"
+source=tests/compile/implementation.c
+for i in "${!c_compilers[@]}"; do
+    for std in c99 c11 c++11 c++17; do
+        case $std in c++*) compiler="${cxx_compilers[$i]} -x c++" ;; *) compiler=${c_compilers[$i]} ;; esac
+        for level in 0 1 2 3; do
+            for mode in "" -DJAMBA_STATIC; do
+                name="${c_compilers[$i]}-$std-O$level$mode"
+                queue "$name" "$compiler -std=$std -O$level $mode $warnings -I. -c -o $out/$name.o $source"
+            done
+        done
+    done
+    queue "${c_compilers[$i]}-openmp" "${c_compilers[$i]} -std=c99 -O2 -fopenmp $warnings -I. -c -o $out/openmp.$i.o $source"
+    queue "${c_compilers[$i]}-native" "${c_compilers[$i]} -O2 -march=native $warnings -I. -c -o $out/native.$i.o $source"
+done
+run_queue
+printf '#define JAMBA_STATIC\n#include "jamba.h"\n' >"$out/alone.c"
+if "${c_compilers[0]}" -I. -c -o "$out/alone.o" "$out/alone.c" >"$out/alone.log" 2>&1; then
+    result "JAMBA_STATIC without JAMBA_IMPLEMENTATION must not compile" 1 "$out/alone.log"
+else
+    grep -q 'JAMBA_STATIC needs JAMBA_IMPLEMENTATION' "$out/alone.log"
+    result "message about JAMBA_STATIC" $? "$out/alone.log"
+fi
+
+# ---- two translation units, in any mixture ----
+echo "compile: two translation units"
+for i in "${!c_compilers[@]}"; do
+    for user in "${c_compilers[$i]} -std=c99" "${cxx_compilers[$i]} -std=c++11 -x c++"; do
+        for library in "${c_compilers[$i]}-c99-O2" "${c_compilers[$i]}-c++11-O2"; do
+            name="user-${user%% *}-with-$library"
+            queue "$name" "$user $warnings -I. -c -o $out/$name.o tests/compile/user.c &&
+                ${cxx_compilers[$i]} -o $out/$name $out/$name.o $out/$library.o -lm && $out/$name"
+        done
+    done
+done
+run_queue
+
+# ---- symbols: nothing writable, no call that a library in a host must not make ----
+echo "compile: sections and symbols"
+allowed="^(malloc|free|mem(cpy|move|set|cmp|chr)|str(len|cmp|chr|ncmp)|open|close|read|lseek|l?seek64|fstat|mmap|munmap\
+|clock_gettime|gettimeofday|sqrtf?|fmaf?|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_)$"
+for object in "$out"/*-c99-O?.o "$out"/*-c++11-O?.o; do
+    size -A "$object" | awk '$1 ~ /^\.(data|bss|tdata|tbss)/ && $1 !~ /^\.data\.rel\.ro/ && $2 > 0 { print; bad = 1 }
+        END { exit bad }' >"$object.log"
+    result "writable data in $(basename "$object")" $? "$object.log"
+    nm -u "$object" | awk '{ print $2 }' | sed 's/@.*//' | grep -vE "$allowed" >"$object.log"
+    [ $? -eq 1 ]
+    result "undefined symbols of $(basename "$object")" $? "$object.log"
+done
+
+# ---- the same bytes ----
+echo "compile: the same logits from every build"
+if [ ! -x "$build/convert" ]; then
+    echo "FAIL compile: no $build/convert: run make first"
+    failed=$((failed + 1))
+else
+    models=()
+    for spec in jamba-moe:f32 jamba-moe:q8 jamba-gqa-bf16-sharded:bf16 mamba-bias:f16 llama-llama3:q8 mixtral-top3:f32; do
+        model=$out/${spec%:*}.${spec#*:}.jamba
+        "$build/convert" "tests/cases/${spec%:*}" "$model" --type "${spec#*:}" --force 2>/dev/null || failed=$((failed + 1))
+        models+=("$model")
+    done
+    builds=()
+    for i in "${!c_compilers[@]}"; do
+        for flags in -O0 -O3 "-O2 -march=native" "-O2 -ffp-contract=fast -funsigned-char -fshort-enums" "-O2 -fopenmp"; do
+            builds+=("${c_compilers[$i]} $flags" "${cxx_compilers[$i]} -x c++ $flags")
+        done
+    done
+    for b in "${!builds[@]}"; do
+        queue "bits-$b" "${builds[$b]} -I. -o $out/bits.$b tests/compile/bits.c -lm"
+    done
+    run_queue
+    for b in "${!builds[@]}"; do
+        [ -x "$out/bits.$b" ] || continue
+        for model in "${models[@]}"; do
+            for cpu in best scalar; do
+                if [ "$b" -eq 0 ] && [ "$cpu" = best ]; then
+                    "$out/bits.0" "$model" best >"$model.want" 2>"$out/bits.log" && [ -s "$model.want" ]
+                else
+                    "$out/bits.$b" "$model" "$cpu" 2>"$out/bits.log" | cmp - "$model.want" 2>>"$out/bits.log"
+                fi
+                result "${builds[$b]}: logits of $(basename "$model") ($cpu)" $? "$out/bits.log"
+            done
+        done
+    done
+fi
+
+echo
+if [ "$skipped" -ne 0 ]; then echo "$passed passed, $failed failed, $skipped skipped"
+else echo "$passed passed, $failed failed"; fi
+[ "$failed" -eq 0 ]

@@ -1,0 +1,1057 @@
+/* unit_text.c - tokenizer, chat formats and their compilation: against the tokenizers library's results,
+ * and against everything a file or a text can do wrong.
+ *
+ * Tokenizers that may not be committed are read from ../shared/reference/tokenizers, or from the folder
+ * that JAMBA_TOKENIZERS names.
+ */
+#include "support.h"
+
+#include "tools/chat_formats.h"
+#include "tools/tokenizer.h"
+
+/* ---- a tokenizer in memory -------------------------------------------------------------------- */
+
+typedef struct text_model {
+    tool_buffer section;
+    jmb_heap heap;
+    jmb_tokenizer *t;
+} text_model;
+
+static bool text_load(text_model *m, uint32_t vocab)
+{
+    jamba_error error;
+    jamba_result result;
+    m->heap.allocator = jmb_allocator_or_default(NULL);
+    m->t = (jmb_tokenizer *)calloc(1, sizeof *m->t);
+    result = jmb_tokenizer_load(m->t, &m->heap, m->section.data, m->section.size, 1000, vocab, &error);
+    return CHECK_THAT(result == JAMBA_OK, "load: %s", error.message);
+}
+
+/* From a parsed tokenizer.json. A failed check when that does not work. */
+static bool text_open_json(text_model *m, const json_value *root, uint32_t vocab)
+{
+    tool_error error;
+    memset(m, 0, sizeof *m);
+    return CHECK_THAT(tokenizer_compile_json(root, vocab, &m->section, &error), "compile: %s", error.message)
+        && text_load(m, vocab);
+}
+
+static bool text_open_string(text_model *m, const char *json, uint32_t vocab)
+{
+    json_doc doc;
+    tool_error error;
+    bool ok = CHECK_THAT(json_parse(&doc, json, strlen(json), &error), "%s", error.message);
+    memset(m, 0, sizeof *m);
+    ok = ok && text_open_json(m, json_root(&doc), vocab);
+    json_free(&doc);
+    return ok;
+}
+
+static bool text_open_folder(text_model *m, const char *folder, uint32_t vocab)
+{
+    tool_error error;
+    memset(m, 0, sizeof *m);
+    return CHECK_THAT(tokenizer_compile(folder, vocab, &m->section, &error), "%s", error.message)
+        && CHECK_THAT(m->section.size > 0, "no tokenizer in %s", folder) && text_load(m, vocab);
+}
+
+static void text_close(text_model *m)
+{
+    tool_buffer_free(&m->section);
+    jmb_heap_free(&m->heap);
+    free(m->t);
+}
+
+typedef struct ids {
+    int32_t *items;
+    size_t count;
+} ids;
+
+/* Tokens of pieces; none after a failed check. free(items) */
+static ids encode_pieces(const text_model *m, const jmb_piece *pieces, size_t count)
+{
+    jamba_error error;
+    ids out = { NULL, 0 };
+    jamba_result result = jmb_encode(m->t, &m->heap.allocator, pieces, count, -1, NULL, 0, &out.count, &error);
+    CHECK_THAT(result == JAMBA_OK, "encode: %s", error.message);
+    out.items = (int32_t *)calloc(out.count + 1, sizeof *out.items);
+    if (result != JAMBA_OK || out.count == 0) return out;
+    result = jmb_encode(m->t, &m->heap.allocator, pieces, count, -1, out.items, out.count, &out.count, &error);
+    CHECK_THAT(result == JAMBA_OK, "encode: %s", error.message);
+    return out;
+}
+
+static ids encode(const text_model *m, const char *text, size_t length, bool special)
+{
+    jmb_piece piece = { text, length, special };
+    return encode_pieces(m, &piece, 1);
+}
+
+/* Decoded text, terminated. free() */
+static char *decode(const text_model *m, const int32_t *items, size_t count, unsigned flags, size_t *length)
+{
+    jamba_error error;
+    char *text;
+    jamba_result result = jmb_decode(m->t, items, count, flags, NULL, 0, length, &error);
+    CHECK_THAT(result == JAMBA_OK, "decode: %s", error.message);
+    text = (char *)calloc(*length + 1, 1);
+    if (*length > 0) result = jmb_decode(m->t, items, count, flags, text, *length, length, &error);
+    CHECK_THAT(result == JAMBA_OK, "decode: %s", error.message);
+    return text;
+}
+
+/* The same token by token; checks that every part is valid UTF-8. free() */
+static char *decode_stream(const text_model *m, const int32_t *items, size_t count, unsigned flags, size_t *length)
+{
+    char *text = (char *)malloc((count + 1) * JAMBA_TEXT_MAX);
+    jamba_text_stream stream;
+    size_t i;
+    memset(&stream, 0, sizeof stream);
+    *length = 0;
+    for (i = 0; i <= count; i++) {
+        char *part = text + *length;
+        size_t size = jmb_decode_next(m->t, &stream, i < count ? items[i] : -1, flags, part);
+        CHECK(size <= JAMBA_TEXT_MAX);
+        CHECK(jmb_utf8_prefix((const uint8_t *)part, size) == size);
+        *length += size;
+    }
+    return text;
+}
+
+static bool same_ids(const ids *got, const int32_t *want, size_t count)
+{
+    return got->count == count && (count == 0 || memcmp(got->items, want, count * sizeof *want) == 0);
+}
+
+static ids json_ids(const json_value *list)
+{
+    ids out = { NULL, 0 };
+    const json_value *v;
+    out.items = (int32_t *)calloc(json_count(list) + 1, sizeof *out.items);
+    for (v = json_first(list); v; v = json_next(v)) {
+        int64_t id = -1;
+        json_int(v, &id);
+        out.items[out.count++] = (int32_t)id;
+    }
+    return out;
+}
+
+/* ---- against the library ------------------------------------------------------------------------ */
+
+static void check_encoding(const text_model *m, const json_value *text, const json_value *list, bool special)
+{
+    size_t length;
+    const char *bytes = json_string(text, &length);
+    ids got = encode(m, bytes, length, special), want = json_ids(list);
+    CHECK_THAT(same_ids(&got, want.items, want.count), "%s: other tokens for \"%.60s\"",
+        special ? "special tokens matched" : "special tokens as text", bytes);
+    free(got.items);
+    free(want.items);
+}
+
+static void check_decoding(const text_model *m, const json_value *list, const json_value *text, unsigned flags)
+{
+    size_t length, got_length, stream_length;
+    const char *want = json_string(text, &length);
+    ids tokens = json_ids(list);
+    char *got = decode(m, tokens.items, tokens.count, flags, &got_length);
+    char *stream = decode_stream(m, tokens.items, tokens.count, flags, &stream_length);
+    CHECK_THAT(got_length == length && memcmp(got, want, length) == 0, "flags %u: \"%s\" and not \"%s\"", flags, got,
+        want);
+    if (!strstr(want, "\xef\xbf\xbd"))
+        CHECK_THAT(stream_length == length && memcmp(stream, want, length) == 0, "streamed, flags %u: \"%.*s\"", flags,
+            (int)stream_length, stream);
+    free(got);
+    free(stream);
+    free(tokens.items);
+}
+
+static void run_case(const json_value *root)
+{
+    const json_value *row;
+    text_model m;
+    int64_t vocab = 0;
+    json_int(json_get(root, "vocab"), &vocab);
+    if (text_open_json(&m, json_get(root, "tokenizer"), (uint32_t)vocab)) {
+        for (row = json_first(json_get(root, "encode")); row; row = json_next(row)) {
+            check_encoding(&m, json_at(row, 0), json_at(row, 1), true);
+            check_encoding(&m, json_at(row, 0), json_at(row, 2), false);
+        }
+        for (row = json_first(json_get(root, "decode")); row; row = json_next(row)) {
+            check_decoding(&m, json_at(row, 0), json_at(row, 1), JAMBA_TEXT_SPECIAL);
+            check_decoding(&m, json_at(row, 0), json_at(row, 2), 0);
+        }
+    }
+    text_close(&m);
+}
+
+/* Calls `visit` with every line of a file of JSON values. */
+static void each_line(const char *path, void (*visit)(const json_value *root, void *user), void *user)
+{
+    size_t size;
+    char *data = (char *)file_need(path, &size), *line = data;
+    while (line < data + size) {
+        char *end = (char *)memchr(line, '\n', size - (size_t)(line - data));
+        json_doc doc;
+        tool_error error;
+        if (!end) end = data + size;
+        if (CHECK_THAT(json_parse(&doc, line, (size_t)(end - line), &error), "%s: %s", path, error.message))
+            visit(json_root(&doc), user);
+        json_free(&doc);
+        line = end + 1;
+    }
+    free(data);
+}
+
+static void visit_case(const json_value *root, void *user)
+{
+    (void)user;
+    if (!test_begin("library, %s", json_string(json_get(root, "name"), NULL))) return;
+    run_case(root);
+    test_end();
+}
+
+/* The text with U+2581 as a blank, which is what decoding can give back. */
+static size_t plain_text(const char *text, size_t length, char *out)
+{
+    size_t at = 0, used = 0;
+    while (at < length) {
+        bool mark = length - at >= 3 && memcmp(text + at, "\xe2\x96\x81", 3) == 0;
+        out[used++] = mark ? ' ' : text[at];
+        at += mark ? 3 : 1;
+    }
+    return used;
+}
+
+/* Tokens of the text, and the text of the tokens. */
+static void visit_encoding(const json_value *root, void *user)
+{
+    const text_model *m = (const text_model *)user;
+    size_t length, back_length, plain_length;
+    const char *text = json_string(json_get(root, "text"), &length);
+    ids tokens = json_ids(json_get(root, "ids"));
+    char *back = decode(m, tokens.items, tokens.count, JAMBA_TEXT_SPECIAL, &back_length);
+    char *plain = (char *)calloc(length + 1, 1);
+    plain_length = plain_text(text, length, plain);
+    if (m->t->space.kind && m->t->strip && plain[0] == ' ') { /* no prefix was added, one blank is taken off */
+        memmove(plain, plain + 1, plain_length);
+        plain_length--;
+    }
+    check_encoding(m, json_get(root, "text"), json_get(root, "ids"), true);
+    /* a special token in the text: a blank may come or go at its side, as in the reference */
+    if (!strchr(text, '<'))
+        CHECK_THAT(back_length == plain_length && memcmp(back, plain, plain_length) == 0,
+            "\"%.60s\" comes back as \"%.60s\"", text, back);
+    free(plain);
+    free(back);
+    free(tokens.items);
+}
+
+static void test_encodings(const char *name, const char *folder, const char *lines, uint32_t vocab)
+{
+    char path[PATH_ROOM];
+    text_model m;
+    if (!test_begin("encodings of %s", name)) return;
+    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+    if (!file_exists(path)) {
+        test_skip("not there");
+        return;
+    }
+    if (text_open_folder(&m, folder, vocab)) each_line(lines, visit_encoding, &m);
+    text_close(&m);
+    test_end();
+}
+
+static void test_shared_encodings(const char *name, uint32_t vocab)
+{
+    const char *folders = getenv("JAMBA_TOKENIZERS");
+    char folder[PATH_ROOM / 2], lines[PATH_ROOM];
+    snprintf(folder, sizeof folder, "%s/%s", folders ? folders : "../shared/reference/tokenizers", name);
+    snprintf(lines, sizeof lines, "%s/encodings.jsonl", folder);
+    test_encodings(name, folder, lines, vocab);
+}
+
+/* ---- pieces and special tokens ------------------------------------------------------------------ */
+
+static const char small_folder[] = "tests/tokenizers/small-metaspace", story[] = "examples/storyteller";
+enum { SMALL_VOCAB = 1200, SMALL_SPECIALS = 3 };
+
+static const char sample[] = "<s>Hello  world </s> <s>\xe2\x96\x81 caf\xc3\xa9 <unk></s>tail <s";
+
+/* One text cut at random places is the same text. */
+static void test_pieces(const text_model *m)
+{
+    uint64_t random = 7;
+    size_t length = strlen(sample), i, round;
+    ids whole = encode(m, sample, length, true);
+    for (round = 0; round < 300; round++) {
+        jmb_piece pieces[40];
+        size_t count = 0, at = 0;
+        ids cut;
+        while (at < length) {
+            size_t size = (size_t)(random_next(&random) % 9);
+            size = size < length - at ? size : length - at;
+            while (at + size < length && (sample[at + size] & 0xc0) == 0x80) size++;
+            if (count == 39) size = length - at;
+            pieces[count].text = sample + at;
+            pieces[count].length = size;
+            pieces[count++].special = true;
+            at += size;
+        }
+        cut = encode_pieces(m, pieces, count);
+        CHECK(same_ids(&cut, whole.items, whole.count));
+        free(cut.items);
+    }
+    for (i = 0; i < whole.count; i++) CHECK(whole.items[i] >= 0);
+    free(whole.items);
+}
+
+static size_t count_specials(const ids *tokens)
+{
+    size_t i, count = 0;
+    for (i = 0; i < tokens->count; i++) count += tokens->items[i] < SMALL_SPECIALS;
+    return count;
+}
+
+/* Special tokens come from special text only, also when one is put together from both kinds. */
+static void test_forging(const text_model *m)
+{
+    static const char mark[] = "</s>";
+    size_t cut;
+    ids tokens = encode(m, sample, strlen(sample), false);
+    CHECK(count_specials(&tokens) == 0);
+    free(tokens.items);
+    for (cut = 0; cut <= 4; cut++) {
+        jmb_piece pieces[3];
+        pieces[0].text = mark;
+        pieces[0].length = cut;
+        pieces[0].special = true;
+        pieces[1].text = mark + cut;
+        pieces[1].length = 4 - cut;
+        pieces[1].special = false;
+        pieces[2].text = mark;
+        pieces[2].length = 4;
+        pieces[2].special = true;
+        tokens = encode_pieces(m, pieces, 3);
+        CHECK_THAT(count_specials(&tokens) == (cut == 4 ? 2u : 1u), "cut at %zu: %zu special tokens", cut,
+            count_specials(&tokens));
+        free(tokens.items);
+        pieces[0].special = false;
+        pieces[1].special = true;
+        tokens = encode_pieces(m, pieces, 3);
+        CHECK(count_specials(&tokens) == (cut == 0 ? 2u : 1u));
+        free(tokens.items);
+    }
+}
+
+/* ---- calls -------------------------------------------------------------------------------------- */
+
+static void test_capacity(const text_model *m)
+{
+    jmb_piece piece = { "Hello world", 11, false };
+    const jamba_allocator *a = &m->heap.allocator;
+    int32_t tokens[16];
+    size_t count, i;
+    jamba_error error;
+    char text[32];
+    CHECK(jmb_encode(m->t, a, &piece, 1, -1, NULL, 0, &count, &error) == JAMBA_OK && count == 4);
+    memset(tokens, 0x55, sizeof tokens);
+    CHECK(jmb_encode(m->t, a, &piece, 1, -1, tokens, 3, &count, &error) == JAMBA_ERR_ARGUMENT && count == 4);
+    CHECK(error.code == JAMBA_ERR_ARGUMENT && strcmp(error.message, "4 tokens do not fit in 3") == 0);
+    for (i = 0; i < 16; i++) CHECK(tokens[i] == 0x55555555);
+    CHECK(jmb_encode(m->t, a, &piece, 1, 1, tokens, 16, &count, &error) == JAMBA_OK && count == 5 && tokens[0] == 1);
+    CHECK(tokens[5] == 0x55555555);
+    CHECK(jmb_encode(m->t, a, NULL, 0, 1, tokens, 16, &count, &error) == JAMBA_OK && count == 1);
+    CHECK(jmb_encode(m->t, a, NULL, 0, -1, NULL, 0, &count, &error) == JAMBA_OK && count == 0);
+    piece.text = NULL;
+    CHECK(jmb_encode(m->t, a, &piece, 1, -1, NULL, 0, &count, &error) == JAMBA_ERR_ARGUMENT);
+    memset(text, 'x', sizeof text);
+    tokens[0] = 1094;
+    tokens[1] = 331;
+    CHECK(jmb_decode(m->t, tokens, 2, 0, text, 4, &count, &error) == JAMBA_ERR_ARGUMENT && count == 5);
+    CHECK(text[0] == 'x');
+    CHECK(jmb_decode(m->t, tokens, 2, 0, text, 5, &count, &error) == JAMBA_OK && memcmp(text, "Hellox", 6) == 0);
+    tokens[1] = SMALL_VOCAB;
+    CHECK(jmb_decode(m->t, tokens, 2, 0, text, 32, &count, &error) == JAMBA_ERR_ARGUMENT);
+    CHECK_THAT(strcmp(error.message, "token 1200 is outside the vocabulary (0 to 1199)") == 0, "%s", error.message);
+    tokens[1] = -1;
+    CHECK(jmb_decode(m->t, tokens, 2, 0, text, 32, &count, &error) == JAMBA_ERR_ARGUMENT);
+}
+
+static void test_lookup(const text_model *m)
+{
+    size_t length;
+    int32_t i;
+    for (i = 0; i < SMALL_VOCAB; i++) {
+        const char *text = jmb_token_bytes(m->t, i, &length);
+        if (CHECK(text != NULL)) CHECK(jmb_token_lookup(m->t, text, length) == i);
+    }
+    CHECK(jmb_token_bytes(m->t, -1, &length) == NULL && length == 0);
+    CHECK(jmb_token_bytes(m->t, SMALL_VOCAB, &length) == NULL && length == 0);
+    CHECK(jmb_token_lookup(m->t, "", 0) == -1 && jmb_token_lookup(m->t, "no such token", 13) == -1);
+    CHECK(jmb_token_lookup(m->t, "</s>", 4) == 2);
+}
+
+static void test_no_tokenizer(void)
+{
+    jmb_heap heap = { { NULL, NULL, NULL }, NULL, 0 };
+    jmb_tokenizer *t = (jmb_tokenizer *)calloc(1, sizeof *t);
+    jmb_piece piece = { "a", 1, false };
+    jamba_text_stream stream;
+    jamba_error error;
+    size_t count = 9;
+    char text[JAMBA_TEXT_MAX];
+    memset(&stream, 0, sizeof stream);
+    CHECK(jmb_tokenizer_load(t, &heap, NULL, 0, 0, 10, &error) == JAMBA_OK);
+    CHECK(jmb_encode(t, &heap.allocator, &piece, 1, -1, NULL, 0, &count, &error) == JAMBA_ERR_TEXT && count == 0);
+    CHECK(strcmp(error.message, "the model has no tokenizer") == 0);
+    CHECK(jmb_decode(t, NULL, 0, 0, NULL, 0, &count, &error) == JAMBA_ERR_TEXT);
+    CHECK(jmb_decode_next(t, &stream, 0, 0, text) == 0);
+    CHECK(jmb_token_bytes(t, 0, &count) == NULL && jmb_token_lookup(t, "a", 1) == -1);
+    free(t);
+}
+
+/* ---- text that is wrong, long, or arrives in parts ------------------------------------------------ */
+
+static void test_invalid_utf8(const text_model *m)
+{
+    static const char *const wrong[] = { "\x80", "\xbf", "\xc0\x80", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80",
+        "\xed\xbf\xbf", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff", "\xfe", "\xc3", "\xe2\x96",
+        "\xf0\x9f\x98", "\xc3(", "\xe2(\x81", "\xf0\x9f(\x80" };
+    static const char good[] = "a\xc3\xa9\xe2\x96\x81\xf0\x9f\x98\x80z";
+    const size_t starts[] = { 0, 1, 3, 6, 10, 11 };
+    size_t i, k, count;
+    jamba_error error;
+    for (i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        for (k = 0; k < sizeof starts / sizeof *starts; k++) {
+            char text[32];
+            jmb_piece pieces[2] = { { good, 11, true }, { text, 0, false } };
+            jamba_result result;
+            memcpy(text, good, starts[k]);
+            strcpy(text + starts[k], wrong[i]);
+            strcat(text, good + starts[k]);
+            pieces[1].length = strlen(text);
+            result = jmb_encode(m->t, &m->heap.allocator, pieces, 2, -1, NULL, 0, &count, &error);
+            CHECK_THAT(result == JAMBA_ERR_TEXT && error.offset == 11 + starts[k], "kind %zu at %zu: %s at %llu", i,
+                starts[k], jamba_result_name(result), (unsigned long long)error.offset);
+        }
+    for (i = 0; i < 11; i++) { /* cut inside a character */
+        jmb_piece piece = { good, i, false };
+        bool whole = i < 2 || i == 3 || i == 6 || i == 10;
+        jamba_result result = jmb_encode(m->t, &m->heap.allocator, &piece, 1, -1, NULL, 0, &count, &error);
+        CHECK(result == (whole ? JAMBA_OK : JAMBA_ERR_TEXT));
+    }
+}
+
+/* Time and memory stay in proportion to the text, whatever it is. */
+static void test_long_words(const text_model *m)
+{
+    static const char *const parts[] = { "a", " ", "\xc3\xa9", "the", "\xf0\x9f\x98\x80", "</s>", "ab\n" };
+    enum { LONG = 1000000 };
+    char *text = (char *)malloc(LONG + 8);
+    size_t i;
+    for (i = 0; i < sizeof parts / sizeof *parts; i++) {
+        size_t part = strlen(parts[i]), size = 0, count, length;
+        counter c;
+        jamba_allocator a = counter_open(&c);
+        jmb_piece piece = { text, 0, true };
+        jamba_error error;
+        int32_t *tokens;
+        char *back;
+        double start = tool_seconds(), seconds;
+        while (size < LONG) {
+            memcpy(text + size, parts[i], part);
+            size += part;
+        }
+        piece.length = size;
+        CHECK(jmb_encode(m->t, &a, &piece, 1, -1, NULL, 0, &count, &error) == JAMBA_OK);
+        seconds = tool_seconds() - start;
+        CHECK_THAT(seconds < 60, "\"%s\" repeated takes %.1f s", parts[i], seconds);
+        CHECK_THAT(c.peak < 160 * size, "\"%s\" repeated takes %zu bytes", parts[i], c.peak);
+        CHECK(c.live == 0 && c.wrong == 0);
+        tokens = (int32_t *)malloc(count * sizeof *tokens);
+        CHECK(jmb_encode(m->t, &m->heap.allocator, &piece, 1, -1, tokens, count, &count, &error) == JAMBA_OK);
+        back = decode(m, tokens, count, JAMBA_TEXT_SPECIAL, &length);
+        CHECK_THAT(strcmp(parts[i], " ") == 0 || (length == size && memcmp(back, text, size) == 0), "\"%s\" repeated",
+            parts[i]);
+        free(back);
+        free(tokens);
+    }
+    free(text);
+}
+
+static int32_t byte_token(const text_model *m, unsigned byte)
+{
+    return (int32_t)m->t->bytes[byte];
+}
+
+/* Streams bytes and returns what came out, terminated. */
+static void stream_bytes(const text_model *m, const char *bytes, char *out)
+{
+    jamba_text_stream stream;
+    memset(&stream, 0, sizeof stream);
+    stream.started = 2; /* no blank to strip */
+    for (; *bytes; bytes++) out += jmb_decode_next(m->t, &stream, byte_token(m, (uint8_t)*bytes), 0, out);
+    out += jmb_decode_next(m->t, &stream, -1, 0, out);
+    CHECK(stream.held_count == 0);
+    *out = 0;
+}
+
+#define BAD "\xef\xbf\xbd"
+
+static void test_stream(const text_model *m)
+{
+    static const char *const rows[][2] = { { "a\xc3\xa9z", "a\xc3\xa9z" }, { "\xf0\x9f\x98\x80", "\xf0\x9f\x98\x80" },
+        { "\xc3", BAD }, { "\xc3z", BAD "z" }, { "\xc3\xc3\xa9", BAD "\xc3\xa9" }, { "\xe2\x96z", BAD BAD "z" },
+        { "\xf0\x9f\x98\xe2\x96\x81", BAD BAD BAD "\xe2\x96\x81" }, { "\x80\x80", BAD BAD }, { "\xff" "a", BAD "a" },
+        { "\xed\xa0\x80", BAD BAD BAD }, { "\xf0\x9f", BAD BAD } };
+    char out[20 * JAMBA_TEXT_MAX];
+    jamba_text_stream stream;
+    size_t i;
+    for (i = 0; i < sizeof rows / sizeof *rows; i++) {
+        stream_bytes(m, rows[i][0], out);
+        CHECK_THAT(strcmp(out, rows[i][1]) == 0, "row %zu gives \"%s\"", i, out);
+    }
+    memset(&stream, 0, sizeof stream); /* a token of text breaks a character off */
+    CHECK(jmb_decode_next(m->t, &stream, byte_token(m, 0xe2), 0, out) == 0);
+    CHECK(jmb_decode_next(m->t, &stream, 331, 0, out) > 3 && memcmp(out, BAD, 3) == 0);
+    CHECK(jmb_decode_next(m->t, &stream, 5000, 0, out) == 0 && jmb_decode_next(m->t, &stream, -5, 0, out) == 0);
+    CHECK(jmb_decode_next(m->t, &stream, 2, 0, out) == 0);
+    CHECK(jmb_decode_next(m->t, &stream, 2, JAMBA_TEXT_SPECIAL, out) == 4 && memcmp(out, "</s>", 4) == 0);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------- */
+
+/* Fails allocation 1, 2, 3 ... until everything works. Returns how many there are. */
+static int fail_each(jamba_result (*run)(const text_model *m, const jamba_allocator *a), const text_model *m)
+{
+    int n;
+    for (n = 1; n < 200; n++) {
+        counter c;
+        jamba_allocator a = counter_open(&c);
+        jamba_result result;
+        c.fail_at = n;
+        result = run(m, &a);
+        CHECK(c.live == 0 && c.wrong == 0);
+        if (c.calls < n) {
+            CHECK(result == JAMBA_OK);
+            return n - 1;
+        }
+        CHECK_THAT(result == JAMBA_ERR_MEMORY, "allocation %d failed: %s", n, jamba_result_name(result));
+    }
+    return n;
+}
+
+static jamba_result run_load(const text_model *m, const jamba_allocator *a)
+{
+    jmb_heap heap = { *a, NULL, 0 };
+    jmb_tokenizer *t = (jmb_tokenizer *)calloc(1, sizeof *t);
+    jamba_result result = jmb_tokenizer_load(t, &heap, m->section.data, m->section.size, 0, m->t->vocab, NULL);
+    CHECK(result == JAMBA_OK || t->tokens == 0);
+    jmb_heap_free(&heap);
+    free(t);
+    return result;
+}
+
+static jamba_result run_encode(const text_model *m, const jamba_allocator *a)
+{
+    jmb_piece piece = { sample, strlen(sample), true };
+    size_t count;
+    return jmb_encode(m->t, a, &piece, 1, 1, NULL, 0, &count, NULL);
+}
+
+static void test_failing_memory(const text_model *m)
+{
+    CHECK(fail_each(run_load, m) >= 8);
+    CHECK(fail_each(run_encode, m) >= 5);
+}
+
+/* ---- damaged sections ----------------------------------------------------------------------------- */
+
+static const char tiny_json[] =
+    "{\"version\":\"1.0\",\"added_tokens\":["
+    "{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false,\"lstrip\":false,\"rstrip\":false,"
+    "\"single_word\":false},"
+    "{\"id\":9,\"content\":\"XY\",\"special\":false,\"normalized\":true,\"lstrip\":true,\"rstrip\":true,"
+    "\"single_word\":true}],"
+    "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},"
+    "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]},"
+    "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"always\","
+    "\"split\":true},"
+    "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},"
+    "\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
+    "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},"
+    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,"
+    "\"vocab\":{\"<unk>\":0,\"a\":1,\"b\":2,\"\\u2581\":3,\"ab\":4,\"\\u2581a\":5,\"<0xC3>\":6,\"<0xA9>\":7,\"aab\":8},"
+    "\"merges\":[[\"a\",\"b\"],\"\\u2581 a\",[\"a\",\"ab\"]]}}";
+enum { TINY_VOCAB = 12 };
+
+/* Loads a section that may be damaged, in a block of its exact size so that a read beyond is seen, and uses
+ * it if it loads. False when it is refused. */
+static bool try_section(const uint8_t *data, size_t size, uint32_t vocab)
+{
+    uint8_t *copy = (uint8_t *)malloc(size + (size == 0));
+    counter c;
+    jmb_heap heap = { counter_open(&c), NULL, 0 };
+    jmb_tokenizer *t = (jmb_tokenizer *)calloc(1, sizeof *t);
+    jamba_error error;
+    jamba_result result;
+    memcpy(copy, data, size);
+    result = jmb_tokenizer_load(t, &heap, copy, size, 64, vocab, &error);
+    free(copy);
+    CHECK(c.peak <= 16384 + 40 * size);
+    if (result == JAMBA_OK) {
+        static const int32_t tokens[] = { 0, 6, 7, 9, 8, 3, 1, 2, 6, 11, 5 };
+        char text[8192];
+        size_t count;
+        jmb_piece piece = { "a\xc3\xa9 XY  aab<unk>", 15, true };
+        if (size > 0) CHECK(jmb_encode(t, &heap.allocator, &piece, 1, -1, NULL, 0, &count, &error) == JAMBA_OK);
+        if (size > 0) CHECK(jmb_decode(t, tokens, 11, 0, text, sizeof text, &count, &error) == JAMBA_OK);
+    } else {
+        CHECK(result == JAMBA_ERR_FORMAT || result == JAMBA_ERR_UNSUPPORTED);
+        CHECK_THAT(error.offset >= 64 && error.offset <= 64 + size, "offset %llu", (unsigned long long)error.offset);
+    }
+    jmb_heap_free(&heap);
+    CHECK(c.live == 0 && c.wrong == 0);
+    free(t);
+    return result == JAMBA_OK;
+}
+
+static void test_damaged_section(void)
+{
+    static const uint8_t values[] = { 0, 1, 2, 3, 4, 7, 8, 9, 12, 16, 0x20, 0x40, 0x7f, 0x80, 0xc3, 0xe2, 0xfe, 0xff };
+    text_model m;
+    size_t size, i, k, refused = 0;
+    if (text_open_string(&m, tiny_json, TINY_VOCAB)) {
+        uint8_t *data = m.section.data;
+        CHECK(try_section(data, m.section.size, TINY_VOCAB));
+        for (size = 1; size < m.section.size; size++)
+            CHECK_THAT(!try_section(data, size, TINY_VOCAB), "prefix %zu", size);
+        CHECK(!try_section(data, m.section.size, 9)); /* more tokens than the model has */
+        for (i = 0; i < m.section.size; i++) {
+            uint8_t good = data[i];
+            for (k = 0; k < sizeof values + 2; k++) {
+                data[i] = (uint8_t)(k < sizeof values ? values[k] : good + (k == sizeof values ? 1 : 255));
+                refused += !try_section(data, m.section.size, TINY_VOCAB);
+            }
+            data[i] = good;
+        }
+        CHECK_THAT(refused > 5 * m.section.size, "only %zu refused", refused);
+        CHECK(try_section(data, m.section.size, TINY_VOCAB));
+    }
+    text_close(&m);
+}
+
+/* One field changed, and what must be said about it and where. */
+static void test_section_errors(void)
+{
+    static const struct {
+        size_t at;
+        uint32_t value;
+        jamba_result result;
+        const char *message;
+    } rows[] = {
+        { 0, 2, JAMBA_ERR_UNSUPPORTED, "tokenizer kind 2 is not supported" },
+        { 4, 128, JAMBA_ERR_UNSUPPORTED, "tokenizer flags 128 not supported" },
+        { 8, 13, JAMBA_ERR_FORMAT, "tokenizer: tokens is 13, outside 1 to 12" },
+        { 8, 0, JAMBA_ERR_FORMAT, "tokenizer: tokens is 0, outside 1 to 12" },
+        { 12, (1u << 26) + 1, JAMBA_ERR_FORMAT, "tokenizer: text size is 67108865, outside 0 to 67108864" },
+        { 16, (1u << 20) + 1, JAMBA_ERR_FORMAT, "tokenizer: merges is 1048577, outside 0 to 1048576" },
+        { 20, 9, JAMBA_ERR_FORMAT, "tokenizer: rules is 9, outside 0 to 8" },
+        { 24, 10, JAMBA_ERR_FORMAT, "tokenizer: unk is 10, outside 0 to 9" },
+        { 24, 9, JAMBA_ERR_FORMAT, "tokenizer: unk is not in the model's vocabulary: 9" },
+        { 28, 65, JAMBA_ERR_FORMAT, "tokenizer: strip is 65, outside 0 to 64" },
+    };
+    text_model m;
+    size_t i;
+    if (text_open_string(&m, tiny_json, TINY_VOCAB)) {
+        for (i = 0; i < sizeof rows / sizeof *rows; i++) {
+            jmb_heap heap = { jmb_allocator_or_default(NULL), NULL, 0 };
+            jmb_tokenizer *t = (jmb_tokenizer *)calloc(1, sizeof *t);
+            uint8_t *copy = (uint8_t *)malloc(m.section.size);
+            jamba_error error;
+            jamba_result result;
+            memcpy(copy, m.section.data, m.section.size);
+            tool_store_le(copy + rows[i].at, rows[i].value, 4);
+            result = jmb_tokenizer_load(t, &heap, copy, m.section.size, 0, TINY_VOCAB, &error);
+            CHECK_THAT(result == rows[i].result && strcmp(error.message, rows[i].message) == 0, "row %zu: %s", i,
+                result == JAMBA_OK ? "loads" : error.message);
+            jmb_heap_free(&heap);
+            free(copy);
+            free(t);
+        }
+    }
+    text_close(&m);
+}
+
+/* ---- compiling ------------------------------------------------------------------------------------ */
+
+/* Compiles JSON text and keeps the message. */
+static bool compile(const char *json, size_t size, uint32_t vocab, tool_error *error)
+{
+    json_doc doc;
+    tool_buffer out = { NULL, 0, 0, false };
+    bool ok = json_parse(&doc, json, size, error);
+    ok = ok && tokenizer_compile_json(json_root(&doc), vocab, &out, error);
+    json_free(&doc);
+    tool_buffer_free(&out);
+    return ok;
+}
+
+static void test_cut_json(void)
+{
+    size_t length = strlen(tiny_json), size;
+    tool_error error;
+    for (size = 0; size < length; size++) {
+        char *copy = (char *)malloc(size + (size == 0)); /* so that a read beyond is seen */
+        memcpy(copy, tiny_json, size);
+        CHECK_THAT(!compile(copy, size, TINY_VOCAB, &error), "the first %zu bytes compile", size);
+        free(copy);
+    }
+    CHECK_THAT(compile(tiny_json, length, TINY_VOCAB, &error), "%s", error.message);
+}
+
+/* Whatever a byte becomes, compiling ends, and what compiles also loads (tokenizer_compile_json sees to it). */
+static void test_changed_json(void)
+{
+    static const char values[] = "\"{}[],:0129x\\\xff ";
+    char text[sizeof tiny_json];
+    size_t i, k, refused = 0;
+    tool_error error;
+    memcpy(text, tiny_json, sizeof text);
+    for (i = 0; i + 1 < sizeof text; i++) {
+        for (k = 0; k + 1 < sizeof values; k++) {
+            text[i] = values[k];
+            if (compile(text, sizeof text - 1, TINY_VOCAB, &error)) continue;
+            refused++;
+            CHECK(error.message[0] != 0);
+        }
+        text[i] = tiny_json[i];
+    }
+    CHECK(refused > 10 * sizeof text);
+}
+
+/* tiny_json with `from` replaced by `to` compiles only with this message. */
+static void refuse(const char *from, const char *to, const char *message)
+{
+    const char *found = strstr(tiny_json, from);
+    char text[4096];
+    tool_error error;
+    if (!CHECK_THAT(found != NULL, "no %s", from)) return;
+    snprintf(text, sizeof text, "%.*s%s%s", (int)(found - tiny_json), tiny_json, to, found + strlen(from));
+    if (CHECK_THAT(!compile(text, strlen(text), TINY_VOCAB, &error), "%s compiles", to))
+        CHECK_THAT(strcmp(error.message, message) == 0, "%s: %s", to, error.message);
+}
+
+static void test_refused_forms(void)
+{
+    refuse("\"BPE\"", "\"Unigram\"", "model type \"Unigram\" is not supported");
+    refuse("\"fuse_unk\":true", "\"dropout\":0.1", "dropout is not supported");
+    refuse("\"fuse_unk\":true", "\"ignore_merges\":true", "ignore_merges is not supported");
+    refuse("\"fuse_unk\":true", "\"end_of_word_suffix\":\"</w>\"", "end_of_word_suffix is not supported");
+    refuse("\"fuse_unk\":true", "\"continuing_subword_prefix\":\"#\"", "continuing_subword_prefix is not supported");
+    refuse("\"fuse_unk\":true", "\"shape\":1", "the model has the key \"shape\", which is not known");
+    refuse("\"fuse_unk\":true", "\"fuse_unk\":1", "\"fuse_unk\" is neither true nor false");
+    refuse("\"unk_token\":\"<unk>\"", "\"unk_token\":\"<u>\"", "unk_token is not in the vocabulary");
+    refuse("\"Sequence\",\"normalizers\"", "\"NFC\",\"normalizers\"", "normalizer \"NFC\" is not supported");
+    refuse("\"Prepend\"", "\"Lowercase\"", "normalizer \"Lowercase\" is not supported");
+    refuse("{\"String\":\" \"}", "{\"Regex\":\" +\"}", "Replace of a regular expression is not supported");
+    refuse("{\"String\":\" \"}", "{\"String\":\"\"}", "Replace lacks a String pattern or a content");
+    refuse("\"Metaspace\"", "\"ByteLevel\"", "pre_tokenizer \"ByteLevel\" is not supported");
+    refuse("\"always\"", "\"last\"", "Metaspace: unknown prepend_scheme");
+    refuse("\"split\":true", "\"add_prefix_space\":false",
+        "Metaspace: add_prefix_space and prepend_scheme contradict each other");
+    refuse("\"replacement\":\"\\u2581\"", "\"replacement\":\"ab\"",
+        "the replacement of Metaspace is not one character");
+    refuse("{\"type\":\"Fuse\"},", "", "decoder Strip stands in an unusual place, which is not supported");
+    refuse("\"ByteFallback\"", "\"WordPiece\"", "decoder \"WordPiece\" is not supported");
+    refuse("\"stop\":0", "\"stop\":1", "decoder Strip: only up to 64 spaces at the start");
+    refuse("\"decoder\":{\"type\":\"Sequence\"", "\"decoder\":null,\"post_processor\":{\"type\":\"x\"",
+        "there is no decoder: tokens joined by blanks are not supported");
+    refuse("\"version\":\"1.0\"", "\"version\":\"2.0\"", "\"version\" is not \"1.0\"");
+    refuse("\"version\":\"1.0\"", "\"extra\":1", "the file has the key \"extra\", which is not known");
+    refuse("\"b\":2", "\"b\":1", "tokens \"a\" and \"b\" both have id 1");
+    refuse("\"b\":2", "\"b\":12", "token \"b\" has id 12, the model has ids 0 to 11");
+    refuse("\"b\":2", "\"b\":-1", "token \"b\" has id -1, the model has ids 0 to 11");
+    refuse("\"b\":2", "\"b\":\"2\"", "token \"b\" has no integer id");
+    refuse("\"aab\":8", "\"abb\":8", "merge 2: \"aab\" is not in the vocabulary");
+    refuse("[\"a\",\"b\"]", "[\"a\",\"c\"]", "merge 0: \"c\" is not in the vocabulary");
+    refuse("[\"a\",\"b\"]", "[\"a\"]", "merge 0 is not a pair of tokens");
+    refuse("\"\\u2581 a\"", "\"a b c\"", "merge 1 is not a pair of tokens: a b c");
+    refuse("\"id\":9", "\"id\":10", "added token \"XY\" has id 10, the vocabulary gives it 9");
+    refuse("\"content\":\"XY\"", "\"content\":\"<unk>\"", "added token \"<unk>\" has id 9, the vocabulary gives it 0");
+    refuse("\"content\":\"XY\",\"special\"", "\"content\":\"XY\",\"odd\"",
+        "an added token has the key \"odd\", which is not known");
+    refuse("\"lstrip\":true,", "", "an added token lacks \"lstrip\"");
+}
+
+static void test_reading_folders(void)
+{
+    char folder[PATH_ROOM], path[PATH_ROOM + 20];
+    tool_buffer out = { NULL, 0, 0, false };
+    tool_error error;
+    temp_path(folder, "folder");
+    mkdir(folder, 0777);
+    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+    unlink(path);
+    CHECK(tokenizer_compile(folder, 10, &out, &error) && out.size == 0); /* no tokenizer is no error */
+    file_write(path, "{\"model\":", 9);
+    CHECK(!tokenizer_compile(folder, 10, &out, &error) && strstr(error.message, "tokenizer.json: not valid JSON"));
+    file_write(path, "{\"model\":1}", 11);
+    CHECK(!tokenizer_compile(folder, 10, &out, &error));
+    CHECK_THAT(strstr(error.message, "tokenizer.json: tokenizer: there is no object") != NULL, "%s", error.message);
+    unlink(path);
+}
+
+/* ---- chat ------------------------------------------------------------------------------------------ */
+
+/* Metadata with the strings that chat_formats.h would put in the file. */
+typedef struct chat_model {
+    text_model text;
+    jmb_metadata metadata;
+    tool_strings strings;
+} chat_model;
+
+static void chat_strings(chat_model *c, int32_t bos)
+{
+    jamba_error error;
+    memset(&c->metadata, 0, sizeof c->metadata);
+    c->metadata.header.bos = (uint32_t)bos;
+    c->metadata.header.strings_size = c->strings.bytes.size;
+    c->metadata.parts.tokenizer = c->strings.bytes.size;
+    CHECK(jmb_parse_strings(&c->metadata, &c->text.heap, c->strings.bytes.data, &error) == JAMBA_OK);
+}
+
+static ids chat_encode(const chat_model *c, const jamba_message *messages, size_t count, unsigned flags)
+{
+    ids out = { NULL, 0 };
+    jamba_error error;
+    const jamba_allocator *a = &c->text.heap.allocator;
+    const jmb_metadata *m = &c->metadata;
+    jamba_result result = jmb_chat_encode(m, c->text.t, a, messages, count, flags, NULL, 0, &out.count, &error);
+    size_t room = out.count;
+    out.items = (int32_t *)calloc(room + 1, sizeof *out.items);
+    if (room > 0)
+        result = jmb_chat_encode(m, c->text.t, a, messages, count, flags, out.items, room, &out.count, &error);
+    CHECK_THAT(result == JAMBA_OK, "chat: %s", error.message);
+    return out;
+}
+
+static void check_chat(
+    const chat_model *c, const jamba_message *messages, size_t count, unsigned flags, const char *rendered)
+{
+    ids got = chat_encode(c, messages, count, flags), want = encode(&c->text, rendered, strlen(rendered), true);
+    CHECK_THAT(same_ids(&got, want.items, want.count), "not as \"%s\"", rendered);
+    free(got.items);
+    free(want.items);
+}
+
+static jamba_result chat_fail(
+    const chat_model *c, const char *role, const char *content, unsigned flags, jamba_error *error)
+{
+    const jamba_allocator *a = &c->text.heap.allocator;
+    jamba_message message = { role, content };
+    size_t count;
+    return jmb_chat_encode(&c->metadata, c->text.t, a, &message, 1, flags, NULL, 0, &count, error);
+}
+
+static void test_chatml(void)
+{
+    static const int32_t expected[] = { 1, 4, 477, 262, 1704, 263, 1711, 551, 416, 293, 5, 262, 4, 478, 262 };
+    static const jamba_message talk[] = { { "user", "Hi" }, { "assistant", "Hello <|im_end|>" }, { "tool", "" } };
+    jamba_message hello = { "user", "Hello! How are you?" };
+    chat_model c;
+    tool_error problem;
+    jamba_error error;
+    ids got;
+    memset(&c, 0, sizeof c);
+    if (text_open_folder(&c.text, story, 2048)
+        && CHECK_THAT(chat_format_strings(story, NULL, &c.strings, &problem), "%s", problem.message)) {
+        chat_strings(&c, 1);
+        got = chat_encode(&c, &hello, 1, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY);
+        CHECK(same_ids(&got, expected, sizeof expected / sizeof *expected));
+        free(got.items);
+        check_chat(&c, &hello, 1, JAMBA_CHAT_CONTINUE | JAMBA_CHAT_REPLY,
+            "<|im_end|>\n<|im_start|>user\nHello! How are you?<|im_end|>\n<|im_start|>assistant\n");
+        check_chat(&c, NULL, 0, JAMBA_CHAT_BEGIN, "<|startoftext|>");
+        check_chat(&c, NULL, 0, 0, "");
+        got = chat_encode(&c, talk, 3, 0);
+        CHECK(got.count > 8 && got.items[got.count - 1] == 262 && got.items[got.count - 2] == 5);
+        free(got.items);
+        CHECK(chat_fail(&c, "user", "a\xff", 0, &error) == JAMBA_ERR_TEXT && error.offset == 1);
+        CHECK(chat_fail(&c, "poet", "a", 0, &error) == JAMBA_ERR_UNSUPPORTED && strstr(error.message, "'poet'"));
+        CHECK(chat_fail(&c, NULL, "a", 0, &error) == JAMBA_ERR_ARGUMENT);
+        CHECK(chat_fail(&c, "user", NULL, 0, &error) == JAMBA_ERR_ARGUMENT);
+        CHECK(chat_fail(&c, "user", "a", JAMBA_CHAT_BEGIN | JAMBA_CHAT_CONTINUE, &error) == JAMBA_ERR_ARGUMENT);
+        c.metadata.string_count = 0;
+        CHECK(chat_fail(&c, "user", "a", 0, &error) == JAMBA_ERR_UNSUPPORTED);
+        CHECK(strcmp(error.message, "this model has no chat format: it completes text") == 0);
+    }
+    tool_buffer_free(&c.strings.bytes);
+    text_close(&c.text);
+}
+
+static void put(char **out, const char *text)
+{
+    strcpy(*out, text);
+    *out += strlen(text);
+}
+
+/* A folder with the given special tokens, template and configuration. */
+static void write_folder(char folder[PATH_ROOM], const char *const *specials, const char *config, const char *jinja)
+{
+    char path[PATH_ROOM + 32], text[4096], *out = text, number[160];
+    int i;
+    temp_path(folder, "chat");
+    mkdir(folder, 0777);
+    put(&out, "{\"version\":\"1.0\",\"added_tokens\":[");
+    for (i = 0; specials[i]; i++) {
+        snprintf(number, sizeof number, "%s{\"id\":%d,\"content\":\"%s\",", i ? "," : "", i + 5, specials[i]);
+        put(&out, number);
+        put(&out, "\"special\":true,\"normalized\":false,\"lstrip\":false,\"rstrip\":false,\"single_word\":false}");
+    }
+    put(&out, "],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"},");
+    put(&out, "\"decoder\":{\"type\":\"Fuse\"},\"model\":{\"type\":\"BPE\",\"unk_token\":\"?\",");
+    put(&out, "\"vocab\":{\"?\":0,\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4},\"merges\":[\"\\u2581 a\"]}}");
+    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+    file_write(path, text, strlen(text));
+    snprintf(path, sizeof path, "%s/tokenizer_config.json", folder);
+    file_write(path, config, strlen(config));
+    snprintf(path, sizeof path, "%s/chat_template.jinja", folder);
+    unlink(path);
+    if (jinja) file_write(path, jinja, strlen(jinja));
+}
+
+static const char *const jamba_specials[] = { "<|startoftext|>", "<|bom|>", "<|eom|>", "<|system|>", "<|user|>",
+    "<|assistant|>", NULL };
+static const char *const chatml_specials[] = { "<s>", "<|im_start|>", "<|im_end|>", NULL };
+
+static void test_jamba_chat(void)
+{
+    static const jamba_message talk[] = { { "user", "a b" }, { "assistant", "a<|eom|>" } };
+    jamba_message system = { "system", "a" };
+    chat_model c;
+    tool_error problem;
+    jamba_error error;
+    char folder[PATH_ROOM];
+    memset(&c, 0, sizeof c);
+    write_folder(folder, jamba_specials, "{\"chat_template\":\"... <|bom|> ...\"}", NULL);
+    if (text_open_folder(&c.text, folder, 20)
+        && CHECK_THAT(chat_format_strings(folder, NULL, &c.strings, &problem), "%s", problem.message)) {
+        chat_strings(&c, -1);
+        check_chat(&c, talk, 1, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY,
+            "<|startoftext|><|bom|><|system|> <|eom|><|bom|><|user|> a b<|eom|><|bom|><|assistant|>");
+        check_chat(&c, &system, 1, JAMBA_CHAT_BEGIN, "<|startoftext|><|bom|><|system|> a<|eom|>");
+        check_chat(&c, talk, 1, JAMBA_CHAT_CONTINUE | JAMBA_CHAT_REPLY,
+            "<|eom|><|bom|><|user|> a b<|eom|><|bom|><|assistant|>");
+        CHECK(chat_fail(&c, "tool", "a", 0, &error) == JAMBA_ERR_UNSUPPORTED); /* no <|tool|> in the tokenizer */
+    }
+    tool_buffer_free(&c.strings.bytes);
+    text_close(&c.text);
+}
+
+static jamba_result run_chat(const text_model *m, const jamba_allocator *a)
+{
+    const chat_model *c = (const chat_model *)(const void *)m;
+    jamba_message message = { "user", "a b <s>" };
+    size_t count;
+    return jmb_chat_encode(&c->metadata, m->t, a, &message, 1, JAMBA_CHAT_BEGIN, NULL, 0, &count, NULL);
+}
+
+/* The folder's format as its strings say: name, and begin ("-" when absent). NULL in `want`: none. */
+static void check_format(const char *folder, const char *name, const char *want, const char *begin)
+{
+    chat_model c;
+    tool_error error;
+    memset(&c, 0, sizeof c);
+    if (text_open_folder(&c.text, folder, 20)
+        && CHECK_THAT(chat_format_strings(folder, name, &c.strings, &error), "%s", error.message)) {
+        const char *format, *got;
+        chat_strings(&c, 5);
+        format = jmb_find_string(&c.metadata, "chat.format");
+        got = jmb_find_string(&c.metadata, "chat.begin");
+        CHECK_THAT(want ? format && strcmp(format, want) == 0 : !format, "format %s", format ? format : "none");
+        CHECK_THAT(strcmp(got ? got : "-", begin) == 0, "begin %s", got ? got : "-");
+        if (format) CHECK(fail_each(run_chat, (const text_model *)(const void *)&c) >= 6);
+    }
+    tool_buffer_free(&c.strings.bytes);
+    text_close(&c.text);
+}
+
+static void test_chat_detection(void)
+{
+    char folder[PATH_ROOM];
+    tool_strings strings = { { NULL, 0, 0, false } };
+    tool_error error;
+    write_folder(folder, chatml_specials, "{}", "x <|im_start|> y");
+    check_format(folder, NULL, "chatml", "");
+    check_format(folder, "chatml", "chatml", "");
+    check_format(folder, "none", NULL, "-");
+    CHECK(!chat_format_strings(folder, "jamba", &strings, &error));
+    CHECK_THAT(strstr(error.message, "lacks the special token <|startoftext|>") != NULL, "%s", error.message);
+    CHECK(!chat_format_strings(folder, "llama", &strings, &error));
+    CHECK_THAT(strcmp(error.message, "unknown chat format \"llama\": use chatml, jamba or none") == 0, "%s",
+        error.message);
+    write_folder(folder, chatml_specials, "{\"bos_token\":{\"content\":\"<s>\"}}", "{{bos_token}} <|im_start|> y");
+    check_format(folder, NULL, "chatml", "<s>");
+    write_folder(folder, chatml_specials, "{\"add_bos_token\":true}", "<|im_start|> y");
+    check_format(folder, NULL, "chatml", "-");
+    write_folder(folder, chatml_specials,
+        "{\"chat_template\":[{\"name\":\"rag\",\"template\":\"\"},"
+        "{\"name\":\"default\",\"template\":\"<|im_start|>\"}]}", NULL);
+    check_format(folder, NULL, "chatml", "");
+    write_folder(folder, chatml_specials, "{\"chat_template\":\"[INST]\"}", NULL);
+    check_format(folder, NULL, NULL, "-");
+    write_folder(folder, jamba_specials, "{}", "<|im_start|>"); /* the marks are not special tokens here */
+    check_format(folder, NULL, NULL, "-");
+    write_folder(folder, jamba_specials, "{", "");
+    CHECK(!chat_format_strings(folder, NULL, &strings, &error) && strstr(error.message, "tokenizer_config.json"));
+    tool_buffer_free(&strings.bytes);
+}
+
+/* ---- all --------------------------------------------------------------------------------------------- */
+
+static void test_on_small(const char *name, void (*test)(const text_model *m))
+{
+    text_model m;
+    if (!test_begin("%s", name)) return;
+    if (text_open_folder(&m, small_folder, SMALL_VOCAB)) test(&m);
+    text_close(&m);
+    test_end();
+}
+
+static void test_alone(const char *name, void (*test)(void))
+{
+    if (!test_begin("%s", name)) return;
+    test();
+    test_end();
+}
+
+int main(int argc, char **argv)
+{
+    test_start(argc, argv);
+    each_line("tests/tokenizers/cases.jsonl", visit_case, NULL);
+    test_encodings("small-metaspace", small_folder, "tests/tokenizers/small-metaspace/encodings.jsonl", SMALL_VOCAB);
+    test_encodings("storyteller", story, "tests/tokenizers/storyteller/encodings.jsonl", 2048);
+    test_shared_encodings("mistral-v1", 32000);
+    test_shared_encodings("mistral-v3", 32768);
+    test_on_small("pieces of one text", test_pieces);
+    test_on_small("forged special tokens", test_forging);
+    test_on_small("counts and capacity", test_capacity);
+    test_on_small("tokens by text and back", test_lookup);
+    test_on_small("text that is not UTF-8", test_invalid_utf8);
+    test_on_small("long texts", test_long_words);
+    test_on_small("streams", test_stream);
+    test_on_small("memory runs out", test_failing_memory);
+    test_alone("no tokenizer", test_no_tokenizer);
+    test_alone("damaged sections", test_damaged_section);
+    test_alone("wrong fields of a section", test_section_errors);
+    test_alone("tokenizer.json cut off", test_cut_json);
+    test_alone("tokenizer.json with bytes changed", test_changed_json);
+    test_alone("forms that are refused", test_refused_forms);
+    test_alone("folders", test_reading_folders);
+    test_alone("chatml", test_chatml);
+    test_alone("jamba chat", test_jamba_chat);
+    test_alone("chat formats detected", test_chat_detection);
+    return test_summary();
+}
