@@ -112,12 +112,12 @@ static bool model_read_metadata(model_file *m, const char *path, tool_error *err
 /* On failure nothing stays open. */
 JMB_UNUSED static bool model_open(model_file *m, const char *path, tool_error *error)
 {
+    const char *why;
     memset(m, 0, sizeof *m);
     m->heap.allocator = jmb_allocator_or_default(NULL);
-    errno = 0;
-    m->open = jmb_file_open(&m->file, path);
-    if (!m->open)
-        return tool_error_set(error, "%s: cannot open: %s", path, errno ? strerror(errno) : "not a regular file");
+    why = jmb_file_open(&m->file, path);
+    if (why) return tool_error_set(error, "%s: cannot open: %s", path, why);
+    m->open = true;
     if (model_read_metadata(m, path, error)) return true;
     model_close(m);
     return false;
