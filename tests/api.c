@@ -406,7 +406,8 @@ static void test_special_text(void)
     CHECK(jamba_encode(story, text, sizeof text - 1, JAMBA_TEXT_SPECIAL, tokens, 64, &count, &error) == JAMBA_OK);
     for (i = 0; i < count; i++) ends += tokens[i] == 5;
     CHECK(ends == 1);
-    CHECK(jamba_chat_encode(story, messages, 1, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY, tokens, 64, &count, &error) == JAMBA_OK);
+    CHECK(jamba_chat_encode(story, messages, 1, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY, tokens, 64, &count, &error)
+        == JAMBA_OK);
     for (ends = 0, i = 0; i < count; i++) ends += tokens[i] == 5;
     CHECK_THAT(ends == 1 && tokens[0] == 1, "%zu ends of turn", ends);
     CHECK(jamba_chat_encode(story, messages, 2, JAMBA_CHAT_BEGIN, tokens, 64, &count, &error) == JAMBA_ERR_UNSUPPORTED);

@@ -7,7 +7,17 @@
 
 #include <dirent.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <time.h>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#endif
 
 #define main convert_main
 #include "../tools/convert.c"
@@ -19,7 +29,7 @@ static char out_folder[PATH_ROOM], out_path[PATH_ROOM];
 /* What main() of the converter does with its arguments. */
 static bool convert_type(const char *dir, uint32_t type, tool_error *error)
 {
-    options o = { dir, out_path, NULL, type, false, true };
+    options o = { dir, out_path, NULL, type, false, true, false, 0, 0 };
     convert_plan plan;
     convert_text text;
     bool ok;
@@ -275,7 +285,8 @@ static void test_documents(void)
 {
     static const char *const documents[] = { "", "null", "[]", "7", "{}", "{\"model_type\":\"jamba\"}}", "{'a':1}",
         "{\"model_type\":\"jamba\",\"model_type\":\"jamba\"}", "{\"model_type\":\"jam\xff\"}", "\xef\xbb\xbf{",
-        "{\"a\":01}", "{\"a\":+1}", "{\"a\":1,}", "{\"a\":\"\x01\"}", "{\"a\":\"\\ud800\"}", "{\"a\":NaN}", "{\"a\" 1}" };
+        "{\"a\":01}", "{\"a\":+1}", "{\"a\":1,}", "{\"a\":\"\x01\"}", "{\"a\":\"\\ud800\"}", "{\"a\":NaN}",
+        "{\"a\" 1}" };
     static const char *const names[] = { "config.json", "generation_config.json", "tokenizer.json" };
     char path[PATH_ROOM], deep[4001];
     size_t i, n, size;
@@ -356,7 +367,8 @@ static void test_rope_values(void)
     test_require(flat != NULL, "no rope_parameters", "llama-llama3");
     for (i = 0; i < sizeof scalings / sizeof scalings[0]; i++) {
         char *text = (char *)malloc(strlen(config) + 200);
-        sprintf(text, "%.*s\"rope_parameters\": %s%s", (int)(flat - config), config, scalings[i].value, strchr(flat, '}') + 1);
+        sprintf(text, "%.*s\"rope_parameters\": %s%s", (int)(flat - config), config, scalings[i].value,
+            strchr(flat, '}') + 1);
         write_config(text);
         check_fails(scalings[i].value, scalings[i].words);
         free(text);
@@ -414,7 +426,8 @@ static void check_edit(const char *name, const parts *p, const char *from, const
 
 static void test_tensor_edits(void)
 {
-    static const char embed[] = "\"model.embed_tokens.weight\":{\"dtype\":\"BF16\",\"shape\":[288,16],\"data_offsets\":[0,9216]}";
+    static const char embed[] =
+        "\"model.embed_tokens.weight\":{\"dtype\":\"BF16\",\"shape\":[288,16],\"data_offsets\":[0,9216]}";
     static const struct {
         const char *from, *to, *words;
     } edits[] = {
@@ -460,7 +473,8 @@ static void test_tensor_edits(void)
         check_edit("model.safetensors", &p, edits[i].from, edits[i].to, edits[i].words);
     snprintf(doubled, sizeof doubled, "%s,%s", embed, embed);
     check_edit("model.safetensors", &p, embed, doubled, "model.safetensors");
-    check_edit("model.safetensors", &p, embed, "\"model.extra\":{\"dtype\":\"BF16\",\"shape\":[288,16],\"data_offsets\":[0,9216]}",
+    check_edit("model.safetensors", &p, embed,
+        "\"model.extra\":{\"dtype\":\"BF16\",\"shape\":[288,16],\"data_offsets\":[0,9216]}",
         "model.embed_tokens.weight");
     file_write(tiny_path(path, work, "model.safetensors"), p.file, 8 + strlen(p.header) + p.size);
     check_converts("the checkpoint put back");
@@ -479,8 +493,8 @@ static void test_tensor_cover(void)
     check_fails("a byte after the last tensor", "model.safetensors");
     tiny_write_parts(path, p.header, room, p.size + 64);
     check_fails("64 bytes after the last tensor", "follow the last tensor");
-    snprintf(extra, sizeof extra, "{\"model.extra.weight\":{\"dtype\":\"F32\",\"shape\":[16],\"data_offsets\":[%zu,%zu]},", p.size,
-        p.size + 64);
+    snprintf(extra, sizeof extra,
+        "{\"model.extra.weight\":{\"dtype\":\"F32\",\"shape\":[16],\"data_offsets\":[%zu,%zu]},", p.size, p.size + 64);
     header = edited(p.header, "{", extra);
     tiny_write_parts(path, header, room, p.size + 64);
     check_fails("a tensor too many", "model.extra.weight");
@@ -563,7 +577,8 @@ static void check_shard_name(const parts *index, const char *name, const char *w
 static void test_index(void)
 {
     static const char *const names[] = { "\"../single/model.safetensors\"", "\"/etc/passwd\"", "\"sub/x.safetensors\"",
-        "\"a\\\\b.safetensors\"", "\"\"", "\"-x.safetensors\"", "\"C:x.safetensors\"", "\"..\"", "\"x\\u0000y\"", "7", "null" };
+        "\"a\\\\b.safetensors\"", "\"\"", "\"-x.safetensors\"", "\"C:x.safetensors\"", "\"..\"", "\"x\\u0000y\"", "7",
+        "null" };
     static const char index_name[] = "model.safetensors.index.json";
     char path[PATH_ROOM], *text;
     parts index;
@@ -600,8 +615,9 @@ static void test_doubled_tensor(void)
     p = read_parts(tiny_shard_2);
     room = (uint8_t *)calloc(1, p.size + 64);
     memcpy(room, p.data, p.size);
-    snprintf(extra, sizeof extra, "{\"model.final_layernorm.weight\":{\"dtype\":\"F32\",\"shape\":[16],\"data_offsets\":[%zu,%zu]},",
-        p.size, p.size + 64);
+    snprintf(extra, sizeof extra,
+        "{\"model.final_layernorm.weight\":{\"dtype\":\"F32\",\"shape\":[16],\"data_offsets\":[%zu,%zu]},", p.size,
+        p.size + 64);
     header = edited(p.header, "{", extra);
     tiny_write_parts(tiny_path(path, work, tiny_shard_2), header, room, p.size + 64);
     check_fails("a tensor in two shards", "model.final_layernorm.weight");
@@ -614,7 +630,8 @@ static void test_doubled_tensor(void)
 /* The hub's cache is a folder of links. */
 static void test_links(void)
 {
-    static const char *const names[] = { "config.json", "generation_config.json", "tokenizer.json", "model.safetensors" };
+    static const char *const names[] = { "config.json", "generation_config.json", "tokenizer.json",
+        "model.safetensors" };
     char here[PATH_ROOM], target[PATH_ROOM], path[PATH_ROOM], linked[PATH_ROOM];
     tool_error error;
     size_t i, want_size, got_size;
@@ -651,7 +668,8 @@ static void check_program(int code, const char *words, const char *a, const char
     arguments[3] = d;
     arguments[4] = NULL;
     got = tool_run("convert", arguments, errors, sizeof errors);
-    CHECK_THAT(got == code, "convert %s %s %s: exits %d, not %d: %s", a ? a : "", b ? b : "", c ? c : "", got, code, errors);
+    CHECK_THAT(got == code, "convert %s %s %s: exits %d, not %d: %s", a ? a : "", b ? b : "", c ? c : "", got, code,
+        errors);
     CHECK_THAT(strstr(errors, words) != NULL, "'%s' lacks '%s'", errors, words);
     if (code == 1) CHECK_THAT(strchr(errors, '\n') == errors + strlen(errors) - 1, "more than one line: %s", errors);
 }
@@ -725,6 +743,69 @@ static void test_killed(void)
     CHECK_THAT(whole < 24, "never killed in time");
 }
 
+/* A tensor of 128 MiB, all zero and so a hole on disk, among the few others that the model needs. */
+static void write_large(const char *folder)
+{
+    static const char config[] = "{\"model_type\":\"mamba\",\"vocab_size\":262144,\"hidden_size\":256,"
+        "\"num_hidden_layers\":1,\"state_size\":4,\"expand\":1,\"conv_kernel\":2,\"time_step_rank\":4}";
+    static const struct {
+        const char *name, *shape;
+        size_t count;
+    } tensors[] = {
+        { "backbone.layers.0.norm.weight", "256", 256 },
+        { "backbone.layers.0.mixer.in_proj.weight", "512,256", 512 * 256 },
+        { "backbone.layers.0.mixer.conv1d.weight", "256,1,2", 512 },
+        { "backbone.layers.0.mixer.conv1d.bias", "256", 256 },
+        { "backbone.layers.0.mixer.x_proj.weight", "12,256", 12 * 256 },
+        { "backbone.layers.0.mixer.dt_proj.weight", "256,4", 1024 },
+        { "backbone.layers.0.mixer.dt_proj.bias", "256", 256 },
+        { "backbone.layers.0.mixer.A_log", "256,4", 1024 },
+        { "backbone.layers.0.mixer.D", "256", 256 },
+        { "backbone.layers.0.mixer.out_proj.weight", "256,256", 256 * 256 },
+        { "backbone.norm_f.weight", "256", 256 },
+        { "backbone.embeddings.weight", "262144,256", (size_t)262144 * 256 },
+    };
+    tiny_bytes header = { NULL, 0, 0 };
+    char path[PATH_ROOM];
+    size_t i, at = 0;
+    for (i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
+        tiny_print(&header, "%s\"%s\":{\"dtype\":\"BF16\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", i ? "," : "{",
+            tensors[i].name, tensors[i].shape, at, at + 2 * tensors[i].count);
+        at += 2 * tensors[i].count;
+    }
+    tiny_print(&header, "}");
+    tiny_add(&header, "", 1);
+    mkdir(folder, 0777);
+    file_write(tiny_path(path, folder, "config.json"), config, strlen(config));
+    tiny_write_parts(tiny_path(path, folder, "model.safetensors"), (const char *)header.data, NULL, 0);
+    test_require(truncate(path, (off_t)(8 + header.size - 1 + at)) == 0, "cannot enlarge", path);
+    free(header.data);
+}
+
+/* The converter streams: with less memory than the largest tensor takes, and twice less than the model. */
+static void test_memory(void)
+{
+    char folder[PATH_ROOM], program[PATH_ROOM];
+    int status = -1;
+    pid_t child;
+    write_large(temp_path(folder, "large"));
+    snprintf(program, sizeof program, "%s/convert", test_state.build);
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        struct rlimit limit = { 64u << 20, 64u << 20 };
+        setrlimit(RLIMIT_AS, &limit);
+        if (!freopen("/dev/null", "w", stderr)) _exit(126);
+        execl(program, program, folder, out_path, "--force", (char *)NULL);
+        _exit(127);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK_THAT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x in 64 MiB", (unsigned)status);
+    CHECK(file_exists(out_path));
+    remove(out_path);
+    remove(tiny_path(program, folder, "model.safetensors"));
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -749,6 +830,9 @@ int main(int argc, char **argv)
         { "a folder of links", test_links },
         { "exit codes", test_program },
         { "killed conversions", test_killed },
+#if !defined(SANITIZED) /* which reserve all of the address space */
+        { "memory does not grow with the model", test_memory },
+#endif
     };
     size_t i;
     test_start(argc, argv);

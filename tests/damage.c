@@ -69,7 +69,8 @@ static void use_model(const jamba_model *model)
         if (next >= 0) CHECK(jamba_eval(session, &next, 1) == JAMBA_OK);
         jamba_session_free(session);
     }
-    if (jamba_encode(model, "ab <s>abcd\xc3\xa9", 12, JAMBA_TEXT_BOS | JAMBA_TEXT_SPECIAL, ids, 64, &count, NULL) == JAMBA_OK)
+    if (jamba_encode(model, "ab <s>abcd\xc3\xa9", 12, JAMBA_TEXT_BOS | JAMBA_TEXT_SPECIAL, ids, 64, &count, NULL)
+        == JAMBA_OK)
         for (i = 0; i < count && i < 64; i++) CHECK_THAT(ids[i] >= 0 && ids[i] < vocab, "encoded as %d", (int)ids[i]);
     for (i = 0; i < 64; i++) ids[i] = (int32_t)(i * 5) % vocab;
     jamba_decode(model, ids, 64, JAMBA_TEXT_SPECIAL, text, sizeof text, &count, NULL);
@@ -269,8 +270,8 @@ static void check_change(uint8_t *data, size_t at, const header_change *c)
     store_u32(data + at, c->value);
     repair_identity(data);
     CHECK_THAT(!try_load(data, file_size, false, &error, c->words), "%u at %zu loads", c->value, at);
-    CHECK_THAT(error.code == c->code && strstr(error.message, c->words), "%u at %zu: code %d, '%s', expected '%s'", c->value,
-        at, (int)error.code, error.message, c->words);
+    CHECK_THAT(error.code == c->code && strstr(error.message, c->words), "%u at %zu: code %d, '%s', expected '%s'",
+        c->value, at, (int)error.code, error.message, c->words);
     store_u32(data + at, before);
 }
 
@@ -318,30 +319,30 @@ static void test_program_rules(void)
         size_t block;
         header_change change;
     } changes[] = {
-        { 0, { 0, 0, JAMBA_ERR_FORMAT, "block kind" } },
-        { 0, { 0, 77, JAMBA_ERR_FORMAT, "block kind" } },
-        { 0, { 4, 3, JAMBA_ERR_FORMAT, "unit" } },
-        { 2, { 4, 0, JAMBA_ERR_FORMAT, "differs" } },
-        { 0, { 12, 1u << 20, JAMBA_ERR_FORMAT, "flags" } },
-        { 0, { 16, 9, JAMBA_ERR_FORMAT, "input" } },
-        { 0, { 20, 9, JAMBA_ERR_FORMAT, "output" } },
-        { 0, { 24, 9, JAMBA_ERR_FORMAT, "act" } },
-        { 0, { 28, 0, JAMBA_ERR_FORMAT, "eps" } },
-        { 0, { 56, 0, JAMBA_ERR_FORMAT, "d_inner" } },
-        { 0, { 60, 0, JAMBA_ERR_FORMAT, "d_state" } },
-        { 0, { 60, 5000, JAMBA_ERR_FORMAT, "d_state" } },
-        { 0, { 64, 0, JAMBA_ERR_FORMAT, "d_conv" } },
-        { 0, { 64, 17, JAMBA_ERR_FORMAT, "d_conv" } },
-        { 0, { 68, 0, JAMBA_ERR_FORMAT, "dt_rank" } },
-        { 1, { 76, 0, JAMBA_ERR_FORMAT, "intermediate" } },
-        { 2, { 32, 0x7f800000u, JAMBA_ERR_FORMAT, "scale" } },
-        { 2, { 44, 0, JAMBA_ERR_FORMAT, "heads" } },
-        { 2, { 48, 0, JAMBA_ERR_FORMAT, "kv_heads" } },
-        { 2, { 48, 3, JAMBA_ERR_FORMAT, "kv_heads" } },
-        { 2, { 52, 0, JAMBA_ERR_FORMAT, "head_dim" } },
-        { 3, { 80, 0, JAMBA_ERR_FORMAT, "experts" } },
-        { 3, { 84, 0, JAMBA_ERR_FORMAT, "top_k" } },
-        { 3, { 84, 3, JAMBA_ERR_FORMAT, "top_k" } },
+        { 0, { 4 * FIELD_kind, 0, JAMBA_ERR_FORMAT, "block kind" } },
+        { 0, { 4 * FIELD_kind, 77, JAMBA_ERR_FORMAT, "block kind" } },
+        { 0, { 4 * FIELD_unit, 3, JAMBA_ERR_FORMAT, "unit" } },
+        { 2, { 4 * FIELD_unit, 0, JAMBA_ERR_FORMAT, "differs" } },
+        { 0, { 4 * FIELD_flags, 1u << 20, JAMBA_ERR_FORMAT, "flags" } },
+        { 0, { 4 * FIELD_input, 9, JAMBA_ERR_FORMAT, "input" } },
+        { 0, { 4 * FIELD_output, 9, JAMBA_ERR_FORMAT, "output" } },
+        { 0, { 4 * FIELD_act, 9, JAMBA_ERR_FORMAT, "act" } },
+        { 0, { 4 * FIELD_eps, 0, JAMBA_ERR_FORMAT, "eps" } },
+        { 0, { 4 * FIELD_d_inner, 0, JAMBA_ERR_FORMAT, "d_inner" } },
+        { 0, { 4 * FIELD_d_state, 0, JAMBA_ERR_FORMAT, "d_state" } },
+        { 0, { 4 * FIELD_d_state, 5000, JAMBA_ERR_FORMAT, "d_state" } },
+        { 0, { 4 * FIELD_d_conv, 0, JAMBA_ERR_FORMAT, "d_conv" } },
+        { 0, { 4 * FIELD_d_conv, 17, JAMBA_ERR_FORMAT, "d_conv" } },
+        { 0, { 4 * FIELD_dt_rank, 0, JAMBA_ERR_FORMAT, "dt_rank" } },
+        { 1, { 4 * FIELD_intermediate, 0, JAMBA_ERR_FORMAT, "intermediate" } },
+        { 2, { 4 * FIELD_scale, 0x7f800000u, JAMBA_ERR_FORMAT, "scale" } },
+        { 2, { 4 * FIELD_heads, 0, JAMBA_ERR_FORMAT, "heads" } },
+        { 2, { 4 * FIELD_kv_heads, 0, JAMBA_ERR_FORMAT, "kv_heads" } },
+        { 2, { 4 * FIELD_kv_heads, 3, JAMBA_ERR_FORMAT, "kv_heads" } },
+        { 2, { 4 * FIELD_head_dim, 0, JAMBA_ERR_FORMAT, "head_dim" } },
+        { 3, { 4 * FIELD_experts, 0, JAMBA_ERR_FORMAT, "experts" } },
+        { 3, { 4 * FIELD_top_k, 0, JAMBA_ERR_FORMAT, "top_k" } },
+        { 3, { 4 * FIELD_top_k, 3, JAMBA_ERR_FORMAT, "top_k" } },
         { 3, { 124, 1, JAMBA_ERR_FORMAT, "zero" } },
     };
     uint8_t *data = exact_copy(file, file_size);
@@ -364,9 +365,9 @@ static void test_directory_rules(void)
             { 0, 0x00ff00ffu, JAMBA_ERR_FORMAT, "tensor" },
             { 8, 7, JAMBA_ERR_FORMAT, "should be" },
             { 12, 0x10000000u, JAMBA_ERR_FORMAT, "should be" },
-            { 16, 64, JAMBA_ERR_FORMAT, "lie" },
-            { 24, 0, JAMBA_ERR_FORMAT, "lie" },
-            { 28, 1, JAMBA_ERR_FORMAT, "lie" },
+            { 16, 64, JAMBA_ERR_FORMAT, "where it should be" },
+            { 24, 0, JAMBA_ERR_FORMAT, "where it should be" },
+            { 28, 1, JAMBA_ERR_FORMAT, "where it should be" },
             { 60, 1, JAMBA_ERR_FORMAT, "zero" },
         };
         size_t entry = start + 64 * i, k;

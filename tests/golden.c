@@ -9,6 +9,13 @@
  * up to 9e-5 (see make_reference.py). */
 static const double golden_bound = 2e-4;
 
+/* The reference clamps the time steps of Mamba-2 in prefill and not in decode; the library always does. Where
+ * that shows, in these cases, its prefill is the measure for decode too, and its decode for nothing. */
+static bool clamps_in_prefill_only(const char *name)
+{
+    return strstr(name, "-dt-") != NULL;
+}
+
 typedef struct golden_run {
     const char *name, *type;
     jamba_model *model;
@@ -64,7 +71,7 @@ static void check_decode(golden_run *run)
         if (!CHECK(jamba_eval(session, run->prompt + i, 1) == JAMBA_OK)) break;
         memcpy(got + i * run->vocab, jamba_logits(session), run->vocab * sizeof *got);
     }
-    if (session) compare_file(run, "expected_decode.f32", got);
+    if (session) compare_file(run, clamps_in_prefill_only(run->name) ? "expected.f32" : "expected_decode.f32", got);
     free(got);
     jamba_session_free(session);
 }
@@ -72,13 +79,13 @@ static void check_decode(golden_run *run)
 /* Row j chooses token j, which is then fed. */
 static void check_greedy(golden_run *run)
 {
-    size_t count, greedy_count, j;
+    size_t count, greedy_count, j, rows = clamps_in_prefill_only(run->name) ? 1 : GOLDEN_GREEDY;
     float *want = (float *)golden_read(run->name, "expected_greedy.f32", &count);
     int32_t *greedy = (int32_t *)golden_read(run->name, "greedy.i32", &greedy_count);
     jamba_session *session = open_session(run);
     bool ok = CHECK(greedy_count == GOLDEN_GREEDY && count == GOLDEN_GREEDY * run->vocab) && session;
     ok = ok && CHECK(jamba_eval(session, run->prompt, run->prompt_count) == JAMBA_OK);
-    for (j = 0; j < GOLDEN_GREEDY && ok; j++) {
+    for (j = 0; j < rows && ok; j++) {
         compare_rows(run, "expected_greedy.f32", jamba_logits(session), want + j * run->vocab, 1);
         CHECK_THAT(jamba_sample(session, NULL) == greedy[j], "greedy token %zu is %d, the reference has %d", j,
             (int)jamba_sample(session, NULL), (int)greedy[j]);

@@ -292,6 +292,7 @@ enum { FLOAT_SETTINGS = sizeof float_settings / sizeof float_settings[0] };
 
 static void check_float_settings(const subject *s)
 {
+    const float *last = s->want + (s->count - 1) * s->vocab;
     unsigned usual = _mm_getcsr(), setting, after;
     size_t i;
     int threads;
@@ -316,7 +317,7 @@ static void check_float_settings(const subject *s)
             after = _mm_getcsr();
             _mm_setcsr(usual);
             CHECK_THAT((after & MXCSR_CONTROL) == (setting & MXCSR_CONTROL), "settings %x left as %x", setting, after);
-            CHECK_THAT(memcmp(jamba_logits(session), s->want + (s->count - 1) * s->vocab, s->vocab * sizeof(float)) == 0,
+            CHECK_THAT(memcmp(jamba_logits(session), last, s->vocab * sizeof *last) == 0,
                 "MXCSR %x, %d threads: other logits", setting, threads);
             memset(&sampler, 0, sizeof sampler);
             sampler.temperature = 0.9f;

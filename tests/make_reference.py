@@ -383,20 +383,46 @@ def one(name, spec, root, check=True):
           + (f"least {least[0]:.2f} {least[1]} weak {len(weak)}" if check else ""), flush=True)
 
 
+# Prompts longer than the reference's chunk (256 tokens in Mamba-2 and Zamba2; 8 in mamba2-groups), on the
+# weights of the cases above. Every 25th row of logits and the last one are kept.
+LONG = {"jamba-moe": [1200], "mamba": [1200], "llama": [1200], "zamba": [300], "zamba2-rope": [300, 1200],
+        "mamba2": [300, 1200], "mamba2-groups": [300]}
+LONG_EVERY = 25
+
+
+@torch.no_grad()
+def long_prompts(name, spec, root):
+    folder = os.path.join(root, "cases", name)
+    model = load(folder, spec)
+    for length in LONG.get(name, []):
+        rng = np.random.RandomState(spec["seed"] + length)
+        prompt = [1] + [int(x) for x in rng.randint(3, spec["cfg"]["vocab_size"], size=length - 1)]
+        rows = list(range(LONG_EVERY - 1, length, LONG_EVERY))
+        pre, _ = call(model, prompt, use_cache=False)
+        pre[rows].numpy().astype("<f4").tofile(os.path.join(folder, f"long-{length}.f32"))
+        np.asarray(prompt).astype("<i4").tofile(os.path.join(folder, f"long-{length}.i32"))
+        print(f"{name:24s} {length} tokens, {len(rows)} rows, std {pre.std().item():.2f}", flush=True)
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--root", default=os.path.dirname(os.path.abspath(__file__)))
     ap.add_argument("--only", nargs="*")
     ap.add_argument("--list", action="store_true")
     ap.add_argument("--no-check", action="store_true")
+    ap.add_argument("--long", action="store_true", help="only the long prompts, on cases already made")
     a = ap.parse_args()
     for name, spec in CASES.items():
         if a.only and name not in a.only:
             continue
         if a.list:
             print(f"{name:24s} {spec['family']:8s} {spec['dtype']:5s} T={spec['T']}")
+        elif a.long:
+            if name in LONG:
+                long_prompts(name, spec, a.root)
         else:
             one(name, spec, a.root, not a.no_check)
+            long_prompts(name, spec, a.root)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 /* naive.h - a second implementation of everything: one token at a time, in double precision, straight
  * from the equations, on a .jamba file decoded by its own reader of the layout that jamba.h documents.
- * It shares no code with the library.
+ * Of the library it uses only the lists of fields, and the numbers of kinds, flags, roles and types.
  *
  * Linears of type q8 round their input as the library promises to: blocks of 64 along the columns, scale = absmax / 127
  * in float, codes to nearest with ties to even, within +-127. */
@@ -8,18 +8,6 @@
 #define NAIVE_H
 
 #include "support.h"
-
-/* Numbers of the file format, which never change: types, kinds of blocks, flags, roles of tensors. */
-enum { NAIVE_F32, NAIVE_F16, NAIVE_BF16, NAIVE_Q8 };
-enum { NAIVE_ATTENTION = 1, NAIVE_MAMBA, NAIVE_MLP, NAIVE_MOE };
-enum { NAIVE_BIAS = 1, NAIVE_CONV_BIAS = 2, NAIVE_DT_NORM = 4, NAIVE_ROPE = 8, NAIVE_RENORMALISE = 16 };
-enum { NAIVE_NO_UNIT = 0xffff };
-enum {
-    ROLE_EMBED, ROLE_HEAD, ROLE_FINAL_NORM, ROLE_NORM, ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_Q_BIAS, ROLE_K_BIAS,
-    ROLE_V_BIAS, ROLE_O_BIAS, ROLE_ROPE, ROLE_U, ROLE_Z, ROLE_U_BIAS, ROLE_Z_BIAS, ROLE_CONV, ROLE_CONV_BIAS,
-    ROLE_DT_LOW, ROLE_B, ROLE_C, ROLE_DT_NORM, ROLE_B_NORM, ROLE_C_NORM, ROLE_DT, ROLE_DT_BIAS, ROLE_A, ROLE_D,
-    ROLE_OUT, ROLE_OUT_BIAS, ROLE_ROUTER, ROLE_GATE_UP, ROLE_GATE_UP_BIAS, ROLE_DOWN, ROLE_DOWN_BIAS
-};
 
 typedef struct naive_tensor {
     unsigned role, unit, index, type;
@@ -30,7 +18,7 @@ typedef struct naive_tensor {
 
 typedef struct naive_block {
     unsigned kind, unit, flags;
-    double eps, scale;
+    double eps, inner_eps, scale;
     size_t heads, kv_heads, head_dim, d_inner, d_state, d_conv, dt_rank, intermediate, experts, top_k;
     double *keys, *values; /* attention: [capacity, kv_heads * head_dim] */
     double *conv, *state;  /* mamba: [d_inner, d_conv] oldest first, [d_inner, d_state] */
@@ -98,8 +86,8 @@ static size_t naive_up(size_t n, size_t step)
 static size_t naive_panel_size(unsigned type, size_t cols)
 {
     switch (type) {
-    case NAIVE_F32: return cols * 16 * 4;
-    case NAIVE_Q8: return naive_up(naive_up(cols, 64) * 16 + naive_up(cols, 64) / 64 * 16 * 2, 64);
+    case JMB_F32: return cols * 16 * 4;
+    case JMB_Q8: return naive_up(naive_up(cols, 64) * 16 + naive_up(cols, 64) / 64 * 16 * 2, 64);
     default: return naive_up(cols, 2) * 16 * 2;
     }
 }
@@ -108,9 +96,9 @@ static size_t naive_panel_size(unsigned type, size_t cols)
 static double naive_weight(const uint8_t *p, unsigned type, size_t cols, size_t row, size_t col)
 {
     switch (type) {
-    case NAIVE_F32: return naive_f32(p + (col * 16 + row) * 4);
-    case NAIVE_F16: return naive_f16(p + ((col / 2 * 16 + row) * 2 + col % 2) * 2);
-    case NAIVE_BF16: return naive_bf16(p + ((col / 2 * 16 + row) * 2 + col % 2) * 2);
+    case JMB_F32: return naive_f32(p + (col * 16 + row) * 4);
+    case JMB_F16: return naive_f16(p + ((col / 2 * 16 + row) * 2 + col % 2) * 2);
+    case JMB_BF16: return naive_bf16(p + ((col / 2 * 16 + row) * 2 + col % 2) * 2);
     default: {
         const uint8_t *scales = p + naive_up(cols, 64) * 16;
         int code = (int)p[(col / 4 * 16 + row) * 4 + col % 4] - 128;
@@ -140,45 +128,42 @@ static void naive_read_tensor(naive_tensor *t, const uint8_t *file, const uint8_
     t->type = naive_u16(entry + 6);
     t->rows = naive_u32(entry + 8);
     t->cols = naive_u32(entry + 12);
-    paired = t->role == ROLE_GATE_UP || t->role == ROLE_GATE_UP_BIAS;
+    paired = t->role == JMB_ROLE_GATE_UP || t->role == JMB_ROLE_GATE_UP_BIAS;
     t->weights = naive_matrix(data, t, paired ? 2 : 1);
     t->second = paired ? naive_matrix(data + naive_panel_size(t->type, t->cols), t, 2) : NULL;
 }
 
+static uint32_t naive_field(const uint8_t *block, unsigned field)
+{
+    return naive_u32(block + 4 * field);
+}
+
 static void naive_read_block(naive_block *b, const uint8_t *p, size_t capacity)
 {
-    b->kind = naive_u32(p);
-    b->unit = naive_u32(p + 4);
-    b->flags = naive_u32(p + 12);
-    b->eps = naive_f32(p + 28);
-    b->scale = naive_f32(p + 32);
-    b->heads = naive_u32(p + 44);
-    b->kv_heads = naive_u32(p + 48);
-    b->head_dim = naive_u32(p + 52);
-    b->d_inner = naive_u32(p + 56);
-    b->d_state = naive_u32(p + 60);
-    b->d_conv = naive_u32(p + 64);
-    b->dt_rank = naive_u32(p + 68);
-    b->intermediate = naive_u32(p + 76);
-    b->experts = naive_u32(p + 80);
-    b->top_k = naive_u32(p + 84);
-    if (b->kind == NAIVE_ATTENTION) {
+    b->kind = naive_field(p, FIELD_kind);
+    b->unit = naive_field(p, FIELD_unit);
+    b->flags = naive_field(p, FIELD_flags);
+    b->eps = naive_f32(p + 4 * FIELD_eps);
+    b->inner_eps = naive_f32(p + 4 * FIELD_inner_eps);
+    b->scale = naive_f32(p + 4 * FIELD_scale);
+    b->heads = naive_field(p, FIELD_heads);
+    b->kv_heads = naive_field(p, FIELD_kv_heads);
+    b->head_dim = naive_field(p, FIELD_head_dim);
+    b->d_inner = naive_field(p, FIELD_d_inner);
+    b->d_state = naive_field(p, FIELD_d_state);
+    b->d_conv = naive_field(p, FIELD_d_conv);
+    b->dt_rank = naive_field(p, FIELD_dt_rank);
+    b->intermediate = naive_field(p, FIELD_intermediate);
+    b->experts = naive_field(p, FIELD_experts);
+    b->top_k = naive_field(p, FIELD_top_k);
+    if (b->kind == JMB_ATTENTION) {
         b->keys = (double *)calloc(capacity * b->kv_heads * b->head_dim, sizeof *b->keys);
         b->values = (double *)calloc(capacity * b->kv_heads * b->head_dim, sizeof *b->values);
     }
-    if (b->kind == NAIVE_MAMBA) {
+    if (b->kind == JMB_MAMBA) {
         b->conv = (double *)calloc(b->d_inner * b->d_conv, sizeof *b->conv);
         b->state = (double *)calloc(b->d_inner * b->d_state, sizeof *b->state);
     }
-}
-
-/* Data of the first tensor of this role in the bytes of a .jamba file, `size` bytes of it. */
-TEST_UNUSED static uint8_t *naive_data(uint8_t *file, unsigned role, size_t *size)
-{
-    uint8_t *entry = file + 256 + 128 * (size_t)naive_u32(file + 76);
-    while (naive_u16(entry) != role) entry += 64;
-    *size = naive_u64(entry + 24);
-    return file + naive_u64(entry + 16);
 }
 
 /* A model of at most `capacity` positions from the bytes of a .jamba file. */
@@ -234,7 +219,7 @@ TEST_UNUSED static void naive_reset(naive_model *m)
     m->position = 0;
     for (i = 0; i < m->block_count; i++) {
         naive_block *b = &m->blocks[i];
-        if (b->kind != NAIVE_MAMBA) continue;
+        if (b->kind != JMB_MAMBA) continue;
         memset(b->conv, 0, b->d_inner * b->d_conv * sizeof *b->conv);
         memset(b->state, 0, b->d_inner * b->d_state * sizeof *b->state);
     }
@@ -248,7 +233,7 @@ TEST_UNUSED static size_t naive_state(naive_model *m, double *room, bool restore
     for (i = 0; i < m->block_count; i++) {
         naive_block *b = &m->blocks[i];
         size_t conv = b->d_inner * b->d_conv, state = b->d_inner * b->d_state;
-        if (b->kind != NAIVE_MAMBA) continue;
+        if (b->kind != JMB_MAMBA) continue;
         if (room) {
             memcpy(restore ? b->conv : room + at, restore ? room + at : b->conv, conv * sizeof *room);
             memcpy(restore ? b->state : room + at + conv, restore ? room + at + conv : b->state, state * sizeof *room);
@@ -296,7 +281,7 @@ static void naive_product(naive_model *m, const naive_tensor *t, const double *w
 {
     double *rounded = (double *)malloc(t->cols * sizeof *rounded);
     size_t row, col;
-    if (t->type == NAIVE_Q8 && !m->keep_activations) naive_round(m, x, t->cols, rounded);
+    if (t->type == JMB_Q8 && !m->keep_activations) naive_round(m, x, t->cols, rounded);
     else memcpy(rounded, x, t->cols * sizeof *rounded);
     for (row = 0; row < t->rows; row++) {
         double sum = 0;
@@ -363,7 +348,7 @@ static void naive_softmax(double *x, size_t count)
 /* Pairs (i, i + head_dim / 2) turn by position * frequency_i. */
 static void naive_rotate(const naive_model *m, const naive_block *b, double *x, size_t heads)
 {
-    const naive_tensor *frequency = naive_find(m, ROLE_ROPE, b->unit, 0);
+    const naive_tensor *frequency = naive_find(m, JMB_ROLE_ROPE, b->unit, 0);
     size_t head, i, half = b->head_dim / 2;
     for (head = 0; head < heads; head++) {
         double *v = x + head * b->head_dim;
@@ -397,13 +382,13 @@ static void naive_attend(const naive_model *m, const naive_block *b, const doubl
 
 static double *naive_attention(naive_model *m, naive_block *b, const double *a)
 {
-    bool biased = (b->flags & NAIVE_BIAS) != 0;
-    double *q = naive_affine(m, ROLE_Q, ROLE_Q_BIAS, biased, b->unit, a);
-    double *k = naive_affine(m, ROLE_K, ROLE_K_BIAS, biased, b->unit, a);
-    double *v = naive_affine(m, ROLE_V, ROLE_V_BIAS, biased, b->unit, a);
+    bool biased = (b->flags & JMB_BIAS) != 0;
+    double *q = naive_affine(m, JMB_ROLE_Q, JMB_ROLE_Q_BIAS, biased, b->unit, a);
+    double *k = naive_affine(m, JMB_ROLE_K, JMB_ROLE_K_BIAS, biased, b->unit, a);
+    double *v = naive_affine(m, JMB_ROLE_V, JMB_ROLE_V_BIAS, biased, b->unit, a);
     double *joined = (double *)malloc(b->heads * b->head_dim * sizeof *joined), *out;
     size_t head, width = b->kv_heads * b->head_dim;
-    if (b->flags & NAIVE_ROPE) {
+    if (b->flags & JMB_ROPE) {
         naive_rotate(m, b, q, b->heads);
         naive_rotate(m, b, k, b->kv_heads);
     }
@@ -411,7 +396,7 @@ static double *naive_attention(naive_model *m, naive_block *b, const double *a)
     memcpy(b->values + m->position * width, v, width * sizeof *v);
     for (head = 0; head < b->heads; head++) /* consecutive query heads share a key head */
         naive_attend(m, b, q + head * b->head_dim, head / (b->heads / b->kv_heads), joined + head * b->head_dim);
-    out = naive_affine(m, ROLE_O, ROLE_O_BIAS, biased, b->unit, joined);
+    out = naive_affine(m, JMB_ROLE_O, JMB_ROLE_O_BIAS, biased, b->unit, joined);
     free(q);
     free(k);
     free(v);
@@ -422,13 +407,13 @@ static double *naive_attention(naive_model *m, naive_block *b, const double *a)
 /* In place: u_c = silu(bias_c + sum_j w[c, j] x_(t - d_conv + 1 + j)); the last tap meets the newest input. */
 static void naive_convolve(const naive_model *m, naive_block *b, double *u)
 {
-    const naive_tensor *w = naive_find(m, ROLE_CONV, b->unit, 0);
+    const naive_tensor *w = naive_find(m, JMB_ROLE_CONV, b->unit, 0);
     size_t c, j, past = b->d_conv - 1;
     for (c = 0; c < b->d_inner; c++) {
         double *window = b->conv + c * b->d_conv, sum = 0;
         window[past] = u[c];
         for (j = 0; j < b->d_conv; j++) sum += w->weights[c * b->d_conv + j] * window[j];
-        if (b->flags & NAIVE_CONV_BIAS) sum += naive_find(m, ROLE_CONV_BIAS, b->unit, 0)->weights[c];
+        if (b->flags & JMB_CONV_BIAS) sum += naive_find(m, JMB_ROLE_CONV_BIAS, b->unit, 0)->weights[c];
         memmove(window, window + 1, past * sizeof *window);
         u[c] = naive_silu(sum);
     }
@@ -436,7 +421,7 @@ static void naive_convolve(const naive_model *m, naive_block *b, double *u)
 
 static void naive_norm_in_place(const naive_model *m, const naive_block *b, unsigned role, double **x)
 {
-    double *y = naive_norm(m, role, b->unit, b->eps, *x);
+    double *y = naive_norm(m, role, b->unit, b->inner_eps, *x);
     free(*x);
     *x = y;
 }
@@ -445,7 +430,7 @@ static void naive_norm_in_place(const naive_model *m, const naive_block *b, unsi
 static double *naive_scan(const naive_model *m, naive_block *b, const double *u, const double *z, const double *dt,
     const double *B, const double *C)
 {
-    const naive_tensor *A = naive_find(m, ROLE_A, b->unit, 0), *D = naive_find(m, ROLE_D, b->unit, 0);
+    const naive_tensor *A = naive_find(m, JMB_ROLE_A, b->unit, 0), *D = naive_find(m, JMB_ROLE_D, b->unit, 0);
     double *y = (double *)malloc(b->d_inner * sizeof *y);
     size_t c, n;
     for (c = 0; c < b->d_inner; c++) {
@@ -462,24 +447,24 @@ static double *naive_scan(const naive_model *m, naive_block *b, const double *u,
 
 static double *naive_mamba(naive_model *m, naive_block *b, const double *a)
 {
-    bool biased = (b->flags & NAIVE_BIAS) != 0;
-    double *u = naive_affine(m, ROLE_U, ROLE_U_BIAS, biased, b->unit, a);
-    double *z = naive_affine(m, ROLE_Z, ROLE_Z_BIAS, biased, b->unit, a);
+    bool biased = (b->flags & JMB_BIAS) != 0;
+    double *u = naive_affine(m, JMB_ROLE_U, JMB_ROLE_U_BIAS, biased, b->unit, a);
+    double *z = naive_affine(m, JMB_ROLE_Z, JMB_ROLE_Z_BIAS, biased, b->unit, a);
     double *low, *B, *C, *dt, *y, *out;
     size_t c;
     naive_convolve(m, b, u);
-    low = naive_linear(m, ROLE_DT_LOW, b->unit, 0, u);
-    B = naive_linear(m, ROLE_B, b->unit, 0, u);
-    C = naive_linear(m, ROLE_C, b->unit, 0, u);
-    if (b->flags & NAIVE_DT_NORM) {
-        naive_norm_in_place(m, b, ROLE_DT_NORM, &low);
-        naive_norm_in_place(m, b, ROLE_B_NORM, &B);
-        naive_norm_in_place(m, b, ROLE_C_NORM, &C);
+    low = naive_linear(m, JMB_ROLE_DT_LOW, b->unit, 0, u);
+    B = naive_linear(m, JMB_ROLE_B, b->unit, 0, u);
+    C = naive_linear(m, JMB_ROLE_C, b->unit, 0, u);
+    if (b->flags & JMB_DT_NORM) {
+        naive_norm_in_place(m, b, JMB_ROLE_DT_NORM, &low);
+        naive_norm_in_place(m, b, JMB_ROLE_B_NORM, &B);
+        naive_norm_in_place(m, b, JMB_ROLE_C_NORM, &C);
     }
-    dt = naive_affine(m, ROLE_DT, ROLE_DT_BIAS, true, b->unit, low);
+    dt = naive_affine(m, JMB_ROLE_DT, JMB_ROLE_DT_BIAS, true, b->unit, low);
     for (c = 0; c < b->d_inner; c++) dt[c] = dt[c] > 20 ? dt[c] : log1p(exp(dt[c]));
     y = naive_scan(m, b, u, z, dt, B, C);
-    out = naive_affine(m, ROLE_OUT, ROLE_OUT_BIAS, biased, b->unit, y);
+    out = naive_affine(m, JMB_ROLE_OUT, JMB_ROLE_OUT_BIAS, biased, b->unit, y);
     free(u);
     free(z);
     free(low);
@@ -493,20 +478,20 @@ static double *naive_mamba(naive_model *m, naive_block *b, const double *a)
 /* down(silu(gate(a)) * up(a)) of one expert. */
 static double *naive_expert(naive_model *m, const naive_block *b, unsigned index, const double *a)
 {
-    const naive_tensor *t = naive_find(m, ROLE_GATE_UP, b->unit, index);
-    bool biased = b->kind == NAIVE_MLP && (b->flags & NAIVE_BIAS);
+    const naive_tensor *t = naive_find(m, JMB_ROLE_GATE_UP, b->unit, index);
+    bool biased = b->kind == JMB_MLP && (b->flags & JMB_BIAS);
     double *gate = (double *)malloc(t->rows * sizeof *gate), *up = (double *)malloc(t->rows * sizeof *up), *out;
     size_t i;
     naive_product(m, t, t->weights, a, gate);
     naive_product(m, t, t->second, a, up);
     if (biased) {
-        const naive_tensor *bias = naive_find(m, ROLE_GATE_UP_BIAS, b->unit, 0);
+        const naive_tensor *bias = naive_find(m, JMB_ROLE_GATE_UP_BIAS, b->unit, 0);
         naive_add(gate, bias->weights, bias->rows);
         naive_add(up, bias->second, bias->rows);
     }
     for (i = 0; i < t->rows; i++) gate[i] = naive_silu(gate[i]) * up[i];
-    out = naive_linear(m, ROLE_DOWN, b->unit, index, gate);
-    if (biased) naive_add(out, naive_find(m, ROLE_DOWN_BIAS, b->unit, 0)->weights, m->hidden);
+    out = naive_linear(m, JMB_ROLE_DOWN, b->unit, index, gate);
+    if (biased) naive_add(out, naive_find(m, JMB_ROLE_DOWN_BIAS, b->unit, 0)->weights, m->hidden);
     free(gate);
     free(up);
     return out;
@@ -515,7 +500,7 @@ static double *naive_expert(naive_model *m, const naive_block *b, unsigned index
 /* Softmax over all experts, the top_k largest kept, divided by their sum where the flag says so. */
 static double *naive_moe(naive_model *m, const naive_block *b, const double *a)
 {
-    double *weight = naive_linear(m, ROLE_ROUTER, b->unit, 0, a);
+    double *weight = naive_linear(m, JMB_ROLE_ROUTER, b->unit, 0, a);
     double *out = (double *)calloc(m->hidden, sizeof *out), sum = 0;
     size_t k, e, i;
     bool *chosen = (bool *)calloc(b->experts, sizeof *chosen);
@@ -531,7 +516,7 @@ static double *naive_moe(naive_model *m, const naive_block *b, const double *a)
         double *y;
         if (!chosen[e]) continue;
         y = naive_expert(m, b, (unsigned)e, a);
-        for (i = 0; i < m->hidden; i++) out[i] += (b->flags & NAIVE_RENORMALISE ? weight[e] / sum : weight[e]) * y[i];
+        for (i = 0; i < m->hidden; i++) out[i] += (b->flags & JMB_RENORMALISE ? weight[e] / sum : weight[e]) * y[i];
         free(y);
     }
     free(weight);
@@ -544,25 +529,25 @@ static double *naive_moe(naive_model *m, const naive_block *b, const double *a)
 /* Logits that follow `token`, [vocab]. */
 TEST_UNUSED static void naive_step(naive_model *m, int32_t token, double *logits)
 {
-    const naive_tensor *embed = naive_find(m, ROLE_EMBED, NAIVE_NO_UNIT, 0);
-    const naive_tensor *head = m->own_head ? naive_find(m, ROLE_HEAD, NAIVE_NO_UNIT, 0) : embed;
+    const naive_tensor *embed = naive_find(m, JMB_ROLE_EMBED, JMB_NONE, 0);
+    const naive_tensor *head = m->own_head ? naive_find(m, JMB_ROLE_HEAD, JMB_NONE, 0) : embed;
     double *x = (double *)malloc(m->hidden * sizeof *x), *last;
     size_t i;
     memcpy(x, embed->weights + (size_t)token * m->hidden, m->hidden * sizeof *x);
     for (i = 0; i < m->block_count; i++) {
         naive_block *b = &m->blocks[i];
-        double *a = naive_norm(m, ROLE_NORM, b->unit, b->eps, x), *y;
+        double *a = naive_norm(m, JMB_ROLE_NORM, b->unit, b->eps, x), *y;
         switch (b->kind) {
-        case NAIVE_ATTENTION: y = naive_attention(m, b, a); break;
-        case NAIVE_MAMBA: y = naive_mamba(m, b, a); break;
-        case NAIVE_MLP: y = naive_expert(m, b, 0, a); break;
+        case JMB_ATTENTION: y = naive_attention(m, b, a); break;
+        case JMB_MAMBA: y = naive_mamba(m, b, a); break;
+        case JMB_MLP: y = naive_expert(m, b, 0, a); break;
         default: y = naive_moe(m, b, a); break;
         }
         naive_add(x, y, m->hidden);
         free(a);
         free(y);
     }
-    last = naive_norm(m, ROLE_FINAL_NORM, NAIVE_NO_UNIT, m->eps, x);
+    last = naive_norm(m, JMB_ROLE_FINAL_NORM, JMB_NONE, m->eps, x);
     naive_product(m, head, head->weights, last, logits);
     m->position++;
     free(last);

@@ -4,7 +4,6 @@
  * between two codes may go either way in single and in double precision, and everything after it
  * differs by up to a tenth of a logit's spread. So q8 is compared on sequences chosen by the naive forward
  * so that no activation of theirs comes near a boundary; then it has to agree as closely as the others. */
-#define SUPPORT_API_ONLY
 #include "naive.h"
 
 static const double bound = 2e-4;
@@ -99,6 +98,25 @@ static void test_forward(const char *name, const char *type)
     jamba_model_free(model);
 }
 
+/* Past two pages of 256 keys, where the blocks of the softmax are merged, and rotations far from 0. */
+static void test_long(const char *name, size_t count)
+{
+    char folder[PATH_ROOM], path[PATH_ROOM];
+    jamba_model *model = NULL;
+    snprintf(folder, sizeof folder, "tests/cases/%s", name);
+    if (convert(folder, name, "f32", path)) model = load_for_cpu(path, JAMBA_CPU_BEST);
+    if (CHECK(model != NULL)) {
+        naive_model *naive = naive_open(path, count);
+        int32_t *tokens = golden_tokens(name, count);
+        double worst = compare_sequence(model, naive, tokens, count);
+        CHECK_THAT(worst <= bound, "differs from the naive forward by %.3g, allowed %.3g", worst, bound);
+        printf("quantised: %-24s f32   worst error %.2e over %zu tokens\n", name, worst, count);
+        free(tokens);
+        naive_free(naive);
+    }
+    jamba_model_free(model);
+}
+
 /* ---- the converter's rounding ------------------------------------------------------------------- */
 
 /* x to the nearest multiple of its ulp in a format of `mantissa_bits`, whose smallest normal number is
@@ -134,9 +152,9 @@ static double rounding_excess(unsigned type, const double *exact, const double *
 {
     double worst = 0;
     size_t i;
-    if (type == NAIVE_Q8) return q8_excess(exact, stored, count);
+    if (type == JMB_Q8) return q8_excess(exact, stored, count);
     for (i = 0; i < count; i++) {
-        double want = type == NAIVE_F16 ? nearest(exact[i], 10, -14) : type == NAIVE_BF16 ? nearest(exact[i], 7, -126)
+        double want = type == JMB_F16 ? nearest(exact[i], 10, -14) : type == JMB_BF16 ? nearest(exact[i], 7, -126)
                                                                                     : exact[i];
         double error = fabs(stored[i] - want);
         if (error > worst) worst = error;
@@ -151,21 +169,10 @@ static void compare_weights(const naive_tensor *exact, const naive_tensor *store
         for (start = 0; start < exact->cols; start += 64) {
             size_t at = row * exact->cols + start, count = exact->cols - start < 64 ? exact->cols - start : 64;
             double excess = rounding_excess(stored->type, a + at, b + at, count);
-            CHECK_THAT(excess <= 1e-3 * (stored->type == NAIVE_Q8), "unit %u role %u row %zu column %zu: off by %g",
-                exact->unit, exact->role, row, start, excess);
+            CHECK_THAT(excess <= 1e-3 * (stored->type == JMB_Q8), "%u.%s row %zu column %zu: off by %g", exact->unit,
+                jmb_roles[exact->role].name, row, start, excess);
         }
     }
-}
-
-/* Matrices that take the storage type; everything else stays f32. */
-static bool is_linear(unsigned role)
-{
-    static const unsigned linears[] = { ROLE_EMBED, ROLE_HEAD, ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_U, ROLE_Z, ROLE_DT_LOW,
-        ROLE_B, ROLE_C, ROLE_DT, ROLE_OUT, ROLE_GATE_UP, ROLE_DOWN };
-    size_t i;
-    for (i = 0; i < sizeof linears / sizeof linears[0]; i++)
-        if (role == linears[i]) return true;
-    return false;
 }
 
 /* Every tensor of the file of `type` is the nearest to that of the f32 file. */
@@ -180,8 +187,8 @@ static void test_rounding(const char *name, const char *type)
         for (i = 0; i < exact->tensor_count; i++) {
             const naive_tensor *a = &exact->tensors[i], *b = &stored->tensors[i];
             CHECK(a->role == b->role && a->unit == b->unit && a->index == b->index);
-            CHECK(b->type == (is_linear(b->role) ? stored->tensors[0].type : (unsigned)NAIVE_F32));
-            rounded += b->type != NAIVE_F32;
+            CHECK(b->type == (jmb_roles[b->role].linear ? stored->tensors[0].type : (unsigned)JMB_F32));
+            rounded += b->type != JMB_F32;
             compare_weights(a, b, a->weights, b->weights);
             compare_weights(a, b, a->second, b->second);
         }
@@ -202,6 +209,12 @@ int main(int argc, char **argv)
             test_forward(golden_cases[i].name, types[t]);
             test_end();
         }
+    }
+    for (i = 0; i < 3; i++) {
+        static const char *const long_cases[] = { "llama-llama3", "jamba-moe", "mamba" };
+        if (!test_begin("%s, 700 tokens", long_cases[i])) continue;
+        test_long(long_cases[i], 700);
+        test_end();
     }
     for (t = 1; t < 4; t++) {
         if (!test_begin("rounding to %s", types[t])) continue;

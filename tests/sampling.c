@@ -1,8 +1,7 @@
 /* sampling.c - greedy, drawing, penalties, filters and their failures
  *
  * The filter hook may write any logits, so that most tests bring a distribution of their own. */
-#define SUPPORT_API_ONLY
-#include "naive.h"
+#include "support.h"
 
 enum { DRAWS = 20000, VOCAB_MOST = 256 };
 
@@ -253,7 +252,8 @@ static void check_penalty(float penalty, int32_t window)
         *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
     }
     CHECK(jamba_sample(session, &s) == highest(want));
-    CHECK_THAT(memcmp(seen, want, vocab * sizeof *want) == 0, "penalty %g over %d tokens", (double)penalty, (int)window);
+    CHECK_THAT(memcmp(seen, want, vocab * sizeof *want) == 0, "penalty %g over %d tokens", (double)penalty,
+        (int)window);
     CHECK_THAT(memcmp(before, jamba_logits(session), vocab * sizeof *before) == 0, "sampling changed the logits");
 }
 
@@ -337,11 +337,20 @@ static void test_filter_numbers(void)
     }
 }
 
+/* The head's data in the bytes of a .jamba file. */
+static uint8_t *head_data(uint8_t *file, size_t *size)
+{
+    const uint8_t *entry = file + JMB_HEADER_BYTES + JMB_BLOCK_BYTES * (size_t)jmb_load_u32(file + 76);
+    while (jmb_load_u16(entry) != JMB_ROLE_HEAD) entry += JMB_ENTRY_BYTES;
+    *size = (size_t)jmb_load_u64(entry + 24);
+    return file + jmb_load_u64(entry + 16);
+}
+
 /* One weight of the head, of every value that is no number: an error, and the token named. */
 static void test_bad_weight(uint32_t bits)
 {
     size_t size, head_size, token = 21;
-    uint8_t *file = file_need(model_path, &size), *head = naive_data(file, ROLE_HEAD, &head_size);
+    uint8_t *file = file_need(model_path, &size), *head = head_data(file, &head_size);
     jamba_model *broken;
     jamba_session *s;
     jamba_sampler sampler;

@@ -133,12 +133,14 @@ static void check_prompt_ids(const jamba_model *model, const char *prompt, const
 {
     jamba_message message;
     jamba_error error;
+    jamba_result result;
     int32_t got[PROMPT_ROOM];
     size_t count = 0;
     message.role = "user";
     message.content = prompt;
-    CHECK_THAT(jamba_chat_encode(model, &message, 1, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY, got, PROMPT_ROOM, &count, &error)
-            == JAMBA_OK, "%s", error.message);
+    result = jamba_chat_encode(
+        model, &message, 1, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY, got, PROMPT_ROOM, &count, &error);
+    CHECK_THAT(result == JAMBA_OK, "%s", error.message);
     CHECK_THAT(count == want_count && memcmp(got, want, count * sizeof *got) == 0, "'%s': other prompt ids", prompt);
 }
 
@@ -155,7 +157,8 @@ static void check_reply(const jamba_model *model, const char *example, const int
     CHECK(want_count > 5 && jamba_eval(session, prompt, prompt_count) == JAMBA_OK);
     for (i = 0; i < want_count; i++) {
         int32_t got = jamba_sample(session, NULL);
-        if (!CHECK_THAT(got == want[i], "token %zu of the reply is %d, the reference has %d", i, (int)got, (int)want[i])) break;
+        CHECK_THAT(got == want[i], "token %zu of the reply is %d, the reference has %d", i, (int)got, (int)want[i]);
+        if (got != want[i]) break;
         CHECK(jamba_eval(session, &got, 1) == JAMBA_OK);
     }
     jamba_session_free(session);

@@ -80,9 +80,10 @@ TEST_UNUSED static const char *temp_path(char path[PATH_ROOM], const char *name)
 
 /* ---- child processes -------------------------------------------------------------------------- */
 
-/* Runs BUILD/TOOL with the arguments (NULL at the end); stderr goes to `errors`, stdout nowhere.
- * Returns the exit code, -1 when it did not exit by itself. */
-TEST_UNUSED static int tool_run(const char *tool, const char *const *arguments, char *errors, size_t capacity)
+/* Runs BUILD/TOOL with the arguments (NULL at the end); stdin and stdout are the files given, stderr goes
+ * to `errors`. Returns the exit code, -1 when it did not exit by itself. */
+TEST_UNUSED static int tool_run_with(
+    const char *tool, const char *const *arguments, const char *in, const char *out, char *errors, size_t capacity)
 {
     const char *argv[16];
     char program[PATH_ROOM];
@@ -98,20 +99,24 @@ TEST_UNUSED static int tool_run(const char *tool, const char *const *arguments, 
     fflush(stdout);
     child = fork();
     if (child == 0) {
-        int nowhere = open("/dev/null", O_RDWR);
-        dup2(nowhere, 0);
-        dup2(nowhere, 1);
+        dup2(open(in, O_RDONLY), 0);
+        dup2(open(out, O_WRONLY | O_CREAT | O_TRUNC, 0666), 1);
         dup2(ends[1], 2);
         close(ends[0]);
         execv(program, (char *const *)argv);
         _exit(127);
     }
     close(ends[1]);
-    while ((got = read(ends[0], errors + used, capacity - 1 - used)) > 0) used += (size_t)got;
+    while (used + 1 < capacity && (got = read(ends[0], errors + used, capacity - 1 - used)) > 0) used += (size_t)got;
     errors[used] = 0;
     close(ends[0]);
     if (child < 0 || waitpid(child, &status, 0) != child) return -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST_UNUSED static int tool_run(const char *tool, const char *const *arguments, char *errors, size_t capacity)
+{
+    return tool_run_with(tool, arguments, "/dev/null", "/dev/null", errors, capacity);
 }
 
 /* Converts a Hugging Face folder into BUILD/tmp/PROGRAM/NAME.TYPE.jamba. False with a failed check. */
@@ -132,6 +137,16 @@ TEST_UNUSED static bool convert(const char *folder, const char *name, const char
     return CHECK_THAT(code == 0, "convert %s --type %s exits %d: %s", folder, type, code, errors);
 }
 
+#if !defined(SUPPORT_API_ONLY)
+/* Which of the four-byte fields of a block's record. */
+enum {
+#define JMB_X(type, name) FIELD_##name,
+    JMB_BLOCK_FIELDS(JMB_X)
+#undef JMB_X
+    FIELD_COUNT
+};
+#endif
+
 /* ---- golden cases ----------------------------------------------------------------------------- */
 
 typedef struct golden_case {
@@ -151,6 +166,13 @@ static const golden_case golden_cases[] = {
     { "llama-llama3", "bf16" },
     { "mixtral", "bf16" },
     { "mixtral-top3", "f32" },
+    { "zamba", "f32" },
+    { "zamba2-rope", "f32" },
+    { "zamba2-attn-adapter", "f16" },
+    { "zamba2-dt-min", "f32" },
+    { "mamba2", "bf16" },
+    { "mamba2-groups", "f32" },
+    { "mamba2-dt-limit", "f32" },
 };
 enum { GOLDEN_CASES = sizeof golden_cases / sizeof golden_cases[0], GOLDEN_GREEDY = 16 };
 

@@ -90,8 +90,8 @@ typedef struct tiny_checkpoint {
 } tiny_checkpoint;
 
 /* Appends a tensor of `type` "F32" or "BF16" with values around `middle`; `shape` as in "16, 3". */
-static void tiny_tensor(
-    tiny_checkpoint *c, const char *name, const char *type, const char *shape, size_t count, double middle, double spread)
+static void tiny_tensor(tiny_checkpoint *c, const char *name, const char *type, const char *shape, size_t count,
+    double middle, double spread)
 {
     size_t start = c->data.size, i, bytes = strcmp(type, "F32") == 0 ? 4 : 2;
     for (i = 0; i < count; i++) {
@@ -120,15 +120,20 @@ static void tiny_vector(tiny_checkpoint *c, const char *name, int count, double 
     tiny_tensor(c, name, "F32", shape, (size_t)count, middle, 0.4);
 }
 
+/* PREFIX.NAME.weight */
+static void tiny_weight(tiny_checkpoint *c, const char *prefix, const char *name, int rows, int cols)
+{
+    char full[120];
+    int length = snprintf(full, sizeof full, "%s.%s.weight", prefix, name);
+    test_require(length < (int)sizeof full, "name too long", full);
+    tiny_matrix(c, full, rows, cols);
+}
+
 static void tiny_mlp(tiny_checkpoint *c, const char *prefix)
 {
-    char name[200];
-    snprintf(name, sizeof name, "%s.gate_proj.weight", prefix);
-    tiny_matrix(c, name, TINY_FF, TINY_HIDDEN);
-    snprintf(name, sizeof name, "%s.up_proj.weight", prefix);
-    tiny_matrix(c, name, TINY_FF, TINY_HIDDEN);
-    snprintf(name, sizeof name, "%s.down_proj.weight", prefix);
-    tiny_matrix(c, name, TINY_HIDDEN, TINY_FF);
+    tiny_weight(c, prefix, "gate_proj", TINY_FF, TINY_HIDDEN);
+    tiny_weight(c, prefix, "up_proj", TINY_FF, TINY_HIDDEN);
+    tiny_weight(c, prefix, "down_proj", TINY_HIDDEN, TINY_FF);
 }
 
 static void tiny_mamba(tiny_checkpoint *c)
@@ -158,7 +163,7 @@ static void tiny_attention(tiny_checkpoint *c)
 /* First or second layer with its norms, feed-forward and all. */
 static void tiny_layer(tiny_checkpoint *c, int layer)
 {
-    char name[200];
+    char name[120];
     int e;
     snprintf(name, sizeof name, "model.layers.%d.input_layernorm.weight", layer);
     tiny_vector(c, name, TINY_HIDDEN, 1);
@@ -227,11 +232,13 @@ static void tiny_write_tokenizer(const char *path)
     for (i = 0; i < 3; i++)
         tiny_print(&json, "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
             "\"normalized\":false,\"special\":true}", i ? "," : "", i, i == 0 ? "<unk>" : i == 1 ? "<s>" : "</s>");
-    tiny_print(&json, "],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\xe2\x96\x81\"},"
+    tiny_print(&json,
+        "],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\xe2\x96\x81\"},"
         "\"pre_tokenizer\":null,\"post_processor\":null,");
     tiny_print(&json, "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":"
         "{\"String\":\"\xe2\x96\x81\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]},");
-    tiny_print(&json, "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":\"<unk>\",\"continuing_subword_prefix\":null,"
+    tiny_print(&json,
+        "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":\"<unk>\",\"continuing_subword_prefix\":null,"
         "\"end_of_word_suffix\":null,\"fuse_unk\":true,\"byte_fallback\":true,\"ignore_merges\":false,\"vocab\":{");
     tiny_print(&json, "\"<unk>\":0,\"<s>\":1,\"</s>\":2");
     for (id = 3, i = 0; i < 256; i++) tiny_print(&json, ",\"<0x%02X>\":%d", (unsigned)i, id++);
@@ -258,7 +265,8 @@ static const char *tiny_path(char path[PATH_ROOM], const char *folder, const cha
     return path;
 }
 
-static const char tiny_shard_1[] = "model-00001-of-00002.safetensors", tiny_shard_2[] = "model-00002-of-00002.safetensors";
+static const char tiny_shard_1[] = "model-00001-of-00002.safetensors";
+static const char tiny_shard_2[] = "model-00002-of-00002.safetensors";
 
 /* Every name that the header of the checkpoint has, mapped to `shard`. */
 static void tiny_index_part(tiny_bytes *index, const tiny_bytes *header, const char *shard, bool first)
@@ -296,7 +304,8 @@ TEST_UNUSED static void tiny_write(const char *folder, bool sharded)
     char path[PATH_ROOM];
     mkdir(folder, 0777);
     file_write(tiny_path(path, folder, "config.json"), tiny_config, strlen(tiny_config));
-    file_write(tiny_path(path, folder, "generation_config.json"), tiny_generation_config, strlen(tiny_generation_config));
+    tiny_path(path, folder, "generation_config.json");
+    file_write(path, tiny_generation_config, strlen(tiny_generation_config));
     tiny_write_tokenizer(tiny_path(path, folder, "tokenizer.json"));
     if (sharded) {
         tiny_write_shards(folder);

@@ -5,9 +5,11 @@
 
 static const char tool[] = "convert";
 static const char usage[] =
-    "usage: convert HF_DIR OUT.jamba [--type f32|f16|bf16|q8] [--chat NAME] [--dry-run] [--force]\n"
+    "usage: convert HF_DIR OUT.jamba [--type f32|f16|bf16|q8] [--chat NAME] [--dt-limit MIN,MAX]\n"
+    "               [--dry-run] [--force]\n"
     "  --type     how weights of linear layers are stored (default q8)\n"
     "  --chat     chat format, when the folder's own is not recognised\n"
+    "  --dt-limit range of the time steps of Mamba-2 blocks, MAX may be inf (default: the checkpoint's)\n"
     "  --dry-run  read headers only and print sizes and the layer program; OUT may be left out\n"
     "  --force    replace OUT when it exists\n";
 
@@ -15,6 +17,8 @@ typedef struct options {
     const char *dir, *out, *chat;
     uint32_t type;
     bool dry_run, force;
+    bool limit_dt;
+    double dt_min, dt_max;
 } options;
 
 static uint32_t parse_type(const char *text)
@@ -28,6 +32,20 @@ static uint32_t parse_type(const char *text)
     return JMB_Q8;
 }
 
+static void parse_dt_limit(options *o, const char *text)
+{
+    const char *comma = text ? strchr(text, ',') : NULL;
+    char low[32] = "";
+    double most = FLT_MAX;
+    bool ok = comma && (size_t)(comma - text) < sizeof low;
+    if (ok) memcpy(low, text, (size_t)(comma - text));
+    ok = ok && tool_parse_float(low, 0, most, &o->dt_min);
+    if (ok && strcmp(comma + 1, "inf") == 0) o->dt_max = INFINITY;
+    else ok = ok && tool_parse_float(comma + 1, o->dt_min, most, &o->dt_max);
+    o->limit_dt = true;
+    if (!ok) tool_usage(tool, usage, "--dt-limit needs MIN,MAX such as 0.001,inf, not", text ? text : "nothing");
+}
+
 static void parse_option(options *o, char **argv, int *i)
 {
     const char *name = argv[*i];
@@ -37,7 +55,7 @@ static void parse_option(options *o, char **argv, int *i)
         if (!o->chat) tool_usage(tool, usage, "--chat needs a name", NULL);
     } else if (strcmp(name, "--dry-run") == 0) o->dry_run = true;
     else if (strcmp(name, "--force") == 0) o->force = true;
-    else if (strcmp(name, "--dt-limit") == 0) tool_usage(tool, usage, "--dt-limit is not available yet", NULL);
+    else if (strcmp(name, "--dt-limit") == 0) parse_dt_limit(o, argv[++*i]);
     else tool_usage(tool, usage, "unknown option", name);
 }
 
@@ -96,6 +114,8 @@ int main(int argc, char **argv)
     parse_options(&o, argc, argv);
     memset(&text, 0, sizeof text);
     ok = plan_make(&plan, o.dir, o.type, &error);
+    if (ok && o.limit_dt && !plan_limit_dt(&plan, o.dt_min, o.dt_max))
+        tool_usage(tool, usage, "--dt-limit is for models with Mamba-2 blocks, which this is not:", o.dir);
     if (ok && !o.dry_run) ok = output_check_target(&plan, o.out, o.force, &error);
     ok = ok && run(&o, &plan, &text, &error);
     no_tokenizer = text.tokenizer.size == 0;

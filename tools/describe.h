@@ -14,6 +14,14 @@ typedef struct model_sizes {
     uint64_t state_bytes;                   /* convolution and SSM state, f32 */
 } model_sizes;
 
+/* Convolution and SSM state of a mamba or mamba2 block; the latter's convolution runs over B and C too. */
+static uint64_t model_state_bytes(const jmb_block *b)
+{
+    uint64_t channels = b->d_inner;
+    if (b->kind == JMB_MAMBA2) channels += 2 * (uint64_t)b->n_groups * b->d_state;
+    return ((b->d_conv - 1) * channels + (uint64_t)b->d_inner * b->d_state) * 4;
+}
+
 JMB_UNUSED static model_sizes model_measure(const jmb_metadata *m)
 {
     model_sizes sizes = { 0, 0, 0, 0 };
@@ -22,7 +30,7 @@ JMB_UNUSED static model_sizes model_measure(const jmb_metadata *m)
     for (i = 0; i < m->header.blocks; i++) {
         const jmb_block *b = &m->blocks[i];
         if (b->kind == JMB_ATTENTION) sizes.kv_bytes_per_token += (uint64_t)b->kv_heads * b->head_dim * 2 * 2;
-        if (b->kind == JMB_MAMBA) sizes.state_bytes += ((uint64_t)b->d_conv - 1 + b->d_state) * b->d_inner * 4;
+        if (b->kind == JMB_MAMBA || b->kind == JMB_MAMBA2) sizes.state_bytes += model_state_bytes(b);
     }
     return sizes;
 }
@@ -41,19 +49,42 @@ static void model_print_flags(const jmb_block *b)
         if (b->flags & names[i].flag) printf(" %s", names[i].name);
 }
 
-/* One line a block: index, kind, what it is made of. */
+static void model_print_mamba(const jmb_block *b)
+{
+    printf(" d_inner %u d_state %u d_conv %u", b->d_inner, b->d_state, b->d_conv);
+    if (b->kind == JMB_MAMBA) printf(" dt_rank %u", b->dt_rank);
+    if (b->kind == JMB_MAMBA2 || b->heads > 1) printf(" heads %u", b->heads);
+    if (b->kind == JMB_MAMBA2)
+        printf(" n_groups %u dt %g,%g", b->n_groups, (double)b->dt_min, (double)b->dt_max);
+}
+
+static void model_print_sizes(const jmb_block *b)
+{
+    switch (b->kind) {
+    case JMB_ATTENTION: printf(" heads %u kv_heads %u head_dim %u", b->heads, b->kv_heads, b->head_dim); break;
+    case JMB_MAMBA:
+    case JMB_MAMBA2: model_print_mamba(b); break;
+    case JMB_MLP: printf(" intermediate %u", b->intermediate); break;
+    case JMB_MOE: printf(" intermediate %u experts %u top_k %u", b->intermediate, b->experts, b->top_k); break;
+    default: break;
+    }
+    if (b->rank) printf(" rank %u", b->rank);
+    if (b->act == JMB_ACT_GELU) printf(" gelu");
+}
+
+/* One line a block: index, kind, what it is made of; what it reads and writes unless that is x += f(x); the block
+ * whose tensors it uses unless they are its own. */
 JMB_UNUSED static void model_print_program(const jmb_metadata *m)
 {
+    static const char *const inputs[] = { "x", "a", "x|e", "x+a" }, *const outputs[] = { "x", "a" };
     uint32_t i;
     for (i = 0; i < m->header.blocks; i++) {
         const jmb_block *b = &m->blocks[i];
         printf("  %3u %-9s", i, jmb_kind_names[b->kind]);
-        if (b->kind == JMB_ATTENTION) printf(" heads %u kv_heads %u head_dim %u", b->heads, b->kv_heads, b->head_dim);
-        else if (b->kind == JMB_MAMBA)
-            printf(" d_inner %u d_state %u d_conv %u dt_rank %u", b->d_inner, b->d_state, b->d_conv, b->dt_rank);
-        else printf(" intermediate %u", b->intermediate);
-        if (b->kind == JMB_MOE) printf(" experts %u top_k %u", b->experts, b->top_k);
+        model_print_sizes(b);
         model_print_flags(b);
+        if (b->input != JMB_FROM_X || b->output != JMB_ADD_TO_X)
+            printf(" %s -> %s", inputs[b->input], outputs[b->output]);
         if (b->unit != i) printf(" unit %u", b->unit);
         printf("\n");
     }

@@ -2,14 +2,19 @@
  * where in the checkpoint every tensor of that program lies.
  *
  * A family is data: its config keys, the order of blocks in a layer, and groups of naming rules. In a
- * name '#' stands for the layer and '*' for the expert. Several groups may offer the same tensor; the
- * first one that the checkpoint has is taken.
+ * name '#' stands for the layer, '*' for the expert and '@' for how many hybrid layers come before.
+ * Several groups may offer the same tensor; the first one that the checkpoint has is taken.
+ *
+ * Hybrid layers (Zamba) have an attention and an MLP block that are shared: of num_mem_blocks = 2 such
+ * pairs, hybrids 0, 2, 4, ... use one and 1, 3, 5, ... the other. A checkpoint may store a pair under
+ * any of its layers, or under several of them with different weights, which are then not shared.
  */
 #ifndef FAMILIES_H
 #define FAMILIES_H
 
 #include "pack.h"
 
+#include <float.h>
 #include <math.h>
 
 /* ---- what a conversion knows --------------------------------------------------------------- */
@@ -19,6 +24,8 @@ typedef enum setting {
     SET_HEADS, SET_KV_HEADS, SET_HEAD_DIM, SET_ATTENTION_BIAS, SET_MLP_BIAS, SET_THETA,
     SET_D_INNER, SET_EXPAND, SET_D_STATE, SET_D_CONV, SET_DT_RANK, SET_CONV_BIAS, SET_PROJ_BIAS,
     SET_EXPERTS, SET_TOP_K, SET_EXPERT_PERIOD, SET_EXPERT_OFFSET, SET_ATTENTION_PERIOD, SET_ATTENTION_OFFSET,
+    SET_ACT, SET_CONV_ACT, SET_INNER_EPS, SET_MAMBA_HEADS, SET_MAMBA_HEAD_DIM, SET_GROUPS, SET_DT_MIN, SET_DT_MAX,
+    SET_ATTENTION_WIDTH, SET_SCALE_DIM, SET_ROPE, SET_LONG, SET_MEM_BLOCKS, SET_RANK, SET_ATTENTION_ADAPTER,
     SETTINGS
 } setting;
 
@@ -40,13 +47,25 @@ typedef struct convert_plan {
     double settings[SETTINGS]; /* integers are exact */
     jmb_metadata model; /* header, blocks and tensors; no strings */
     uint32_t *layers;   /* of each block, for names */
-    tensor_source (*sources)[2]; /* of each tensor; the second of a pair is the up projection */
+    uint32_t *ordinals; /* of each layer: its number among the hybrid ones, or JMB_NONE */
+    struct {
+        uint32_t layer, block; /* block: its first */
+    } *hybrids;
+    uint32_t hybrid_count;
+    tensor_source (*sources)[2]; /* of each tensor; the second: see name_rule.half */
     float *rope;                 /* inverse frequencies; NULL without RoPE */
+    float *ones;                 /* weights of norms that have none */
 } convert_plan;
 
 static uint32_t plan_get(const convert_plan *plan, setting which)
 {
     return (uint32_t)plan->settings[which];
+}
+
+/* The layer's number among the hybrid ones, JMB_NONE for other layers. */
+static uint32_t plan_ordinal(const convert_plan *plan, uint32_t layer)
+{
+    return plan->ordinals ? plan->ordinals[layer] : (uint32_t)JMB_NONE;
 }
 
 /* ---- config keys --------------------------------------------------------------------------- */
@@ -57,8 +76,9 @@ typedef enum key_kind {
     KEY_NUMBER,
     KEY_FLAG,
     KEY_TOKEN,  /* null and -1: none */
-    KEY_SILU,   /* must be silu, the one activation there is */
-    KEY_UNUSED, /* must be null or absent: not supported */
+    KEY_ACT,    /* silu, and gelu where `high` allows it */
+    KEY_LIMIT,  /* two numbers, for `which` and the setting after it; the second may be infinite */
+    KEY_UNUSED, /* must be null, false, the standard number or absent: not supported */
     KEY_TRUE    /* must be true or absent */
 } key_kind;
 
@@ -76,9 +96,24 @@ static const config_key common_keys[] = {
     { "bos_token_id", NULL, KEY_TOKEN, SET_BOS, JMB_NO_TOKEN, 0, JMB_MAX_VOCAB },
     { "pad_token_id", NULL, KEY_TOKEN, SET_PAD, JMB_NO_TOKEN, 0, JMB_MAX_VOCAB },
     { "quantization_config", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
-    { "hidden_act", NULL, KEY_SILU, SETTINGS, 0, 0, 0 },
+    /* what related families have; a sibling's code would ignore such a key, its checkpoint would not */
+    { "sliding_window", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "attention_chunk_size", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "attn_logit_softcapping", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "final_logit_softcapping", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "clip_qkv", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "alibi", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "use_qk_norm", "qk_layernorm", KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "embedding_multiplier", NULL, KEY_UNUSED, SETTINGS, 1, 0, 0 },
+    { "residual_multiplier", NULL, KEY_UNUSED, SETTINGS, 1, 0, 0 },
+    { "attention_multiplier", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    { "lm_head_multiplier", NULL, KEY_UNUSED, SETTINGS, 1, 0, 0 },
+    { "logits_scaling", "logit_scale", KEY_UNUSED, SETTINGS, 1, 0, 0 },
     { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
 };
+
+/* The activation of convolution and MLP in one */
+#define SILU_KEY { "hidden_act", NULL, KEY_ACT, SET_ACT, JMB_ACT_SILU, 0, JMB_ACT_SILU }
 
 static const config_key jamba_keys[] = {
     { "vocab_size", NULL, KEY_SIZE, SET_VOCAB, 65536, 1, JMB_MAX_VOCAB },
@@ -104,7 +139,7 @@ static const config_key jamba_keys[] = {
     { "mamba_conv_bias", NULL, KEY_FLAG, SET_CONV_BIAS, 1, 0, 1 },
     { "mamba_proj_bias", NULL, KEY_FLAG, SET_PROJ_BIAS, 0, 0, 1 },
     { "mamba_inner_layernorms", NULL, KEY_TRUE, SETTINGS, 0, 0, 0 },
-    { "sliding_window", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    SILU_KEY,
     { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
 };
 
@@ -121,6 +156,85 @@ static const config_key mamba_keys[] = {
     { "time_step_rank", NULL, KEY_DERIVED, SET_DT_RANK, 0, 1, JMB_MAX_HIDDEN },
     { "use_conv_bias", NULL, KEY_FLAG, SET_CONV_BIAS, 1, 0, 1 },
     { "use_bias", NULL, KEY_FLAG, SET_PROJ_BIAS, 0, 0, 1 },
+    { "mixer_rms_eps", NULL, KEY_NUMBER, SET_INNER_EPS, 1e-6, 1e-30, 1 }, /* Falcon-Mamba */
+    SILU_KEY,
+    { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
+};
+
+/* A stored intermediate_size is ignored, as are norm_before_gate and rms_norm. */
+static const config_key mamba2_keys[] = {
+    { "vocab_size", NULL, KEY_SIZE, SET_VOCAB, 32768, 1, JMB_MAX_VOCAB },
+    { "hidden_size", NULL, KEY_SIZE, SET_HIDDEN, 4096, 1, JMB_MAX_HIDDEN },
+    { "num_hidden_layers", NULL, KEY_SIZE, SET_LAYERS, 64, 1, JMB_MAX_BLOCKS },
+    { "layer_norm_epsilon", NULL, KEY_NUMBER, SET_EPS, 1e-5, 1e-30, 1 },
+    { "tie_word_embeddings", NULL, KEY_FLAG, SET_TIED, 0, 0, 1 },
+    { "expand", NULL, KEY_SIZE, SET_EXPAND, 2, 1, 64 },
+    { "num_heads", NULL, KEY_SIZE, SET_MAMBA_HEADS, 128, 1, JMB_MAX_HEADS },
+    { "head_dim", NULL, KEY_SIZE, SET_MAMBA_HEAD_DIM, 64, 1, JMB_MAX_INNER },
+    { "n_groups", NULL, KEY_SIZE, SET_GROUPS, 8, 1, JMB_MAX_HEADS },
+    { "state_size", NULL, KEY_SIZE, SET_D_STATE, 128, 1, JMB_MAX_STATE },
+    { "conv_kernel", NULL, KEY_SIZE, SET_D_CONV, 4, 1, JMB_MAX_CONV },
+    { "use_conv_bias", NULL, KEY_FLAG, SET_CONV_BIAS, 1, 0, 1 },
+    { "use_bias", NULL, KEY_FLAG, SET_PROJ_BIAS, 0, 0, 1 },
+    { "time_step_limit", NULL, KEY_LIMIT, SET_DT_MIN, 0, 0, INFINITY },
+    SILU_KEY,
+    { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
+};
+
+static const config_key zamba_keys[] = {
+    { "vocab_size", NULL, KEY_SIZE, SET_VOCAB, 32000, 1, JMB_MAX_VOCAB },
+    { "hidden_size", NULL, KEY_SIZE, SET_HIDDEN, 3712, 1, JMB_MAX_HIDDEN / 2 },
+    { "num_hidden_layers", NULL, KEY_SIZE, SET_LAYERS, 76, 1, JMB_MAX_BLOCKS / 4 },
+    { "intermediate_size", NULL, KEY_SIZE, SET_INTERMEDIATE, 14848, 1, JMB_MAX_INNER },
+    { "max_position_embeddings", NULL, KEY_SIZE, SET_CONTEXT, 4096, 1, JMB_MAX_CONTEXT },
+    { "rms_norm_eps", NULL, KEY_NUMBER, SET_EPS, 1e-5, 1e-30, 1 },
+    { "tie_word_embeddings", NULL, KEY_FLAG, SET_TIED, 1, 0, 1 },
+    { "num_attention_heads", NULL, KEY_SIZE, SET_HEADS, 16, 1, JMB_MAX_HEADS },
+    { "num_key_value_heads", NULL, KEY_DERIVED, SET_KV_HEADS, 16, 1, JMB_MAX_HEADS },
+    { "attention_head_dim", "head_dim", KEY_DERIVED, SET_HEAD_DIM, 0, 1, JMB_MAX_HEAD_DIM },
+    { "attention_hidden_size", NULL, KEY_DERIVED, SET_ATTENTION_WIDTH, 0, 1, 2 * JMB_MAX_HIDDEN },
+    { "attn_layer_period", NULL, KEY_SIZE, SET_ATTENTION_PERIOD, 6, 1, JMB_MAX_BLOCKS },
+    { "attn_layer_offset", NULL, KEY_SIZE, SET_ATTENTION_OFFSET, 4, 0, JMB_MAX_BLOCKS },
+    { "n_mamba_heads", NULL, KEY_SIZE, SET_MAMBA_HEADS, 2, 1, JMB_MAX_HEADS },
+    { "mamba_d_state", NULL, KEY_SIZE, SET_D_STATE, 16, 1, JMB_MAX_STATE },
+    { "mamba_d_conv", NULL, KEY_SIZE, SET_D_CONV, 4, 1, JMB_MAX_CONV },
+    { "mamba_expand", NULL, KEY_SIZE, SET_EXPAND, 2, 1, 64 },
+    { "mamba_dt_rank", NULL, KEY_DERIVED, SET_DT_RANK, 0, 1, JMB_MAX_HIDDEN },
+    { "mamba_conv_bias", NULL, KEY_FLAG, SET_CONV_BIAS, 1, 0, 1 },
+    { "mamba_proj_bias", NULL, KEY_FLAG, SET_PROJ_BIAS, 0, 0, 1 },
+    { "hidden_act", NULL, KEY_ACT, SET_ACT, JMB_ACT_GELU, 0, JMB_ACT_GELU },
+    { "hidden_mamba_act", NULL, KEY_ACT, SET_CONV_ACT, JMB_ACT_SILU, 0, JMB_ACT_GELU },
+    { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
+};
+
+/* Second spellings are those of the authors' own code, before the model was in transformers. */
+static const config_key zamba2_keys[] = {
+    { "vocab_size", NULL, KEY_SIZE, SET_VOCAB, 32000, 1, JMB_MAX_VOCAB },
+    { "hidden_size", NULL, KEY_SIZE, SET_HIDDEN, 2560, 1, JMB_MAX_HIDDEN / 2 },
+    { "num_hidden_layers", NULL, KEY_SIZE, SET_LAYERS, 54, 1, JMB_MAX_BLOCKS / 4 },
+    { "intermediate_size", "ffn_hidden_size", KEY_DERIVED, SET_INTERMEDIATE, 0, 1, JMB_MAX_INNER },
+    { "max_position_embeddings", NULL, KEY_SIZE, SET_CONTEXT, 4096, 1, JMB_MAX_CONTEXT },
+    { "use_long_context", NULL, KEY_FLAG, SET_LONG, 0, 0, 1 },
+    { "rms_norm_eps", NULL, KEY_NUMBER, SET_EPS, 1e-5, 1e-30, 1 },
+    { "tie_word_embeddings", NULL, KEY_FLAG, SET_TIED, 1, 0, 1 },
+    { "num_attention_heads", NULL, KEY_SIZE, SET_HEADS, 32, 1, JMB_MAX_HEADS },
+    { "num_key_value_heads", NULL, KEY_DERIVED, SET_KV_HEADS, 0, 1, JMB_MAX_HEADS },
+    { "attention_head_dim", "head_dim", KEY_DERIVED, SET_HEAD_DIM, 0, 1, JMB_MAX_HEAD_DIM },
+    { "attention_hidden_size", NULL, KEY_DERIVED, SET_ATTENTION_WIDTH, 0, 1, 2 * JMB_MAX_HIDDEN },
+    { "use_mem_rope", NULL, KEY_FLAG, SET_ROPE, 0, 0, 1 },
+    { "rope_theta", NULL, KEY_NUMBER, SET_THETA, 10000, 1e-3, 1e12 },
+    { "num_mem_blocks", NULL, KEY_SIZE, SET_MEM_BLOCKS, 1, 1, JMB_MAX_BLOCKS },
+    { "adapter_rank", "lora_rank", KEY_SIZE, SET_RANK, 128, 1, JMB_MAX_HIDDEN },
+    { "use_shared_attention_adapter", "use_shared_attention_lora", KEY_FLAG, SET_ATTENTION_ADAPTER, 0, 0, 1 },
+    { "n_mamba_heads", NULL, KEY_DERIVED, SET_MAMBA_HEADS, 0, 1, JMB_MAX_HEADS },
+    { "mamba_headdim", NULL, KEY_DERIVED, SET_MAMBA_HEAD_DIM, 0, 1, JMB_MAX_INNER },
+    { "mamba_ngroups", NULL, KEY_SIZE, SET_GROUPS, 1, 1, JMB_MAX_HEADS },
+    { "mamba_d_state", "state_size", KEY_SIZE, SET_D_STATE, 64, 1, JMB_MAX_STATE },
+    { "mamba_d_conv", "conv_dimension", KEY_SIZE, SET_D_CONV, 4, 1, JMB_MAX_CONV },
+    { "mamba_expand", "expansion_factor", KEY_SIZE, SET_EXPAND, 2, 1, 64 },
+    { "add_bias_linear", NULL, KEY_FLAG, SET_PROJ_BIAS, 0, 0, 1 },
+    { "time_step_min", NULL, KEY_NUMBER, SET_DT_MIN, 0.001, 0, 1e6 },
+    { "hidden_act", NULL, KEY_ACT, SET_ACT, JMB_ACT_GELU, 0, JMB_ACT_GELU },
     { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
 };
 
@@ -138,7 +252,7 @@ static const config_key llama_keys[] = {
     { "attention_bias", NULL, KEY_FLAG, SET_ATTENTION_BIAS, 0, 0, 1 },
     { "mlp_bias", NULL, KEY_FLAG, SET_MLP_BIAS, 0, 0, 1 },
     { "rope_theta", NULL, KEY_NUMBER, SET_THETA, 10000, 1e-3, 1e12 },
-    { "sliding_window", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    SILU_KEY,
     { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
 };
 
@@ -156,7 +270,7 @@ static const config_key mixtral_keys[] = {
     { "num_local_experts", "num_experts", KEY_SIZE, SET_EXPERTS, 8, 1, JMB_MAX_EXPERTS },
     { "num_experts_per_tok", NULL, KEY_SIZE, SET_TOP_K, 2, 1, JMB_MAX_EXPERTS },
     { "rope_theta", NULL, KEY_NUMBER, SET_THETA, 1e6, 1e-3, 1e12 },
-    { "sliding_window", NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 },
+    SILU_KEY,
     { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
 };
 
@@ -172,18 +286,42 @@ typedef enum rule_rows {
     ROWS_C,
     ROWS_EXPERT,      /* all experts in one tensor [experts, rows, cols] */
     ROWS_EXPERT_GATE, /* [experts, gate and up, cols] */
-    ROWS_EXPERT_UP
+    ROWS_EXPERT_UP,
+    ROWS_EVEN, /* u and z alternate */
+    ROWS_ODD,
+    ROWS_HEAD, /* all heads in one tensor [heads, rows, cols] */
+    ROWS_HEAD_DT_LOW,
+    ROWS_HEAD_B,
+    ROWS_HEAD_C,
+    ROWS_Z, /* of z, u, B, C, dt in one matrix */
+    ROWS_ZU,
+    ROWS_ZB,
+    ROWS_ZC,
+    ROWS_ZDT,
+    ROWS_CONV_U, /* of u, B, C */
+    ROWS_CONV_B,
+    ROWS_CONV_C,
+    ROWS_ONES /* stored nowhere: a norm without weights */
 } rule_rows;
 
-typedef enum rule_shape { SHAPE_VECTOR, SHAPE_MATRIX, SHAPE_CONV, SHAPE_EXPERTS } rule_shape;
+typedef enum rule_shape {
+    SHAPE_VECTOR,
+    SHAPE_MATRIX,
+    SHAPE_CONV,
+    SHAPE_EXPERTS,
+    SHAPE_HEADS,       /* [heads, rows, cols] */
+    SHAPE_HEAD_VECTORS /* [heads, rows] */
+} rule_shape;
 
 typedef struct name_rule {
     uint32_t role;
-    uint32_t half; /* 1: the up projection of a pair */
+    uint32_t half; /* 1: the up projection of a pair, or a vector to be added */
     rule_rows rows;
     rule_shape shape;
     const char *name; /* NULL ends a list */
 } name_rule;
+
+enum { HYBRID = 0x100 }; /* beside a kind: in a hybrid layer */
 
 typedef struct rule_group {
     uint32_t kind; /* of the block; 0: tensors of no block */
@@ -229,6 +367,91 @@ static const name_rule mamba_rules[] = {
     { JMB_ROLE_D, 0, ROWS_ALL, SHAPE_VECTOR, "D" },
     { JMB_ROLE_OUT, 0, ROWS_ALL, SHAPE_MATRIX, "out_proj.weight" },
     { JMB_ROLE_OUT_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "out_proj.bias" },
+    RULES_END
+};
+
+/* Zamba: x and dt projections, A and D by head */
+static const name_rule zamba_mamba_rules[] = {
+    { JMB_ROLE_U, 0, ROWS_EVEN, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_Z, 0, ROWS_ODD, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_U_BIAS, 0, ROWS_EVEN, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_Z_BIAS, 0, ROWS_ODD, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_CONV, 0, ROWS_ALL, SHAPE_CONV, "conv1d.weight" },
+    { JMB_ROLE_CONV_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "conv1d.bias" },
+    { JMB_ROLE_DT_LOW, 0, ROWS_HEAD_DT_LOW, SHAPE_HEADS, "x_proj_weight" },
+    { JMB_ROLE_B, 0, ROWS_HEAD_B, SHAPE_HEADS, "x_proj_weight" },
+    { JMB_ROLE_C, 0, ROWS_HEAD_C, SHAPE_HEADS, "x_proj_weight" },
+    { JMB_ROLE_DT, 0, ROWS_HEAD, SHAPE_HEADS, "dt_proj_weight" },
+    { JMB_ROLE_DT_BIAS, 0, ROWS_ALL, SHAPE_HEAD_VECTORS, "dt_proj_bias" },
+    { JMB_ROLE_A, 0, ROWS_ALL, SHAPE_HEADS, "A_log" },
+    { JMB_ROLE_D, 0, ROWS_ALL, SHAPE_HEAD_VECTORS, "D" },
+    { JMB_ROLE_OUT, 0, ROWS_ALL, SHAPE_MATRIX, "out_proj.weight" },
+    { JMB_ROLE_OUT_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "out_proj.bias" },
+    RULES_END
+};
+
+/* The bias of in_proj's dt rows has no role of its own: dt_bias, the next thing that is added to dt, takes it in. */
+static const name_rule mamba2_rules[] = {
+    { JMB_ROLE_Z, 0, ROWS_Z, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_U, 0, ROWS_ZU, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_B, 0, ROWS_ZB, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_C, 0, ROWS_ZC, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_DT, 0, ROWS_ZDT, SHAPE_MATRIX, "in_proj.weight" },
+    { JMB_ROLE_Z_BIAS, 0, ROWS_Z, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_U_BIAS, 0, ROWS_ZU, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_B_BIAS, 0, ROWS_ZB, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_C_BIAS, 0, ROWS_ZC, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_DT_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "dt_bias" },
+    { JMB_ROLE_DT_BIAS, 1, ROWS_ZDT, SHAPE_VECTOR, "in_proj.bias" },
+    { JMB_ROLE_CONV, 0, ROWS_CONV_U, SHAPE_CONV, "conv1d.weight" },
+    { JMB_ROLE_CONV_B, 0, ROWS_CONV_B, SHAPE_CONV, "conv1d.weight" },
+    { JMB_ROLE_CONV_C, 0, ROWS_CONV_C, SHAPE_CONV, "conv1d.weight" },
+    { JMB_ROLE_CONV_BIAS, 0, ROWS_CONV_U, SHAPE_VECTOR, "conv1d.bias" },
+    { JMB_ROLE_CONV_B_BIAS, 0, ROWS_CONV_B, SHAPE_VECTOR, "conv1d.bias" },
+    { JMB_ROLE_CONV_C_BIAS, 0, ROWS_CONV_C, SHAPE_VECTOR, "conv1d.bias" },
+    { JMB_ROLE_A, 0, ROWS_ALL, SHAPE_VECTOR, "A_log" },
+    { JMB_ROLE_D, 0, ROWS_ALL, SHAPE_VECTOR, "D" },
+    { JMB_ROLE_GATE_NORM, 0, ROWS_ALL, SHAPE_VECTOR, "norm.weight" },
+    { JMB_ROLE_OUT, 0, ROWS_ALL, SHAPE_MATRIX, "out_proj.weight" },
+    { JMB_ROLE_OUT_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "out_proj.bias" },
+    RULES_END
+};
+
+/* Falcon-Mamba: its norms inside have no weights */
+static const name_rule plain_norm_rules[] = {
+    { JMB_ROLE_DT_NORM, 0, ROWS_ONES, SHAPE_VECTOR, "" },
+    { JMB_ROLE_B_NORM, 0, ROWS_ONES, SHAPE_VECTOR, "" },
+    { JMB_ROLE_C_NORM, 0, ROWS_ONES, SHAPE_VECTOR, "" },
+    RULES_END
+};
+
+static const name_rule linear_rules[] = { { JMB_ROLE_LINEAR, 0, ROWS_ALL, SHAPE_MATRIX, "" }, RULES_END };
+
+/* Gate and up projection in one matrix */
+static const name_rule gate_up_rules[] = {
+    { JMB_ROLE_GATE_UP, 0, ROWS_FIRST_HALF, SHAPE_MATRIX, "gate_up_proj.weight" },
+    { JMB_ROLE_GATE_UP, 1, ROWS_SECOND_HALF, SHAPE_MATRIX, "gate_up_proj.weight" },
+    { JMB_ROLE_GATE_UP_BIAS, 0, ROWS_FIRST_HALF, SHAPE_VECTOR, "gate_up_proj.bias" },
+    { JMB_ROLE_GATE_UP_BIAS, 1, ROWS_SECOND_HALF, SHAPE_VECTOR, "gate_up_proj.bias" },
+    { JMB_ROLE_DOWN, 0, ROWS_ALL, SHAPE_MATRIX, "down_proj.weight" },
+    { JMB_ROLE_DOWN_BIAS, 0, ROWS_ALL, SHAPE_VECTOR, "down_proj.bias" },
+    RULES_END
+};
+
+static const name_rule attention_adapter_rules[] = {
+    { JMB_ROLE_Q_A, 0, ROWS_ALL, SHAPE_MATRIX, "linear_q_adapter_list.@.0.weight" },
+    { JMB_ROLE_Q_B, 0, ROWS_ALL, SHAPE_MATRIX, "linear_q_adapter_list.@.1.weight" },
+    { JMB_ROLE_K_A, 0, ROWS_ALL, SHAPE_MATRIX, "linear_k_adapter_list.@.0.weight" },
+    { JMB_ROLE_K_B, 0, ROWS_ALL, SHAPE_MATRIX, "linear_k_adapter_list.@.1.weight" },
+    { JMB_ROLE_V_A, 0, ROWS_ALL, SHAPE_MATRIX, "linear_v_adapter_list.@.0.weight" },
+    { JMB_ROLE_V_B, 0, ROWS_ALL, SHAPE_MATRIX, "linear_v_adapter_list.@.1.weight" },
+    RULES_END
+};
+
+static const name_rule mlp_adapter_rules[] = {
+    { JMB_ROLE_GATE_UP_A, 0, ROWS_ALL, SHAPE_MATRIX, "gate_up_proj_adapter_list.@.0.weight" },
+    { JMB_ROLE_GATE_UP_B, 0, ROWS_FIRST_HALF, SHAPE_MATRIX, "gate_up_proj_adapter_list.@.1.weight" },
+    { JMB_ROLE_GATE_UP_B, 1, ROWS_SECOND_HALF, SHAPE_MATRIX, "gate_up_proj_adapter_list.@.1.weight" },
     RULES_END
 };
 
@@ -299,6 +522,67 @@ static const rule_group mamba_groups[] = {
     { 0, NULL, NULL }
 };
 
+static const rule_group falcon_mamba_groups[] = {
+    { 0, "backbone.embeddings.weight", embed_rules },
+    { 0, "backbone.norm_f.weight", final_norm_rules },
+    { 0, "lm_head.weight", head_rules },
+    { JMB_MAMBA, "backbone.layers.#.norm.weight", norm_rules },
+    { JMB_MAMBA, "", plain_norm_rules },
+    { JMB_MAMBA, "backbone.layers.#.mixer.", mamba_rules },
+    { 0, NULL, NULL }
+};
+
+/* Codestral's own files put model. in front. */
+static const rule_group mamba2_groups[] = {
+    { 0, "backbone.embeddings.weight", embed_rules },
+    { 0, "backbone.embedding.weight", embed_rules },
+    { 0, "model.backbone.embeddings.weight", embed_rules },
+    { 0, "model.backbone.embedding.weight", embed_rules },
+    { 0, "backbone.norm_f.weight", final_norm_rules },
+    { 0, "model.backbone.norm_f.weight", final_norm_rules },
+    { 0, "lm_head.weight", head_rules },
+    { 0, "model.lm_head.weight", head_rules },
+    { JMB_MAMBA2, "backbone.layers.#.norm.weight", norm_rules },
+    { JMB_MAMBA2, "model.backbone.layers.#.norm.weight", norm_rules },
+    { JMB_MAMBA2, "backbone.layers.#.mixer.", mamba2_rules },
+    { JMB_MAMBA2, "model.backbone.layers.#.mixer.", mamba2_rules },
+    { 0, NULL, NULL }
+};
+
+static const rule_group zamba_groups[] = {
+    { 0, "model.embed_tokens.weight", embed_rules },
+    { 0, "model.final_layernorm.weight", final_norm_rules },
+    { 0, "lm_head.weight", head_rules },
+    { JMB_MAMBA, "model.layers.#.input_layernorm.weight", norm_rules },
+    { JMB_MAMBA, "model.layers.#.mamba.", zamba_mamba_rules },
+    { JMB_MAMBA | HYBRID, "model.layers.#.mamba_decoder.input_layernorm.weight", norm_rules },
+    { JMB_MAMBA | HYBRID, "model.layers.#.mamba_decoder.mamba.", zamba_mamba_rules },
+    { JMB_LINEAR | HYBRID, "model.layers.#.linear.weight", linear_rules },
+    { JMB_ATTENTION | HYBRID, "model.layers.#.shared_transf.input_layernorm.weight", norm_rules },
+    { JMB_ATTENTION | HYBRID, "model.layers.#.shared_transf.self_attn.", attention_rules },
+    { JMB_MLP | HYBRID, "model.layers.#.shared_transf.pre_ff_layernorm.weight", norm_rules },
+    { JMB_MLP | HYBRID, "model.layers.#.shared_transf.feed_forward.", mlp_rules },
+    { 0, NULL, NULL }
+};
+
+static const rule_group zamba2_groups[] = {
+    { 0, "model.embed_tokens.weight", embed_rules },
+    { 0, "model.final_layernorm.weight", final_norm_rules },
+    { 0, "lm_head.weight", head_rules },
+    { JMB_MAMBA2, "model.layers.#.input_layernorm.weight", norm_rules },
+    { JMB_MAMBA2, "model.layers.#.mamba.", mamba2_rules },
+    { JMB_MAMBA2 | HYBRID, "model.layers.#.mamba_decoder.input_layernorm.weight", norm_rules },
+    { JMB_MAMBA2 | HYBRID, "model.layers.#.mamba_decoder.mamba.", mamba2_rules },
+    { JMB_LINEAR | HYBRID, "model.layers.#.linear.weight", linear_rules },
+    { JMB_ATTENTION | HYBRID, "model.layers.#.shared_transformer.input_layernorm.weight", norm_rules },
+    { JMB_ATTENTION | HYBRID, "model.layers.#.shared_transformer.self_attn.", attention_rules },
+    { JMB_ATTENTION | HYBRID, "model.layers.#.shared_transformer.self_attn.", attention_adapter_rules },
+    { JMB_MLP | HYBRID, "model.layers.#.shared_transformer.pre_ff_layernorm.weight", norm_rules },
+    { JMB_MLP | HYBRID, "model.layers.#.shared_transformer.feed_forward.", gate_up_rules },
+    { JMB_MLP | HYBRID, "model.layers.#.shared_transformer.feed_forward.", mlp_adapter_rules },
+    { 0, NULL, NULL }
+};
+
 static const rule_group llama_groups[] = {
     { 0, "model.embed_tokens.weight", embed_rules },
     { 0, "model.norm.weight", final_norm_rules },
@@ -327,6 +611,8 @@ struct family {
     const config_key *keys;
     const rule_group *groups;
     layer_kinds (*layer)(const convert_plan *plan, uint32_t layer);
+    /* Settings that follow from others, and checks of them; before those that all families have. */
+    bool (*derive)(convert_plan *plan, const json_value *root, tool_error *error);
     uint32_t flags[JMB_KINDS]; /* of every block of a kind */
 };
 
@@ -365,14 +651,25 @@ static layer_kinds mixtral_layer(const convert_plan *plan, uint32_t layer)
     return k;
 }
 
-/* Flags in the order none, attention, mamba, mlp, moe */
-static const family families[] = {
-    { "jamba", jamba_keys, jamba_groups, jamba_layer, { 0, 0, JMB_DT_NORM, 0, 0 } },
-    { "mamba", mamba_keys, mamba_groups, mamba_layer, { 0, 0, 0, 0, 0 } },
-    { "llama", llama_keys, llama_groups, llama_layer, { 0, JMB_ROPE, 0, 0, 0 } },
-    { "mixtral", mixtral_keys, llama_groups, mixtral_layer, { 0, JMB_ROPE, 0, 0, JMB_RENORMALISE } },
-};
-enum { FAMILIES = sizeof families / sizeof families[0] };
+static layer_kinds mamba2_layer(const convert_plan *plan, uint32_t layer)
+{
+    layer_kinds k = { { JMB_MAMBA2, 0, 0, 0 } };
+    (void)plan;
+    (void)layer;
+    return k;
+}
+
+static layer_kinds zamba_layer(const convert_plan *plan, uint32_t layer)
+{
+    layer_kinds plain = { { JMB_MAMBA, 0, 0, 0 } }, hybrid = { { JMB_ATTENTION, JMB_MLP, JMB_LINEAR, JMB_MAMBA } };
+    return plan_ordinal(plan, layer) == JMB_NONE ? plain : hybrid;
+}
+
+static layer_kinds zamba2_layer(const convert_plan *plan, uint32_t layer)
+{
+    layer_kinds plain = { { JMB_MAMBA2, 0, 0, 0 } }, hybrid = { { JMB_ATTENTION, JMB_MLP, JMB_LINEAR, JMB_MAMBA2 } };
+    return plan_ordinal(plan, layer) == JMB_NONE ? plain : hybrid;
+}
 
 /* ---- reading config.json ------------------------------------------------------------------- */
 
@@ -409,16 +706,45 @@ static bool config_read_flag(convert_plan *plan, const config_key *key, const js
     return true;
 }
 
+static bool config_read_act(convert_plan *plan, const config_key *key, const json_value *v, tool_error *error)
+{
+    double *act = &plan->settings[key->which];
+    *act = json_is_string(v, "silu") || json_is_string(v, "swish") ? JMB_ACT_SILU
+        : json_is_string(v, "gelu")                                ? JMB_ACT_GELU
+                                                                   : SETTINGS;
+    return *act <= key->high
+        || tool_error_set(error, "%s: %s is \"%.32s\"; only silu%s can be converted", plan->config_path, key->name,
+            json_kind(v) == JSON_STRING ? json_string(v, NULL) : "?", key->high == JMB_ACT_GELU ? " and gelu" : "");
+}
+
+/* Beside a bare Infinity, {"__float__": "Infinity"}: how transformers 5 writes it. */
+static bool config_limit_number(const json_value *v, double *out)
+{
+    if (json_is_string(json_get(v, "__float__"), "Infinity") && json_count(v) == 1) {
+        *out = INFINITY;
+        return true;
+    }
+    return json_number(v, out);
+}
+
+static bool config_read_limit(convert_plan *plan, const config_key *key, const json_value *v, tool_error *error)
+{
+    double *limit = &plan->settings[key->which];
+    bool ok = json_kind(v) == JSON_ARRAY && json_count(v) == 2 && config_limit_number(json_at(v, 0), &limit[0])
+        && config_limit_number(json_at(v, 1), &limit[1]);
+    return (ok && limit[0] >= 0 && limit[0] <= limit[1] && limit[0] < FLT_MAX)
+        || tool_error_set(error, "%s: %s is not a list of two numbers, the second not below the first",
+            plan->config_path, key->name);
+}
+
 /* A key whose value decides nothing but whether the model can be converted. */
 static bool config_require(const convert_plan *plan, const config_key *key, const json_value *v, tool_error *error)
 {
     bool value = true;
-    if (key->kind == KEY_SILU) {
-        if (json_is_string(v, "silu") || json_is_string(v, "swish")) return true;
-        return tool_error_set(error, "%s: %s is \"%.32s\"; only silu can be converted", plan->config_path, key->name,
-            json_kind(v) == JSON_STRING ? json_string(v, NULL) : "?");
-    }
-    if (key->kind == KEY_TRUE && json_bool(v, &value) && value) return true;
+    double number;
+    if (json_bool(v, &value) && value == (key->kind == KEY_TRUE)) return true;
+    if (key->kind == KEY_UNUSED && key->standard != 0 && json_number(v, &number) && number == key->standard)
+        return true;
     return tool_error_set(error, "%s: %s has a value that cannot be converted: use a checkpoint without it",
         plan->config_path, key->name);
 }
@@ -426,10 +752,12 @@ static bool config_require(const convert_plan *plan, const config_key *key, cons
 static bool config_read_key(convert_plan *plan, const config_key *key, const json_value *root, tool_error *error)
 {
     const json_value *v = json_get(root, key->name);
-    bool derived = key->kind == KEY_DERIVED && (json_kind(v) == JSON_NULL || json_is_string(v, "auto"));
+    bool derived;
     if (!v && key->other) v = json_get(root, key->other);
+    derived = key->kind == KEY_DERIVED && (json_kind(v) == JSON_NULL || json_is_string(v, "auto"));
     if (!v || derived) {
         if (key->which < SETTINGS) plan->settings[key->which] = v ? 0 : key->standard;
+        if (key->kind == KEY_LIMIT) plan->settings[key->which + 1] = key->high;
         return true;
     }
     if (json_kind(v) == JSON_NULL && (key->kind == KEY_UNUSED || key->kind == KEY_TRUE)) return true;
@@ -438,9 +766,10 @@ static bool config_read_key(convert_plan *plan, const config_key *key, const jso
         return true;
     }
     switch (key->kind) {
-    case KEY_SILU:
     case KEY_UNUSED:
     case KEY_TRUE: return config_require(plan, key, v, error);
+    case KEY_ACT: return config_read_act(plan, key, v, error);
+    case KEY_LIMIT: return config_read_limit(plan, key, v, error);
     case KEY_FLAG: return config_read_flag(plan, key, v, error);
     default: return config_read_number(plan, key, v, error);
     }
@@ -453,38 +782,210 @@ static bool config_read_keys(convert_plan *plan, const config_key *keys, const j
     return true;
 }
 
+/* ---- settings that follow from others ------------------------------------------------------ */
+
+/* The width of a Mamba mixer is what its weights say: old configs do not carry it. */
+static bool mamba_derive(convert_plan *plan, const json_value *root, tool_error *error)
+{
+    const st_tensor *t = st_find(&plan->checkpoint, "backbone.layers.0.mixer.in_proj.weight");
+    (void)root;
+    (void)error;
+    if (plan->settings[SET_D_INNER] == 0 && t && t->rank == 2 && t->shape[0] <= 2 * (uint64_t)JMB_MAX_INNER)
+        plan->settings[SET_D_INNER] = (double)(t->shape[0] / 2);
+    return true;
+}
+
+static bool plan_check_mamba_heads(const convert_plan *plan, const char *heads, const char *width, tool_error *error)
+{
+    const double *s = plan->settings;
+    return s[SET_MAMBA_HEADS] * s[SET_MAMBA_HEAD_DIM] == s[SET_EXPAND] * s[SET_HIDDEN]
+        || tool_error_set(error, "%s: %s (%.0f) times %s (%.0f) is not %.0f, the width by hidden_size and expand",
+            plan->config_path, heads, s[SET_MAMBA_HEADS], width, s[SET_MAMBA_HEAD_DIM],
+            s[SET_EXPAND] * s[SET_HIDDEN]);
+}
+
+static bool mamba2_derive(convert_plan *plan, const json_value *root, tool_error *error)
+{
+    (void)root;
+    return plan_check_mamba_heads(plan, "num_heads", "head_dim", error);
+}
+
+/* Fills plan->hybrids from plan->ordinals, where each hybrid layer is marked by 0. */
+static bool plan_number_hybrids(convert_plan *plan, tool_error *error)
+{
+    uint32_t i, layers = plan_get(plan, SET_LAYERS);
+    plan->hybrids = calloc(layers, sizeof *plan->hybrids);
+    if (!plan->hybrids) return tool_no_memory(error);
+    for (i = 0; i < layers; i++) {
+        if (plan->ordinals[i] == JMB_NONE) continue;
+        plan->ordinals[i] = plan->hybrid_count;
+        plan->hybrids[plan->hybrid_count++].layer = i;
+    }
+    return true;
+}
+
+/* "mamba" is how transformers 4 calls a plain layer, "linear_attention" 5; "m" and "g" are the authors' own. */
+static bool zamba_read_layer(convert_plan *plan, uint32_t layer, const json_value *v, tool_error *error)
+{
+    if (json_is_string(v, "hybrid") || json_is_string(v, "g")) plan->ordinals[layer] = 0;
+    else if (!json_is_string(v, "mamba") && !json_is_string(v, "linear_attention") && !json_is_string(v, "m"))
+        return tool_error_set(error, "%s: layers_block_type: layer %u is \"%.32s\"; mamba and hybrid can be converted",
+            plan->config_path, layer, json_kind(v) == JSON_STRING ? json_string(v, NULL) : "?");
+    return true;
+}
+
+/* The list of layer types, NULL where the config leaves it to the family. */
+static const json_value *zamba_layer_list(const json_value *root)
+{
+    const json_value *list = json_get(root, "layers_block_type");
+    if (!list) list = json_get(root, "layer_types");
+    return json_kind(list) == JSON_NULL ? NULL : list;
+}
+
+/* The hybrid layers by list, or else by the family's own rule. */
+static bool zamba_read_layers(
+    convert_plan *plan, const json_value *list, bool (*is_hybrid)(const convert_plan *, uint32_t), tool_error *error)
+{
+    uint32_t i, layers = plan_get(plan, SET_LAYERS);
+    const json_value *v = json_first(list);
+    plan->ordinals = (uint32_t *)malloc(layers * sizeof *plan->ordinals);
+    if (!plan->ordinals) return tool_no_memory(error);
+    if (list && (json_kind(list) != JSON_ARRAY || json_count(list) != layers))
+        return tool_error_set(error, "%s: layers_block_type is not a list of num_hidden_layers (%u) types",
+            plan->config_path, layers);
+    for (i = 0; i < layers; i++, v = json_next(v)) {
+        plan->ordinals[i] = !list && is_hybrid(plan, i) ? 0 : (uint32_t)JMB_NONE;
+        if (list && !zamba_read_layer(plan, i, v, error)) return false;
+    }
+    return plan_number_hybrids(plan, error);
+}
+
+/* Attention of shared blocks: on x beside e, scaled by (head_dim / 2)^-0.5 */
+static bool zamba_derive_attention(convert_plan *plan, tool_error *error)
+{
+    double *s = plan->settings;
+    if (s[SET_ATTENTION_WIDTH] != 0 && s[SET_ATTENTION_WIDTH] != 2 * s[SET_HIDDEN])
+        return tool_error_set(error, "%s: attention_hidden_size must be twice hidden_size", plan->config_path);
+    if (s[SET_HEAD_DIM] == 0) s[SET_HEAD_DIM] = 2 * plan_get(plan, SET_HIDDEN) / plan_get(plan, SET_HEADS);
+    s[SET_SCALE_DIM] = s[SET_HEAD_DIM] / 2;
+    return true;
+}
+
+static bool zamba_is_hybrid(const convert_plan *plan, uint32_t layer)
+{
+    if (layer < 3) return layer == 2;
+    return (layer - 3) % plan_get(plan, SET_ATTENTION_PERIOD) == plan_get(plan, SET_ATTENTION_OFFSET);
+}
+
+static bool zamba_derive(convert_plan *plan, const json_value *root, tool_error *error)
+{
+    plan->settings[SET_MEM_BLOCKS] = 1;
+    return zamba_derive_attention(plan, error)
+        && zamba_read_layers(plan, zamba_layer_list(root), zamba_is_hybrid, error);
+}
+
+/* Of Zamba2-2.7B, which is the standard */
+static bool zamba2_is_hybrid(const convert_plan *plan, uint32_t layer)
+{
+    (void)plan;
+    if (layer > 42) return layer == 47 || layer == 51;
+    return layer > 0 && layer % 6 == 0;
+}
+
+/* Heads come from their width in configs of the authors' own code. */
+static bool zamba2_derive_heads(convert_plan *plan, tool_error *error)
+{
+    double *s = plan->settings, inner = s[SET_EXPAND] * s[SET_HIDDEN];
+    if (s[SET_MAMBA_HEADS] == 0)
+        s[SET_MAMBA_HEADS] = s[SET_MAMBA_HEAD_DIM] == 0 ? 8 : floor(inner / s[SET_MAMBA_HEAD_DIM]);
+    if (s[SET_MAMBA_HEAD_DIM] == 0 && s[SET_MAMBA_HEADS] > 0)
+        s[SET_MAMBA_HEAD_DIM] = floor(inner / s[SET_MAMBA_HEADS]);
+    return plan_check_mamba_heads(plan, "n_mamba_heads", "mamba_headdim", error);
+}
+
+/* The adapters of the reference are numbered by hybrid_layer_ids, so that it must be the same list. */
+static bool zamba2_check_ids(const convert_plan *plan, const json_value *ids, tool_error *error)
+{
+    const json_value *v = json_first(ids);
+    bool ok = json_count(ids) == plan->hybrid_count;
+    int64_t layer;
+    uint32_t i;
+    if (!ids || json_kind(ids) == JSON_NULL) return true;
+    for (i = 0; i < plan->hybrid_count && ok; i++, v = json_next(v))
+        ok = json_int(v, &layer) && layer == plan->hybrids[i].layer;
+    return ok
+        || tool_error_set(error, "%s: hybrid_layer_ids and layers_block_type do not name the same layers",
+            plan->config_path);
+}
+
+static bool zamba2_derive(convert_plan *plan, const json_value *root, tool_error *error)
+{
+    const json_value *list = zamba_layer_list(root);
+    double *s = plan->settings;
+    if (!list && plan_get(plan, SET_LAYERS) != 54)
+        return tool_error_set(error, "%s: layers_block_type is missing: which of the %u layers are hybrid?",
+            plan->config_path, plan_get(plan, SET_LAYERS));
+    if (s[SET_INTERMEDIATE] == 0) s[SET_INTERMEDIATE] = 4 * s[SET_HIDDEN];
+    if (s[SET_LONG] != 0) s[SET_CONTEXT] = 16384;
+    s[SET_INNER_EPS] = 1e-5; /* whatever rms_norm_eps says */
+    s[SET_CONV_BIAS] = 1;    /* whatever use_conv_bias says */
+    s[SET_MLP_BIAS] = s[SET_PROJ_BIAS];
+    s[SET_DT_MAX] = INFINITY;
+    return zamba2_derive_heads(plan, error) && zamba_derive_attention(plan, error)
+        && zamba_read_layers(plan, list, zamba2_is_hybrid, error)
+        && zamba2_check_ids(plan, json_get(root, "hybrid_layer_ids"), error);
+}
+
+/* Settings that the config leaves to others. */
+static bool plan_derive(convert_plan *plan, const json_value *root, tool_error *error)
+{
+    double *s = plan->settings;
+    if (plan->family->derive && !plan->family->derive(plan, root, error)) return false;
+    if (s[SET_KV_HEADS] == 0) s[SET_KV_HEADS] = s[SET_HEADS];
+    if (s[SET_HEAD_DIM] == 0 && s[SET_HEADS] > 0)
+        s[SET_HEAD_DIM] = plan_get(plan, SET_HIDDEN) / plan_get(plan, SET_HEADS);
+    if (s[SET_SCALE_DIM] == 0) s[SET_SCALE_DIM] = s[SET_HEAD_DIM];
+    if (s[SET_DT_RANK] == 0) s[SET_DT_RANK] = (plan_get(plan, SET_HIDDEN) + 15) / 16;
+    if (s[SET_D_INNER] == 0) s[SET_D_INNER] = s[SET_EXPAND] * s[SET_HIDDEN];
+    if (s[SET_MAMBA_HEADS] == 0) s[SET_MAMBA_HEADS] = 1;
+    if (s[SET_INNER_EPS] == 0) s[SET_INNER_EPS] = s[SET_EPS];
+    if (s[SET_CONV_ACT] == 0) s[SET_CONV_ACT] = JMB_ACT_SILU;
+    if (s[SET_CONTEXT] == 0) s[SET_CONTEXT] = 1 << 20; /* recurrent all through: nothing limits it */
+    if (plan->family->flags[JMB_ATTENTION] & JMB_ROPE) s[SET_ROPE] = 1;
+    return true;
+}
+
+/* ---- the list of families ------------------------------------------------------------------ */
+
+/* Flags in the order none, attention, mamba, mlp, moe */
+static const family families[] = {
+    { "jamba", jamba_keys, jamba_groups, jamba_layer, NULL, { 0, 0, JMB_DT_NORM, 0, 0, 0, 0 } },
+    { "zamba", zamba_keys, zamba_groups, zamba_layer, zamba_derive, { 0, 0, 0, 0, 0, 0, 0 } },
+    { "zamba2", zamba2_keys, zamba2_groups, zamba2_layer, zamba2_derive, { 0, 0, 0, 0, 0, 0, 0 } },
+    { "mamba", mamba_keys, mamba_groups, mamba_layer, mamba_derive, { 0, 0, 0, 0, 0, 0, 0 } },
+    { "mamba2", mamba2_keys, mamba2_groups, mamba2_layer, mamba2_derive, { 0, 0, 0, 0, 0, 0, 0 } },
+    { "falcon_mamba", mamba_keys, falcon_mamba_groups, mamba_layer, mamba_derive, { 0, 0, JMB_DT_NORM, 0, 0, 0, 0 } },
+    { "llama", llama_keys, llama_groups, llama_layer, NULL, { 0, JMB_ROPE, 0, 0, 0, 0, 0 } },
+    { "mixtral", mixtral_keys, llama_groups, mixtral_layer, NULL, { 0, JMB_ROPE, 0, 0, JMB_RENORMALISE, 0, 0 } },
+};
+enum { FAMILIES = sizeof families / sizeof families[0] };
+
 static bool config_find_family(convert_plan *plan, const json_value *root, tool_error *error)
 {
     const json_value *type = json_get(root, "model_type");
+    char names[128] = "";
     int i;
-    for (i = 0; i < FAMILIES; i++)
+    for (i = 0; i < FAMILIES; i++) {
         if (json_is_string(type, families[i].name)) plan->family = &families[i];
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s",
+            i == 0 ? "" : i == FAMILIES - 1 ? " and " : ", ", families[i].name);
+    }
     if (plan->family) return true;
     if (json_kind(type) != JSON_STRING)
         return tool_error_set(error, "%s: no model_type: this is not the config of a Hugging Face checkpoint",
             plan->config_path);
-    return tool_error_set(error, "%s: model_type \"%.64s\" cannot be converted; jamba, mamba, llama and mixtral can",
-        plan->config_path, json_string(type, NULL));
-}
-
-/* The width of a Mamba mixer is what its weights say: old configs do not carry it. */
-static uint32_t plan_stored_inner(const convert_plan *plan)
-{
-    const st_tensor *t = st_find(&plan->checkpoint, "backbone.layers.0.mixer.in_proj.weight");
-    return t && t->rank == 2 && t->shape[0] <= 2 * (uint64_t)JMB_MAX_INNER ? (uint32_t)(t->shape[0] / 2) : 0;
-}
-
-/* Settings that the config leaves to others. */
-static void plan_derive(convert_plan *plan)
-{
-    double *s = plan->settings;
-    if (s[SET_KV_HEADS] == 0) s[SET_KV_HEADS] = s[SET_HEADS];
-    if (s[SET_HEAD_DIM] == 0 && s[SET_HEADS] > 0)
-        s[SET_HEAD_DIM] = plan_get(plan, SET_HIDDEN) / plan_get(plan, SET_HEADS);
-    if (s[SET_DT_RANK] == 0) s[SET_DT_RANK] = (plan_get(plan, SET_HIDDEN) + 15) / 16;
-    if (s[SET_D_INNER] == 0) s[SET_D_INNER] = plan_stored_inner(plan);
-    if (s[SET_D_INNER] == 0) s[SET_D_INNER] = s[SET_EXPAND] * s[SET_HIDDEN];
-    if (s[SET_CONTEXT] == 0) s[SET_CONTEXT] = 1 << 20; /* recurrent all through: nothing limits it */
+    return tool_error_set(error, "%s: model_type \"%.64s\" cannot be converted; %s can", plan->config_path,
+        json_string(type, NULL), names);
 }
 
 /* ---- end of text --------------------------------------------------------------------------- */
@@ -628,6 +1129,147 @@ static bool rope_compute(convert_plan *plan, const rope_settings *rope, tool_err
     return true;
 }
 
+/* ---- names of tensors ---------------------------------------------------------------------- */
+
+/* What stands for '#', '@' and '*' in a name. */
+typedef struct name_place {
+    uint32_t layer, ordinal, expert;
+} name_place;
+
+/* Appends `pattern` with its marks replaced. */
+static void rule_append(char *out, size_t capacity, const char *pattern, const name_place *place)
+{
+    size_t used = strlen(out);
+    for (; *pattern && used + 12 < capacity; pattern++) {
+        if (*pattern == '#' || *pattern == '*' || *pattern == '@')
+            used += (size_t)snprintf(out + used, capacity - used, "%u",
+                *pattern == '#' ? place->layer : *pattern == '*' ? place->expert : place->ordinal);
+        else {
+            out[used++] = *pattern;
+            out[used] = 0;
+        }
+    }
+}
+
+enum { NAME_ROOM = 192 };
+
+static st_tensor *rule_find(const convert_plan *plan, const rule_group *group, const name_rule *rule,
+    const name_place *place, char name[NAME_ROOM])
+{
+    name[0] = 0;
+    rule_append(name, NAME_ROOM, group->prefix, place);
+    rule_append(name, NAME_ROOM, rule->name, place);
+    return st_find(&plan->checkpoint, name);
+}
+
+/* Of block `index`: its kind as rule groups say it. */
+static uint32_t plan_group_kind(const convert_plan *plan, uint32_t index)
+{
+    uint32_t kind = plan->model.blocks[index].kind;
+    return plan_ordinal(plan, plan->layers[index]) == JMB_NONE ? kind : kind | (uint32_t)HYBRID;
+}
+
+static bool kind_is_shared(uint32_t group_kind)
+{
+    return group_kind == (JMB_ATTENTION | HYBRID) || group_kind == (JMB_MLP | HYBRID);
+}
+
+/* The tensor under its layer's own name, or else under that of the first layer that shares the block.
+ * `name` is the own one when there is none. */
+static st_tensor *rule_find_shared(const convert_plan *plan, const rule_group *group, const name_rule *rule,
+    const name_place *place, char name[NAME_ROOM])
+{
+    st_tensor *found = rule_find(plan, group, rule, place, name);
+    name_place other = *place;
+    uint32_t i, blocks = plan_get(plan, SET_MEM_BLOCKS);
+    char other_name[NAME_ROOM];
+    if (found || !kind_is_shared(group->kind)) return found;
+    for (i = place->ordinal % blocks; i < plan->hybrid_count && !found; i += blocks) {
+        other.layer = plan->hybrids[i].layer;
+        found = rule_find(plan, group, rule, &other, other_name);
+    }
+    return found;
+}
+
+/* ---- sharing ------------------------------------------------------------------------------- */
+
+/* Whether hybrid `ordinal` has, of one tensor, a copy that differs from what the block's first user has.
+ * One that does not differ needs no place. */
+static bool rule_differs(const convert_plan *plan, const rule_group *group, const name_rule *rule, uint32_t ordinal,
+    bool *differs, tool_error *error)
+{
+    uint32_t first = ordinal % plan_get(plan, SET_MEM_BLOCKS);
+    name_place place = { plan->hybrids[ordinal].layer, ordinal, 0 };
+    char name[NAME_ROOM];
+    st_tensor *own = rule_find(plan, group, rule, &place, name);
+    const st_tensor *other;
+    bool same = true;
+    if (!own || strchr(rule->name, '@')) return true; /* adapters are never shared */
+    place.layer = plan->hybrids[first].layer;
+    place.ordinal = first;
+    other = rule_find_shared(plan, group, rule, &place, name);
+    if (other != own && !st_same(&plan->checkpoint, own, other, &same, error)) return false;
+    own->used = same;
+    *differs |= !same;
+    return true;
+}
+
+/* Attention or MLP of a hybrid layer: takes the tensors of the block's first user unless it has its own. */
+static bool plan_share_block(convert_plan *plan, uint32_t ordinal, uint32_t kind, tool_error *error)
+{
+    uint32_t base = plan->hybrids[ordinal % plan_get(plan, SET_MEM_BLOCKS)].block;
+    uint32_t block = plan->hybrids[ordinal].block;
+    const rule_group *group;
+    const name_rule *rule;
+    bool differs = false;
+    while (plan->model.blocks[block].kind != kind) block++, base++;
+    for (group = plan->family->groups; group->rules; group++) {
+        if (group->kind != (kind | HYBRID)) continue;
+        for (rule = group->rules; rule->name; rule++)
+            if (!rule_differs(plan, group, rule, ordinal, &differs, error)) return false;
+    }
+    if (!differs) plan->model.blocks[block].unit = base;
+    return true;
+}
+
+static bool plan_share_blocks(convert_plan *plan, tool_error *error)
+{
+    uint32_t i;
+    for (i = 0; i < plan->hybrid_count; i++)
+        if (!plan_share_block(plan, i, JMB_ATTENTION, error) || !plan_share_block(plan, i, JMB_MLP, error))
+            return false;
+    return true;
+}
+
+/* The tensor of a role that belongs to no block, or NULL. */
+static st_tensor *plan_find_global(const convert_plan *plan, uint32_t role)
+{
+    static const name_place nowhere = { 0, 0, 0 };
+    const rule_group *group;
+    char name[NAME_ROOM];
+    for (group = plan->family->groups; group->rules; group++) {
+        st_tensor *found;
+        if (group->kind != 0 || group->rules->role != role) continue;
+        found = rule_find(plan, group, group->rules, &nowhere, name);
+        if (found) return found;
+    }
+    return NULL;
+}
+
+/* A tied head that is stored all the same counts where it differs from the embeddings. */
+static bool plan_choose_head(convert_plan *plan, tool_error *error)
+{
+    st_tensor *head = plan_find_global(plan, JMB_ROLE_HEAD);
+    const st_tensor *embed = plan_find_global(plan, JMB_ROLE_EMBED);
+    bool same;
+    plan->model.header.head = plan_get(plan, SET_TIED) ? 0 : 1;
+    if (plan->model.header.head || !head || !embed) return true;
+    if (!st_same(&plan->checkpoint, head, embed, &same, error)) return false;
+    plan->model.header.head = same ? 0 : 1;
+    head->used = same;
+    return true;
+}
+
 /* ---- the program --------------------------------------------------------------------------- */
 
 static void plan_fill_attention(const convert_plan *plan, jmb_block *b)
@@ -635,8 +1277,10 @@ static void plan_fill_attention(const convert_plan *plan, jmb_block *b)
     b->heads = plan_get(plan, SET_HEADS);
     b->kv_heads = plan_get(plan, SET_KV_HEADS);
     b->head_dim = plan_get(plan, SET_HEAD_DIM);
-    b->scale = b->head_dim ? (float)(1 / sqrt((double)b->head_dim)) : 0;
+    b->scale = b->head_dim ? (float)(1 / sqrt(plan->settings[SET_SCALE_DIM])) : 0;
     if (plan_get(plan, SET_ATTENTION_BIAS)) b->flags |= JMB_BIAS;
+    if (plan_get(plan, SET_ROPE)) b->flags |= JMB_ROPE;
+    if (plan_get(plan, SET_ATTENTION_ADAPTER)) b->rank = plan_get(plan, SET_RANK);
 }
 
 static void plan_fill_mamba(const convert_plan *plan, jmb_block *b)
@@ -644,20 +1288,43 @@ static void plan_fill_mamba(const convert_plan *plan, jmb_block *b)
     b->d_inner = plan_get(plan, SET_D_INNER);
     b->d_state = plan_get(plan, SET_D_STATE);
     b->d_conv = plan_get(plan, SET_D_CONV);
-    b->dt_rank = plan_get(plan, SET_DT_RANK);
-    b->heads = 1;
-    b->inner_eps = (float)plan->settings[SET_EPS];
+    b->heads = plan_get(plan, SET_MAMBA_HEADS);
+    b->act = plan_get(plan, SET_CONV_ACT);
+    b->inner_eps = (float)plan->settings[SET_INNER_EPS];
     if (plan_get(plan, SET_PROJ_BIAS)) b->flags |= JMB_BIAS;
     if (plan_get(plan, SET_CONV_BIAS)) b->flags |= JMB_CONV_BIAS;
+    if (b->kind == JMB_MAMBA) {
+        b->dt_rank = plan_get(plan, SET_DT_RANK);
+        return;
+    }
+    b->n_groups = plan_get(plan, SET_GROUPS);
+    b->dt_min = (float)plan->settings[SET_DT_MIN];
+    b->dt_max = (float)plan->settings[SET_DT_MAX];
 }
 
 static void plan_fill_mlp(const convert_plan *plan, jmb_block *b)
 {
     b->intermediate = plan_get(plan, SET_INTERMEDIATE);
+    b->act = plan_get(plan, SET_ACT);
     if (b->kind == JMB_MOE) {
         b->experts = plan_get(plan, SET_EXPERTS);
         b->top_k = plan_get(plan, SET_TOP_K);
-    } else if (plan_get(plan, SET_MLP_BIAS)) b->flags |= JMB_BIAS;
+        return;
+    }
+    b->rank = plan_get(plan, SET_RANK);
+    if (plan_get(plan, SET_MLP_BIAS)) b->flags |= JMB_BIAS;
+}
+
+/* A hybrid layer: a = linear(mlp(attention(x beside e))), without residuals; x += mamba(x + a). */
+static void plan_route_hybrid(jmb_block *b)
+{
+    switch (b->kind) {
+    case JMB_ATTENTION: b->input = JMB_FROM_X_AND_E; break;
+    case JMB_MLP:
+    case JMB_LINEAR: b->input = JMB_FROM_A; break;
+    default: b->input = JMB_FROM_X_PLUS_A; return;
+    }
+    b->output = JMB_SET_A;
 }
 
 static void plan_add_block(convert_plan *plan, uint32_t kind, uint32_t layer)
@@ -673,9 +1340,15 @@ static void plan_add_block(convert_plan *plan, uint32_t kind, uint32_t layer)
     b->act = JMB_ACT_SILU;
     b->eps = (float)plan->settings[SET_EPS];
     plan->layers[index] = layer;
-    if (kind == JMB_ATTENTION) plan_fill_attention(plan, b);
-    else if (kind == JMB_MAMBA) plan_fill_mamba(plan, b);
-    else plan_fill_mlp(plan, b);
+    switch (kind) {
+    case JMB_ATTENTION: plan_fill_attention(plan, b); break;
+    case JMB_MAMBA:
+    case JMB_MAMBA2: plan_fill_mamba(plan, b); break;
+    case JMB_MLP:
+    case JMB_MOE: plan_fill_mlp(plan, b); break;
+    default: break;
+    }
+    if (plan_ordinal(plan, layer) != JMB_NONE) plan_route_hybrid(b);
 }
 
 static bool plan_build_program(convert_plan *plan, tool_error *error)
@@ -686,8 +1359,20 @@ static bool plan_build_program(convert_plan *plan, tool_error *error)
     if (!plan->model.blocks || !plan->layers) return tool_no_memory(error);
     for (layer = 0; layer < layers; layer++) {
         layer_kinds k = plan->family->layer(plan, layer);
+        if (plan_ordinal(plan, layer) != JMB_NONE)
+            plan->hybrids[plan_ordinal(plan, layer)].block = plan->model.header.blocks;
         for (i = 0; i < 4 && k.kinds[i]; i++) plan_add_block(plan, k.kinds[i], layer);
     }
+    return true;
+}
+
+static bool plan_make_ones(convert_plan *plan, tool_error *error)
+{
+    uint32_t i, rank = plan_get(plan, SET_DT_RANK), state = plan_get(plan, SET_D_STATE);
+    uint32_t count = rank > state ? rank : state;
+    plan->ones = (float *)malloc((count + 1u) * sizeof *plan->ones);
+    if (!plan->ones) return tool_no_memory(error);
+    for (i = 0; i < count; i++) plan->ones[i] = 1;
     return true;
 }
 
@@ -698,7 +1383,6 @@ static void plan_fill_header(convert_plan *plan, uint32_t type)
     h->vocab = plan_get(plan, SET_VOCAB);
     h->hidden = plan_get(plan, SET_HIDDEN);
     h->context = plan_get(plan, SET_CONTEXT);
-    h->head = plan_get(plan, SET_TIED) ? 0 : 1;
     h->eps = (float)plan->settings[SET_EPS];
     h->type = type;
     h->bos = plan_get(plan, SET_BOS);
@@ -737,47 +1421,49 @@ static bool plan_apply_config(convert_plan *plan, const json_value *root, uint32
     if (json_kind(root) != JSON_OBJECT) return tool_error_set(error, "%s: not a JSON object", plan->config_path);
     if (!config_find_family(plan, root, error) || !config_read_keys(plan, common_keys, root, error)
         || !config_read_keys(plan, plan->family->keys, root, error)) return false;
-    plan_derive(plan);
+    if (!plan_derive(plan, root, error)) return false;
     plan_fill_header(plan, type);
     if (!plan_check_token(plan, "bos_token_id", plan->model.header.bos, error)
         || !plan_check_token(plan, "pad_token_id", plan->model.header.pad, error)
         || !plan_read_eos(&plan->model.header, plan->config_path, root, error)
         || !plan_read_generation_config(plan, error)) return false;
-    if ((plan->family->flags[JMB_ATTENTION] & JMB_ROPE)
-        && (!rope_read(plan, &rope, root, error) || !rope_compute(plan, &rope, error))) return false;
-    return plan_build_program(plan, error) && plan_list_tensors(plan, error);
+    if (plan_get(plan, SET_ROPE) && (!rope_read(plan, &rope, root, error) || !rope_compute(plan, &rope, error)))
+        return false;
+    return plan_make_ones(plan, error) && plan_build_program(plan, error) && plan_share_blocks(plan, error)
+        && plan_choose_head(plan, error) && plan_list_tensors(plan, error);
 }
 
 /* ---- finding the tensors ------------------------------------------------------------------- */
 
-/* Appends `pattern` with the layer for '#' and the expert for '*'. */
-static void rule_append(char *out, size_t capacity, const char *pattern, uint32_t layer, uint32_t expert)
-{
-    size_t used = strlen(out);
-    for (; *pattern && used + 12 < capacity; pattern++) {
-        if (*pattern == '#' || *pattern == '*')
-            used += (size_t)snprintf(out + used, capacity - used, "%u", *pattern == '#' ? layer : expert);
-        else {
-            out[used++] = *pattern;
-            out[used] = 0;
-        }
-    }
-}
-
 /* First row of a rule's part, and the rows of the whole stored matrix in *total. */
 static uint64_t rule_rows_of(const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t *total)
 {
-    uint64_t rows = t->rows;
+    uint64_t rows = t->rows, x = b ? b->dt_rank + 2u * b->d_state : 0, bc = b ? (uint64_t)b->n_groups * b->d_state : 0;
+    uint64_t zubc = b ? 2 * (b->d_inner + bc) : 0;
     *total = rows;
     switch (rule->rows) {
     case ROWS_FIRST_HALF: *total = 2 * rows; return 0;
     case ROWS_SECOND_HALF: *total = 2 * rows; return rows;
-    case ROWS_DT_LOW: *total = b->dt_rank + 2u * b->d_state; return 0;
-    case ROWS_B: *total = b->dt_rank + 2u * b->d_state; return b->dt_rank;
-    case ROWS_C: *total = b->dt_rank + 2u * b->d_state; return b->dt_rank + b->d_state;
+    case ROWS_DT_LOW: *total = x; return 0;
+    case ROWS_B: *total = x; return b->dt_rank;
+    case ROWS_C: *total = x; return b->dt_rank + b->d_state;
     case ROWS_EXPERT: *total = b->experts * rows; return t->index * rows;
     case ROWS_EXPERT_GATE: *total = 2 * b->experts * rows; return 2 * t->index * rows;
     case ROWS_EXPERT_UP: *total = 2 * b->experts * rows; return (2 * t->index + 1) * rows;
+    case ROWS_EVEN: *total = 2 * rows; return 0;
+    case ROWS_ODD: *total = 2 * rows; return 1;
+    case ROWS_HEAD: *total = b->heads * rows; return t->index * rows;
+    case ROWS_HEAD_DT_LOW: *total = b->heads * x; return t->index * x;
+    case ROWS_HEAD_B: *total = b->heads * x; return t->index * x + b->dt_rank;
+    case ROWS_HEAD_C: *total = b->heads * x; return t->index * x + b->dt_rank + b->d_state;
+    case ROWS_Z: *total = zubc + b->heads; return 0;
+    case ROWS_ZU: *total = zubc + b->heads; return b->d_inner;
+    case ROWS_ZB: *total = zubc + b->heads; return 2 * (uint64_t)b->d_inner;
+    case ROWS_ZC: *total = zubc + b->heads; return 2 * (uint64_t)b->d_inner + bc;
+    case ROWS_ZDT: *total = zubc + b->heads; return zubc;
+    case ROWS_CONV_U: *total = b->d_inner + 2 * bc; return 0;
+    case ROWS_CONV_B: *total = b->d_inner + 2 * bc; return b->d_inner;
+    case ROWS_CONV_C: *total = b->d_inner + 2 * bc; return b->d_inner + bc;
     default: return 0;
     }
 }
@@ -796,8 +1482,20 @@ static uint32_t rule_shape_of(
         shape[0] = b->experts;
         shape[1] = total / b->experts;
         return 3;
+    case SHAPE_HEADS:
+    case SHAPE_HEAD_VECTORS:
+        shape[0] = b->heads;
+        shape[1] = total / b->heads;
+        return rule->shape == SHAPE_HEADS ? 3 : 2;
     default: return 2;
     }
+}
+
+static bool plan_use_values(tensor_source *source, const float *values)
+{
+    source->values = values;
+    source->step = 1;
+    return true;
 }
 
 static bool rule_bind(
@@ -809,7 +1507,7 @@ static bool rule_bind(
     uint32_t rank;
     char want[96], have[96];
     source->first = rule_rows_of(rule, t, b, &total);
-    source->step = 1;
+    source->step = rule->rows == ROWS_EVEN || rule->rows == ROWS_ODD ? 2 : 1;
     source->minus_exp = t->role == JMB_ROLE_A;
     rank = rule_shape_of(rule, t, b, total, shape);
     stored->used = true;
@@ -826,17 +1524,17 @@ static bool plan_find_source(
     convert_plan *plan, const jmb_tensor *t, uint32_t half, tensor_source *source, tool_error *error)
 {
     const jmb_block *b = t->unit == JMB_NONE ? NULL : &plan->model.blocks[t->unit];
+    uint32_t kind = b ? plan_group_kind(plan, t->unit) : 0, layer = b ? plan->layers[t->unit] : 0;
+    name_place place = { layer, plan_ordinal(plan, layer), t->index };
     const rule_group *group;
     const name_rule *rule;
-    char name[192], missing[192] = "";
+    char name[NAME_ROOM], missing[NAME_ROOM] = "";
     for (group = plan->family->groups; group->rules; group++) {
-        if (group->kind != (b ? b->kind : 0)) continue;
+        if (group->kind != kind) continue;
         for (rule = group->rules; rule->name; rule++) {
             if (rule->role != t->role || rule->half != half) continue;
-            name[0] = 0;
-            rule_append(name, sizeof name, group->prefix, b ? plan->layers[t->unit] : 0, t->index);
-            rule_append(name, sizeof name, rule->name, b ? plan->layers[t->unit] : 0, t->index);
-            source->tensor = st_find(&plan->checkpoint, name);
+            if (rule->rows == ROWS_ONES) return plan_use_values(source, plan->ones);
+            source->tensor = rule_find_shared(plan, group, rule, &place, name);
             if (source->tensor) return rule_bind(plan, rule, t, b, source, error);
             if (!missing[0]) memcpy(missing, name, sizeof name);
         }
@@ -846,29 +1544,70 @@ static bool plan_find_source(
         plan->checkpoint.dir, missing[0] ? missing : jmb_tensor_name(t, name));
 }
 
+/* Whether a tensor has two sources. */
+static bool plan_has_second(const convert_plan *plan, const jmb_tensor *t)
+{
+    const jmb_block *b = &plan->model.blocks[t->unit];
+    if (jmb_roles[t->role].paired) return true;
+    return t->role == JMB_ROLE_DT_BIAS && b->kind == JMB_MAMBA2 && (b->flags & JMB_BIAS);
+}
+
 static bool plan_find_sources(convert_plan *plan, tool_error *error)
 {
     uint32_t i;
     for (i = 0; i < plan->model.header.tensors; i++) {
         const jmb_tensor *t = &plan->model.tensors[i];
         if (t->role == JMB_ROLE_ROPE) {
-            plan->sources[i][0].values = plan->rope;
-            plan->sources[i][0].step = 1;
+            plan_use_values(&plan->sources[i][0], plan->rope);
             continue;
         }
         if (!plan_find_source(plan, t, 0, &plan->sources[i][0], error)) return false;
-        if (jmb_roles[t->role].paired && !plan_find_source(plan, t, 1, &plan->sources[i][1], error)) return false;
+        if (t->unit != JMB_NONE && plan_has_second(plan, t)
+            && !plan_find_source(plan, t, 1, &plan->sources[i][1], error)) return false;
     }
     return true;
 }
 
-/* Buffers that some versions saved although they are computed, and the copy of a tied matrix. */
+/* The number after `mark` in a name, SIZE_MAX when there is none. */
+static size_t name_number(const char *name, const char *mark)
+{
+    const char *at = strstr(name, mark);
+    if (!at || at[strlen(mark)] < '0' || at[strlen(mark)] > '9') return SIZE_MAX;
+    return (size_t)strtoul(at + strlen(mark), NULL, 10);
+}
+
+/* Where blocks are not tied, every copy is saved with the adapters of all layers that could have shared it. */
+static bool plan_is_idle_adapter(const convert_plan *plan, const char *name)
+{
+    size_t layer = name_number(name, ".layers."), slot = name_number(name, "_adapter_list.");
+    uint32_t blocks = plan_get(plan, SET_MEM_BLOCKS);
+    const rule_group *group;
+    const name_rule *rule;
+    char other[NAME_ROOM];
+    name_place place;
+    if (layer >= plan_get(plan, SET_LAYERS) || slot >= plan->hybrid_count) return false;
+    if (plan->ordinals[layer] == JMB_NONE || plan->ordinals[layer] % blocks != slot % blocks) return false;
+    place.layer = (uint32_t)layer;
+    place.ordinal = (uint32_t)slot;
+    place.expert = 0;
+    for (group = plan->family->groups; group->rules; group++) {
+        if (group->kind == (JMB_ATTENTION | HYBRID) && !plan_get(plan, SET_ATTENTION_ADAPTER)) continue;
+        for (rule = group->rules; rule->name; rule++) {
+            if (!strchr(rule->name, '@')) continue;
+            rule_find(plan, group, rule, &place, other);
+            if (strcmp(name, other) == 0) return true;
+        }
+    }
+    return false;
+}
+
+/* Buffers that some versions saved although they are computed, and copies that nothing reads. */
 static bool plan_is_harmless(const convert_plan *plan, const char *name)
 {
     static const char buffer[] = ".rotary_emb.inv_freq";
     size_t length = strlen(name), end = sizeof buffer - 1;
     if (length >= end && strcmp(name + length - end, buffer) == 0) return true;
-    return !plan->model.header.head && strcmp(name, "lm_head.weight") == 0;
+    return plan_is_idle_adapter(plan, name);
 }
 
 /* A tensor without a place is a part of the model that would silently be dropped. */
@@ -891,6 +1630,9 @@ static void plan_free(convert_plan *plan)
     free(plan->config_path);
     free(plan->model.blocks);
     free(plan->layers);
+    free(plan->ordinals);
+    free(plan->hybrids);
+    free(plan->ones);
     free(plan->model.tensors);
     free(plan->sources);
     free(plan->rope);
@@ -908,6 +1650,21 @@ static bool plan_open(convert_plan *plan, const char *dir, uint32_t type, tool_e
         && plan_find_sources(plan, error) && plan_check_leftovers(plan, error);
     json_free(&doc);
     return ok;
+}
+
+/* The range to which every mamba2 block clamps dt, instead of the config's. False when there is none. */
+static bool plan_limit_dt(convert_plan *plan, double low, double high)
+{
+    bool any = false;
+    uint32_t i;
+    for (i = 0; i < plan->model.header.blocks; i++) {
+        jmb_block *b = &plan->model.blocks[i];
+        if (b->kind != JMB_MAMBA2) continue;
+        b->dt_min = (float)low;
+        b->dt_max = (float)high;
+        any = true;
+    }
+    return any;
 }
 
 /* Everything there is to know before data is read: sizes checked, every tensor of the program and of

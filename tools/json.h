@@ -169,18 +169,6 @@ static void json_skip_space(json_parser *s)
     while (s->p < s->end && (*s->p == ' ' || *s->p == '\n' || *s->p == '\r' || *s->p == '\t')) s->p++;
 }
 
-/* Bytes of the UTF-8 character at p, 0 when it is none: no overlong form, no surrogate. */
-static int json_utf8(const uint8_t *p, const uint8_t *end)
-{
-    int i, n = *p < 0x80 ? 1 : *p < 0xc2 || *p > 0xf4 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : 4;
-    if (n == 0 || end - p < n) return 0;
-    for (i = 1; i < n; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    if ((*p == 0xe0 && p[1] < 0xa0) || (*p == 0xed && p[1] > 0x9f)) return 0;
-    if ((*p == 0xf0 && p[1] < 0x90) || (*p == 0xf4 && p[1] > 0x8f)) return 0;
-    return n;
-}
-
 static void json_put_utf8(json_parser *s, uint32_t c)
 {
     int n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4, i;
@@ -257,8 +245,8 @@ static bool json_read_string(json_parser *s, const char **text, uint32_t *length
             continue;
         }
         if (*s->p < 0x20) return json_fail(s, "a control character in a string");
-        n = json_utf8(s->p, s->end);
-        if (n == 0) return json_fail(s, "not valid UTF-8");
+        n = jmb_utf8(s->p, (size_t)(s->end - s->p));
+        if (n <= 0) return json_fail(s, "not valid UTF-8");
         while (n-- > 0) *s->out++ = (char)*s->p++;
     }
     s->p++;

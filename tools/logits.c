@@ -1,4 +1,5 @@
 /* logits.c - the logits after each of the tokens on standard input, for comparison with a reference */
+#include "ids.h"
 #include "run.h"
 
 static const char TOOL[] = "logits";
@@ -48,27 +49,6 @@ static void parse_arguments(run_context *run, options *o, jamba_session_params *
     if (!run->path) tool_usage(TOOL, USAGE, "a model file is missing", NULL);
 }
 
-/* Whole decimal ids in [0, vocab), separated by blanks. `text` is cut into words. */
-static bool parse_ids(char *text, size_t size, int32_t vocab, tool_buffer *ids, tool_error *error)
-{
-    char *end = text + size, *word = text;
-    if (strlen(text) != size) return tool_error_set(error, "standard input: contains a NUL byte");
-    while (*(word += strspn(word, " \t\r\n"))) {
-        int64_t id;
-        int32_t token;
-        char *after = word + strcspn(word, " \t\r\n");
-        char *next = after < end ? after + 1 : after;
-        *after = 0;
-        if (!tool_parse_int(word, 0, vocab - 1, &id))
-            return tool_error_set(error, "standard input: \"%.40s\" is not a token of this model, an id from 0 to %d",
-                word, (int)vocab - 1);
-        token = (int32_t)id;
-        if (!tool_buffer_add(ids, &token, sizeof token)) return tool_no_memory(error);
-        word = next;
-    }
-    return true;
-}
-
 static void write_row(void *user, int32_t position, const float *logits)
 {
     const run_context *run = (const run_context *)user;
@@ -113,7 +93,7 @@ int main(int argc, char **argv)
     parse_arguments(&run, &o, &params, argv);
     run_load(&run, o.cpu);
     if (!tool_read_stream(stdin, "standard input", SIZE_MAX / 2, &text, &size, &error) ||
-        !parse_ids((char *)text, size, run.info.vocab, &ids, &error))
+        !ids_parse((char *)text, size, run.info.vocab, &ids, &error))
         tool_die(TOOL, "%s", error.message);
     free(text);
     tokens = (const int32_t *)(const void *)ids.data;

@@ -93,6 +93,35 @@ static bool st_read_data(
     return st_read_at(&c->shards[t->shard], t->offset + from, out, size, error);
 }
 
+static bool st_same_piece(const st_checkpoint *c, const st_tensor *a, const st_tensor *b, uint8_t *room, size_t half,
+    bool *same, tool_error *error)
+{
+    uint64_t done = 0;
+    while (done < a->bytes && *same) {
+        size_t part = a->bytes - done < half ? (size_t)(a->bytes - done) : half;
+        if (!st_read_data(c, a, done, room, part, error) || !st_read_data(c, b, done, room + half, part, error))
+            return false;
+        *same = memcmp(room, room + half, part) == 0;
+        done += part;
+    }
+    return true;
+}
+
+/* Whether two tensors are copies of each other, to the byte. Reads no further than to the first difference. */
+static bool st_same(const st_checkpoint *c, const st_tensor *a, const st_tensor *b, bool *same, tool_error *error)
+{
+    enum { PIECE = 1 << 18 };
+    uint8_t *room;
+    bool ok;
+    *same = a->dtype == b->dtype && a->rank == b->rank && memcmp(a->shape, b->shape, sizeof a->shape) == 0;
+    if (!*same) return true;
+    room = (uint8_t *)malloc(2 * PIECE);
+    if (!room) return tool_no_memory(error);
+    ok = st_same_piece(c, a, b, room, PIECE, same, error);
+    free(room);
+    return ok;
+}
+
 /* ---- the header of one file ---------------------------------------------------------------- */
 
 static bool st_parse_dtype(const st_shard *shard, st_tensor *t, const json_value *v, tool_error *error)

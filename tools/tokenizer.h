@@ -1,30 +1,37 @@
-/* tokenizer.h - compiles the tokenizer.json of a Hugging Face folder into the tokenizer section of a
- * model file (its layout: >>tokenizer in jamba.h).
+/* tokenizer.h - compiles the tokenizer.json of a Hugging Face folder, or its tokenizer.model, into the
+ * tokenizer section of a model file (its layout: >>tokenizer in jamba.h).
  *
  * Only what the header reproduces exactly is compiled: BPE with merges, byte fallback or unk, the
- * normalisers Prepend and Replace, the pre-tokenizer Metaspace, the decoders Replace, ByteFallback, Fuse,
- * Strip and Metaspace, added tokens with their flags. Anything else is an error that names it. Truncation and
- * padding concern batches and the post-processor adds tokens, which is the caller's business: ignored.
+ * normalisers Prepend, Replace and NFC, the pre-tokenizers Metaspace and ByteLevel, the decoders Replace,
+ * ByteFallback, Fuse, Strip, Metaspace and ByteLevel, added tokens with their flags. Anything else is an error
+ * that names it. Truncation and padding concern batches and the post-processor adds tokens, which is the
+ * caller's business: ignored. tokenizer_config.json adds the tokens that it alone lists.
  */
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
 #include "json.h"
+#include "sentencepiece.h"
+
+enum { TOKENIZER_MAX_TEXT = 2 * JMB_MAX_TOKEN }; /* of a token as written: a byte has one or two */
 
 typedef struct tokenizer_token {
-    const char *text; /* in the JSON document */
+    const char *text; /* as in the section, in a document or in `bytes` of the build */
     uint32_t size;
-    uint8_t flags; /* JMB_TOKEN_... */
+    uint8_t flags;  /* JMB_TOKEN_... */
+    bool unclaimed; /* not of bytes, in a byte-level vocabulary: must be an added token */
 } tokenizer_token;
 
-/* One tokenizer.json on its way to a section. */
+/* A tokenizer on its way to a section. */
 typedef struct tokenizer_build {
-    const json_value *root;
-    uint32_t vocab;          /* of the model: ids are below */
-    tokenizer_token *tokens; /* [vocab] */
+    const json_value *config; /* tokenizer_config.json, or NULL */
+    uint32_t vocab;           /* of the model: ids are below */
+    tokenizer_token *tokens;  /* [vocab] */
+    char *raw_text;           /* of byte-level tokens */
     uint32_t count;          /* highest id in use and one */
     uint32_t model_count;    /* entries of the model's vocabulary */
     uint32_t flags, unk, strip, bytes[256];
+    uint32_t next_added; /* id of the next added token that the vocabulary lacks */
     tool_buffer rules, merges;
     uint32_t rule_count, merge_count;
     jmb_heap heap;
@@ -120,6 +127,8 @@ static bool tokenizer_add_normaliser(tokenizer_build *b, const json_value *v)
 {
     if (strcmp(tokenizer_type(v), "Prepend") == 0) return tokenizer_add_prepend(b, v);
     if (strcmp(tokenizer_type(v), "Replace") == 0) return tokenizer_add_replace(b, v, JMB_RULE_REPLACE);
+    if (strcmp(tokenizer_type(v), "NFC") == 0)
+        return tokenizer_known_keys(b, v, "NFC", " type ") && tokenizer_add_rule(b, JMB_RULE_NFC, "", 0, "", 0);
     return tokenizer_unsupported(b, "normalizer", v);
 }
 
@@ -167,7 +176,7 @@ static bool tokenizer_read_metaspace(tokenizer_build *b, const json_value *v, to
 }
 
 /* "first" asks where a text began before normalisation: that is sure only where a character becomes
- * one or more. */
+ * one or more. (NFC keeps the beginning: what composes does so with the character in front.) */
 static bool tokenizer_check_first(tokenizer_build *b)
 {
     size_t at = 0;
@@ -181,10 +190,29 @@ static bool tokenizer_check_first(tokenizer_build *b)
     return true;
 }
 
+static bool tokenizer_read_byte_level(tokenizer_build *b, const json_value *v, bool *prefix, bool *split)
+{
+    bool trim; /* concerns offsets only */
+    return tokenizer_known_keys(b, v, "ByteLevel", " type add_prefix_space trim_offsets use_regex ")
+        && tokenizer_flag(b, v, "add_prefix_space", true, prefix) && tokenizer_flag(b, v, "use_regex", true, split)
+        && tokenizer_flag(b, v, "trim_offsets", true, &trim);
+}
+
+static bool tokenizer_add_byte_level(tokenizer_build *b, const json_value *v)
+{
+    bool prefix, split;
+    if (!tokenizer_read_byte_level(b, v, &prefix, &split)) return false;
+    b->flags |= JMB_TEXT_RAW | (split ? (uint32_t)JMB_TEXT_GPT2 : 0);
+    if (!prefix) return true;
+    b->flags |= JMB_TEXT_PREFIX_ALWAYS;
+    return tokenizer_add_rule(b, JMB_RULE_SPACE, " ", 1, " ", 1);
+}
+
 static bool tokenizer_read_pre_tokenizer(tokenizer_build *b, const json_value *v)
 {
     tokenizer_metaspace m;
     if (!v || json_kind(v) == JSON_NULL) return true;
+    if (strcmp(tokenizer_type(v), "ByteLevel") == 0) return tokenizer_add_byte_level(b, v);
     if (strcmp(tokenizer_type(v), "Metaspace") != 0) return tokenizer_unsupported(b, "pre_tokenizer", v);
     if (!tokenizer_read_metaspace(b, v, &m)) return false;
     if (m.prefix == JMB_TEXT_PREFIX_FIRST && !tokenizer_check_first(b)) return false;
@@ -241,8 +269,12 @@ static bool tokenizer_read_decoder(tokenizer_build *b, const json_value *v)
     tokenizer_metaspace m;
     const json_value *item;
     int stage = 0;
+    bool raw = (b->flags & JMB_TEXT_RAW) != 0, prefix, split;
     if (!v || json_kind(v) == JSON_NULL)
         return tool_error_set(b->error, "there is no decoder: tokens joined by blanks are not supported");
+    if ((strcmp(tokenizer_type(v), "ByteLevel") == 0) != raw)
+        return tool_error_set(b->error, "ByteLevel must be both pre_tokenizer and decoder, or neither");
+    if (raw) return tokenizer_read_byte_level(b, v, &prefix, &split);
     if (strcmp(tokenizer_type(v), "Metaspace") == 0) {
         if (!tokenizer_read_metaspace(b, v, &m)) return false;
         if (m.prefix) b->flags |= JMB_TEXT_DROP_FIRST;
@@ -258,19 +290,48 @@ static bool tokenizer_read_decoder(tokenizer_build *b, const json_value *v)
 
 /* ---- tokens -------------------------------------------------------------------------------- */
 
+/* The byte that a byte-level vocabulary writes as this character; -1 when it is none. Printable ones of
+ * Latin-1 stand for themselves, the other 68 are U+0100 and on. */
+static int tokenizer_byte_of(uint32_t c)
+{
+    if ((c >= 0x21 && c <= 0x7e) || (c >= 0xa1 && c <= 0xac) || (c >= 0xae && c <= 0xff)) return (int)c;
+    if (c >= 0x100 && c <= 0x120) return (int)c - 0x100;        /* 0 to 0x20 */
+    if (c >= 0x121 && c <= 0x142) return (int)c - 0x121 + 0x7f; /* 0x7f to 0xa0 */
+    return c == 0x143 ? 0xad : -1;
+}
+
+/* The bytes that a byte-level text stands for; false when it has characters that stand for none. `out` has
+ * room for `size` bytes. */
+static bool tokenizer_to_bytes(const char *text, size_t size, char *out, size_t *out_size)
+{
+    jmb_unit c[4];
+    size_t at, length;
+    *out_size = 0;
+    for (at = 0; at < size; at += length) {
+        int byte;
+        length = jmb_char_size((uint8_t)text[at]); /* JSON text is valid UTF-8 */
+        jmb_put_units(c, text + at, length, 0);
+        byte = tokenizer_byte_of(jmb_char_at(c));
+        if (byte < 0) return false;
+        out[(*out_size)++] = (char)byte;
+    }
+    return true;
+}
+
 /* Enters a text under an id that is free. */
 static bool tokenizer_add_token(tokenizer_build *b, const char *text, size_t size, int64_t id, uint32_t flags)
 {
     tokenizer_token *token;
+    int shown = size < 60 ? (int)size : 60;
     if (id < 0 || id >= (int64_t)b->vocab)
-        return tool_error_set(b->error, "token \"%.60s\" has id %lld, the model has ids 0 to %u", text, (long long)id,
-            b->vocab - 1);
+        return tool_error_set(b->error, "token \"%.*s\" has id %lld, the model has ids 0 to %u", shown, text,
+            (long long)id, b->vocab - 1);
     if (size > JMB_MAX_TOKEN)
         return tool_error_set(b->error, "token %lld has more than %d bytes", (long long)id, (int)JMB_MAX_TOKEN);
     token = &b->tokens[id];
     if (token->text)
-        return tool_error_set(b->error, "tokens \"%.60s\" and \"%.60s\" both have id %lld", token->text, text,
-            (long long)id);
+        return tool_error_set(b->error, "tokens \"%.*s\" and \"%.*s\" both have id %lld",
+            token->size < 60 ? (int)token->size : 60, token->text, shown, text, (long long)id);
     token->text = text;
     token->size = (uint32_t)size;
     token->flags = (uint8_t)(size > 0 ? flags : 0);
@@ -278,23 +339,48 @@ static bool tokenizer_add_token(tokenizer_build *b, const char *text, size_t siz
     return true;
 }
 
+/* An entry of a byte-level vocabulary. *room is where its bytes go. */
+static bool tokenizer_add_raw(tokenizer_build *b, const char *text, size_t size, int64_t id, char **room)
+{
+    size_t raw_size;
+    if (!tokenizer_to_bytes(text, size, *room, &raw_size)) {
+        if (!tokenizer_add_token(b, text, size, id, JMB_TOKEN_ADDED)) return false;
+        b->tokens[id].unclaimed = true;
+        return true;
+    }
+    if (!tokenizer_add_token(b, *room, raw_size, id, JMB_TOKEN_MODEL)) return false;
+    *room += raw_size;
+    return true;
+}
+
 static bool tokenizer_read_vocab(tokenizer_build *b, const json_value *vocab)
 {
     const json_value *entry;
+    size_t total = 1;
+    char *room;
     if (json_kind(vocab) != JSON_OBJECT) return tool_error_set(b->error, "\"vocab\" is not an object");
+    for (entry = json_first(vocab); entry; entry = json_next(entry)) {
+        size_t size;
+        json_key(entry, &size);
+        total += size;
+    }
+    b->raw_text = room = (char *)malloc(total);
+    if (!room) return tool_no_memory(b->error);
     for (entry = json_first(vocab); entry; entry = json_next(entry)) {
         size_t size;
         const char *text = json_key(entry, &size);
         int64_t id;
         if (!json_int(entry, &id)) return tool_error_set(b->error, "token \"%.60s\" has no integer id", text);
-        if (!tokenizer_add_token(b, text, size, id, JMB_TOKEN_MODEL)) return false;
+        if (b->flags & JMB_TEXT_RAW ? !tokenizer_add_raw(b, text, size, id, &room)
+                                    : !tokenizer_add_token(b, text, size, id, JMB_TOKEN_MODEL))
+            return false;
     }
     b->model_count = (uint32_t)json_count(vocab);
     return b->model_count > 0 || tool_error_set(b->error, "the vocabulary is empty");
 }
 
-/* What the flags of an added token say. */
-static bool tokenizer_added_flags(tokenizer_build *b, const json_value *v, uint32_t *flags)
+/* What the flags of an added token say. Without `all`, they may be absent. */
+static bool tokenizer_added_flags(tokenizer_build *b, const json_value *v, bool all, uint32_t *flags)
 {
     static const char *const keys[] = { "special", "lstrip", "rstrip", "single_word", "normalized" };
     static const uint32_t bits[] = { JMB_TOKEN_SPECIAL, JMB_TOKEN_LSTRIP, JMB_TOKEN_RSTRIP, JMB_TOKEN_WORD,
@@ -302,47 +388,117 @@ static bool tokenizer_added_flags(tokenizer_build *b, const json_value *v, uint3
     size_t i;
     *flags = JMB_TOKEN_ADDED;
     for (i = 0; i < sizeof bits / sizeof *bits; i++) {
-        bool set;
-        if (!json_bool(json_get(v, keys[i]), &set))
+        const json_value *flag = json_get(v, keys[i]);
+        bool set = bits[i] == JMB_TOKEN_NORMALISED && !(*flags & JMB_TOKEN_SPECIAL); /* the library's default */
+        if ((flag || all) && !json_bool(flag, &set))
             return tool_error_set(b->error, "an added token lacks \"%s\"", keys[i]);
         if (set) *flags |= bits[i];
     }
     return true;
 }
 
-/* The id that the reference gives: that of the same text in the model's vocabulary, else `next`. The file
+/* The token of the vocabulary that is written like this; JMB_NO_TOKEN when there is none. */
+static uint32_t tokenizer_known(const tokenizer_build *b, const char *text, size_t size)
+{
+    char raw[TOKENIZER_MAX_TEXT];
+    size_t raw_size = size;
+    bool plain = !(b->flags & JMB_TEXT_RAW);
+    if (size > sizeof raw) return JMB_NO_TOKEN;
+    if (plain) memcpy(raw, text, size);
+    if (plain || tokenizer_to_bytes(text, size, raw, &raw_size))
+        return jmb_model_token(&b->index, (const uint8_t *)raw, raw_size);
+    return jmb_find_text(&b->index, (const uint8_t *)text, size, JMB_TOKEN_ADDED, NULL);
+}
+
+/* Decoding would read such an added token as bytes: it is matched as one text and written as another. */
+static bool tokenizer_check_added_text(tokenizer_build *b, const char *text, size_t size)
+{
+    char raw[TOKENIZER_MAX_TEXT];
+    size_t raw_size;
+    if (!(b->flags & JMB_TEXT_RAW) || size > sizeof raw || !tokenizer_to_bytes(text, size, raw, &raw_size))
+        return true;
+    return (raw_size == size && memcmp(raw, text, size) == 0)
+        || tool_error_set(b->error, "added token \"%.60s\" is letters for bytes: not supported", text);
+}
+
+/* Makes a token, which may be in the vocabulary, an added one. */
+static bool tokenizer_enter_added(tokenizer_build *b, const char *text, size_t size, int64_t id, uint32_t flags)
+{
+    uint32_t known = tokenizer_known(b, text, size);
+    tokenizer_token *token;
+    if (!tokenizer_check_added_text(b, text, size)) return false;
+    if (known == JMB_NO_TOKEN) return tokenizer_add_token(b, text, size, id, flags);
+    token = &b->tokens[known];
+    token->flags = (uint8_t)(token->unclaimed ? flags : JMB_TOKEN_MODEL | flags);
+    token->unclaimed = false;
+    return true;
+}
+
+/* The id that the reference gives: that of the same text in the model's vocabulary, else the next. The file
  * must agree, since the model was trained with one of them. */
-static bool tokenizer_add_added(tokenizer_build *b, const json_value *v, uint32_t *next)
+static bool tokenizer_add_added(tokenizer_build *b, const json_value *v)
 {
     size_t size;
     const char *text = json_string(json_get(v, "content"), &size);
     uint32_t flags, known;
     int64_t id;
     if (!tokenizer_known_keys(b, v, "an added token", " id content special lstrip rstrip single_word normalized ")
-        || !tokenizer_added_flags(b, v, &flags))
+        || !tokenizer_added_flags(b, v, true, &flags))
         return false;
     if (!text || size == 0 || !json_int(json_get(v, "id"), &id))
         return tool_error_set(b->error, "an added token lacks a \"content\" or an integer \"id\"");
-    known = jmb_model_token(&b->index, (const uint8_t *)text, size);
-    if (id != (int64_t)(known == JMB_NO_TOKEN ? *next : known))
+    known = tokenizer_known(b, text, size);
+    if (id != (int64_t)(known == JMB_NO_TOKEN ? b->next_added : known))
         return tool_error_set(b->error, "added token \"%.60s\" has id %lld, the vocabulary gives it %u", text,
-            (long long)id, known == JMB_NO_TOKEN ? *next : known);
-    if (known == JMB_NO_TOKEN) {
-        ++*next;
-        return tokenizer_add_token(b, text, size, id, flags);
-    }
-    if (b->tokens[known].flags & JMB_TOKEN_ADDED) return tool_error_set(b->error, "added token \"%.60s\" twice", text);
-    b->tokens[known].flags = (uint8_t)(JMB_TOKEN_MODEL | flags);
-    return true;
+            (long long)id, known == JMB_NO_TOKEN ? b->next_added : known);
+    if (known == JMB_NO_TOKEN) b->next_added++;
+    else if ((b->tokens[known].flags & JMB_TOKEN_ADDED) && !b->tokens[known].unclaimed)
+        return tool_error_set(b->error, "added token \"%.60s\" twice", text);
+    return tokenizer_enter_added(b, text, size, id, flags);
+}
+
+/* A token that tokenizer_config.json lists under its id, unless it is an added one already. */
+static bool tokenizer_add_config(tokenizer_build *b, const json_value *v)
+{
+    size_t size;
+    const char *text = json_string(json_get(v, "content"), &size), *key = json_key(v, NULL);
+    const tokenizer_token *token;
+    int64_t id;
+    uint32_t flags, known;
+    if (!tool_parse_int(key, 0, (int64_t)b->vocab - 1, &id))
+        return tool_error_set(b->error, "added_tokens_decoder: \"%.40s\" is no id from 0 to %u", key, b->vocab - 1);
+    if (!text || size == 0)
+        return tool_error_set(b->error, "added_tokens_decoder: token %.40s has no \"content\"", key);
+    token = &b->tokens[id];
+    if ((token->flags & JMB_TOKEN_ADDED) && !token->unclaimed && token->size == size
+        && memcmp(token->text, text, size) == 0)
+        return true;
+    known = tokenizer_known(b, text, size);
+    if (known != JMB_NO_TOKEN && id != (int64_t)known)
+        return tool_error_set(b->error, "added_tokens_decoder: token \"%.60s\" has id %lld, the tokenizer gives it %u",
+            text, (long long)id, known);
+    if (known == JMB_NO_TOKEN && token->text)
+        return tool_error_set(b->error, "added_tokens_decoder: id %lld is \"%.60s\", in the tokenizer \"%.*s\"",
+            (long long)id, text, token->size < 60 ? (int)token->size : 60, token->text);
+    return tokenizer_added_flags(b, v, false, &flags) && tokenizer_enter_added(b, text, size, id, flags);
 }
 
 static bool tokenizer_read_added(tokenizer_build *b, const json_value *added)
 {
-    const json_value *v;
-    uint32_t next = b->model_count;
+    const json_value *v, *listed = json_get(b->config, "added_tokens_decoder");
+    uint32_t i;
+    b->next_added = b->model_count;
     if (added && json_kind(added) != JSON_ARRAY) return tool_error_set(b->error, "\"added_tokens\" is not an array");
+    if (listed && json_kind(listed) != JSON_OBJECT)
+        return tool_error_set(b->error, "\"added_tokens_decoder\" is not an object");
     for (v = json_first(added); v; v = json_next(v))
-        if (!tokenizer_add_added(b, v, &next)) return false;
+        if (!tokenizer_add_added(b, v)) return false;
+    for (v = json_first(listed); v; v = json_next(v))
+        if (!tokenizer_add_config(b, v)) return false;
+    for (i = 0; i < b->count; i++)
+        if (b->tokens[i].unclaimed)
+            return tool_error_set(b->error, "token %u, \"%.60s\", is neither made of bytes nor an added token", i,
+                b->tokens[i].text);
     return true;
 }
 
@@ -420,6 +576,16 @@ static bool tokenizer_check_model(tokenizer_build *b, const json_value *model)
     return !ignore_merges || tool_error_set(b->error, "ignore_merges is not supported");
 }
 
+static void tokenizer_find_bytes(tokenizer_build *b)
+{
+    unsigned i;
+    for (i = 0; i < 256; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "<0x%02X>", i);
+        b->bytes[i] = jmb_model_token(&b->index, (const uint8_t *)name, 6);
+    }
+}
+
 /* unk and the byte tokens. */
 static bool tokenizer_read_fallbacks(tokenizer_build *b, const json_value *model)
 {
@@ -427,19 +593,16 @@ static bool tokenizer_read_fallbacks(tokenizer_build *b, const json_value *model
     size_t size;
     const char *text = json_string(unk, &size);
     bool fuse, bytes;
-    int i;
     if (!tokenizer_flag(b, model, "fuse_unk", false, &fuse)
         || !tokenizer_flag(b, model, "byte_fallback", false, &bytes))
         return false;
+    if (bytes && (b->flags & JMB_TEXT_RAW))
+        return tool_error_set(b->error, "ByteLevel with byte_fallback is not supported");
     if (fuse) b->flags |= JMB_TEXT_FUSE_UNK;
     if (bytes) b->flags |= JMB_TEXT_BYTES;
-    for (i = 0; i < 256 && bytes; i++) {
-        char name[8];
-        snprintf(name, sizeof name, "<0x%02X>", (unsigned)i);
-        b->bytes[i] = jmb_model_token(&b->index, (const uint8_t *)name, 6);
-    }
+    if (bytes) tokenizer_find_bytes(b);
     if (!unk || json_kind(unk) == JSON_NULL) return true;
-    b->unk = text ? jmb_model_token(&b->index, (const uint8_t *)text, size) : JMB_NO_TOKEN;
+    b->unk = text ? tokenizer_known(b, text, size) : JMB_NO_TOKEN;
     return b->unk != JMB_NO_TOKEN || tool_error_set(b->error, "unk_token is not in the vocabulary");
 }
 
@@ -469,7 +632,7 @@ static bool tokenizer_read_pair(tokenizer_build *b, const json_value *v, tokeniz
 
 static bool tokenizer_merge_token(tokenizer_build *b, const char *text, size_t size, uint32_t *token)
 {
-    *token = jmb_model_token(&b->index, (const uint8_t *)text, size);
+    *token = tokenizer_known(b, text, size);
     return *token != JMB_NO_TOKEN
         || tool_error_set(b->error, "merge %u: \"%.*s\" is not in the vocabulary", b->merge_count,
             size < 100 ? (int)size : 100, text);
@@ -477,11 +640,11 @@ static bool tokenizer_merge_token(tokenizer_build *b, const char *text, size_t s
 
 static bool tokenizer_resolve_merge(tokenizer_build *b, const tokenizer_pair *pair, jmb_merge *merge)
 {
-    char text[2 * JMB_MAX_TOKEN];
+    char text[2 * TOKENIZER_MAX_TEXT];
     if (!tokenizer_merge_token(b, pair->text[0], pair->size[0], &merge->left)
         || !tokenizer_merge_token(b, pair->text[1], pair->size[1], &merge->right))
         return false;
-    memcpy(text, pair->text[0], pair->size[0]); /* tokens of the vocabulary, so they fit */
+    memcpy(text, pair->text[0], pair->size[0]); /* tokens of the vocabulary */
     memcpy(text + pair->size[0], pair->text[1], pair->size[1]);
     return tokenizer_merge_token(b, text, pair->size[0] + pair->size[1], &merge->result);
 }
@@ -496,27 +659,35 @@ static bool tokenizer_keep_merge(tokenizer_build *b, jmb_merge *merges, uint32_t
     return true;
 }
 
+/* Keeps merges for the section, but for those without result. Those of equal rank follow each other. */
+static void tokenizer_put_merges(tokenizer_build *b, const jmb_merge *merges, uint32_t count)
+{
+    uint32_t i, rank = JMB_NO_TOKEN;
+    for (i = b->merge_count = 0; i < count; i++) {
+        uint32_t tie = merges[i].rank == rank ? JMB_MERGE_TIE : 0;
+        if (merges[i].result == JMB_NO_TOKEN) continue;
+        tool_buffer_u32(&b->merges, merges[i].left);
+        tool_buffer_u32(&b->merges, merges[i].right);
+        tool_buffer_u32(&b->merges, merges[i].result | tie);
+        rank = merges[i].rank;
+        b->merge_count++;
+    }
+}
+
 static bool tokenizer_collect_merges(tokenizer_build *b, const json_value *list, jmb_merge *merges)
 {
     const json_value *v;
     tokenizer_pair pair;
-    uint32_t i, count;
     for (v = json_first(list); v; v = json_next(v)) {
         const char *text = json_string(v, NULL);
         if (text && strncmp(text, "#version", 8) == 0) continue;
         if (!tokenizer_read_pair(b, v, &pair) || !tokenizer_resolve_merge(b, &pair, &merges[b->merge_count])
             || !tokenizer_keep_merge(b, merges, b->merge_count))
             return false;
+        merges[b->merge_count].rank = b->merge_count;
         b->merge_count++;
     }
-    count = b->merge_count;
-    for (i = b->merge_count = 0; i < count; i++) {
-        if (merges[i].result == JMB_NO_TOKEN) continue;
-        tool_buffer_u32(&b->merges, merges[i].left);
-        tool_buffer_u32(&b->merges, merges[i].right);
-        tool_buffer_u32(&b->merges, merges[i].result);
-        b->merge_count++;
-    }
+    tokenizer_put_merges(b, merges, b->merge_count);
     return true;
 }
 
@@ -532,62 +703,293 @@ static bool tokenizer_read_merges(tokenizer_build *b, const json_value *list)
     return tokenizer_collect_merges(b, list, merges);
 }
 
-/* ---- the whole file ------------------------------------------------------------------------ */
+/* ---- tokenizer.model ----------------------------------------------------------------------- */
 
-static bool tokenizer_read_parts(tokenizer_build *b, tool_buffer *out)
+/* What the SentencePiece library would do otherwise than the header. */
+static bool tokenizer_check_sentencepiece(tokenizer_build *b, const sp_model *m)
 {
-    const json_value *root = b->root, *model = json_get(root, "model"), *version = json_get(root, "version");
+    static const char *const kinds[] = { "0", "unigram", "bpe", "word", "char" };
+    if (m->kind != SP_BPE)
+        return tool_error_set(b->error, "SentencePiece model type \"%s\" is not supported, only bpe",
+            m->kind < 5 ? kinds[m->kind] : "unknown");
+    if (m->has_charsmap && strcmp(m->normalizer, "identity") != 0)
+        return tool_error_set(b->error, "SentencePiece normalizer \"%.60s\" is not supported", m->normalizer);
+    if (m->collapse_spaces) return tool_error_set(b->error, "remove_extra_whitespaces is not supported");
+    if (m->suffix) return tool_error_set(b->error, "treat_whitespace_as_suffix is not supported");
+    if (!m->escape_spaces) return tool_error_set(b->error, "escape_whitespaces false is not supported");
+    return true;
+}
+
+static bool tokenizer_read_pieces(tokenizer_build *b, const sp_model *m)
+{
+    static const uint32_t flags[] = { 0, JMB_TOKEN_MODEL, JMB_TOKEN_MODEL | JMB_TOKEN_ADDED | JMB_TOKEN_SPECIAL,
+        JMB_TOKEN_ADDED | JMB_TOKEN_SPECIAL, JMB_TOKEN_ADDED | JMB_TOKEN_NORMALISED, 0, JMB_TOKEN_MODEL };
+    uint32_t i;
+    for (i = 0; i < m->count; i++) {
+        const sp_piece *piece = &m->pieces[i];
+        int shown = piece->size < 60 ? (int)piece->size : 60;
+        if (piece->type == SP_UNUSED)
+            return tool_error_set(b->error, "piece \"%.*s\" of type unused is not supported", shown, piece->text);
+        if (piece->type == SP_BYTE && jmb_byte_of((const uint8_t *)piece->text, piece->size) < 0)
+            return tool_error_set(b->error, "piece \"%.*s\" is of type byte and names none", shown, piece->text);
+        if (piece->type == SP_UNKNOWN && b->unk != JMB_NO_TOKEN)
+            return tool_error_set(b->error, "pieces %u and %u are both of type unknown", b->unk, i);
+        if (piece->type == SP_UNKNOWN) b->unk = i;
+        if (!tokenizer_add_token(b, piece->text, piece->size, i, flags[piece->type])) return false;
+    }
+    b->model_count = m->count;
+    return true;
+}
+
+/* Rules and flags that say what the library does with spaces and unknown characters. */
+static bool tokenizer_sentencepiece_rules(tokenizer_build *b, const sp_model *m)
+{
+    static const char mark[] = "\xe2\x96\x81";
+    b->flags = JMB_TEXT_FUSE_UNK | JMB_TEXT_DECODE_BYTES | JMB_TEXT_AS_WRITTEN;
+    if (m->dummy_prefix && !tokenizer_add_rule(b, JMB_RULE_PREPEND, "", 0, mark, 3)) return false;
+    b->strip = m->dummy_prefix ? 1 : 0;
+    return tokenizer_add_rule(b, JMB_RULE_REPLACE, " ", 1, mark, 3)
+        && tokenizer_add_rule(b, JMB_RULE_DECODE, mark, 3, " ", 1);
+}
+
+static bool tokenizer_sentencepiece_bytes(tokenizer_build *b, const sp_model *m)
+{
+    unsigned i;
+    if (!m->byte_fallback) return true;
+    b->flags |= JMB_TEXT_BYTES;
+    tokenizer_find_bytes(b);
+    for (i = 0; i < 256; i++)
+        if (b->bytes[i] == JMB_NO_TOKEN || m->pieces[b->bytes[i]].type != SP_BYTE)
+            return tool_error_set(b->error, "byte_fallback without a piece <0x%02X> of type byte", i);
+    return true;
+}
+
+/* A merge with the score of its result. */
+typedef struct tokenizer_scored {
+    jmb_merge merge;
+    float score;
+} tokenizer_scored;
+
+static int tokenizer_compare_scored(const void *a, const void *b)
+{
+    const tokenizer_scored *x = (const tokenizer_scored *)a, *y = (const tokenizer_scored *)b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    if (x->merge.result != y->merge.result) return x->merge.result < y->merge.result ? -1 : 1;
+    return x->merge.left < y->merge.left ? -1 : x->merge.left > y->merge.left;
+}
+
+static uint32_t tokenizer_normal_piece(const tokenizer_build *b, const sp_model *m, const char *text, size_t size)
+{
+    uint32_t token = jmb_model_token(&b->index, (const uint8_t *)text, size);
+    return token != JMB_NO_TOKEN && m->pieces[token].type == SP_NORMAL ? token : JMB_NO_TOKEN;
+}
+
+/* Every way to make a piece from two. The library merges characters that are no pieces too. */
+static bool tokenizer_split_piece(tokenizer_build *b, const sp_model *m, uint32_t result, tool_buffer *merges)
+{
+    const sp_piece *piece = &m->pieces[result];
+    size_t at, size = 0;
+    for (at = 0; at < piece->size; at += size) {
+        tokenizer_scored found;
+        size = jmb_char_size((uint8_t)piece->text[at]);
+        if (tokenizer_normal_piece(b, m, piece->text + at, size) == JMB_NO_TOKEN)
+            return tool_error_set(b->error, "piece %u has a character that is no piece: not supported", result);
+        memset(&found, 0, sizeof found);
+        found.score = piece->score;
+        found.merge.result = result;
+        if (at == 0) continue;
+        found.merge.left = tokenizer_normal_piece(b, m, piece->text, at);
+        found.merge.right = tokenizer_normal_piece(b, m, piece->text + at, piece->size - at);
+        if (found.merge.left == JMB_NO_TOKEN || found.merge.right == JMB_NO_TOKEN) continue;
+        if (merges->size / sizeof found == JMB_MAX_MERGES)
+            return tool_error_set(b->error, "more than %d merges", (int)JMB_MAX_MERGES);
+        if (!tool_buffer_add(merges, &found, sizeof found)) return tool_no_memory(b->error);
+    }
+    return true;
+}
+
+/* The library takes the pair whose piece has the highest score, the leftmost one of equals. */
+static bool tokenizer_rank_merges(tokenizer_build *b, tokenizer_scored *scored, uint32_t count)
+{
+    jmb_merge *merges = (jmb_merge *)malloc((count + (size_t)1) * sizeof *merges);
+    uint32_t i;
+    if (!merges) return tool_no_memory(b->error);
+    if (count > 0) qsort(scored, count, sizeof *scored, tokenizer_compare_scored);
+    for (i = 0; i < count; i++) {
+        merges[i] = scored[i].merge;
+        merges[i].rank = i > 0 && scored[i].score == scored[i - 1].score ? merges[i - 1].rank : i;
+    }
+    tokenizer_put_merges(b, merges, count);
+    free(merges);
+    return true;
+}
+
+static bool tokenizer_derive_merges(tokenizer_build *b, const sp_model *m)
+{
+    tool_buffer merges = { NULL, 0, 0, false };
+    bool ok = true;
+    uint32_t i;
+    for (i = 0; i < m->count && ok; i++)
+        if (m->pieces[i].type == SP_NORMAL) ok = tokenizer_split_piece(b, m, i, &merges);
+    ok = ok && tokenizer_rank_merges(b, (tokenizer_scored *)(void *)merges.data,
+        (uint32_t)(merges.size / sizeof(tokenizer_scored)));
+    tool_buffer_free(&merges);
+    return ok;
+}
+
+static bool tokenizer_read_sentencepiece(tokenizer_build *b, const sp_model *m, tool_buffer *out)
+{
+    return tokenizer_check_sentencepiece(b, m) && tokenizer_sentencepiece_rules(b, m) && tokenizer_read_pieces(b, m)
+        && tokenizer_index(b) && tokenizer_sentencepiece_bytes(b, m) && tokenizer_derive_merges(b, m)
+        && tokenizer_read_added(b, NULL) && tokenizer_write(b, out) && tokenizer_load(b, out);
+}
+
+/* ---- whole files --------------------------------------------------------------------------- */
+
+static bool tokenizer_read_json(tokenizer_build *b, const json_value *root, tool_buffer *out)
+{
+    const json_value *model = json_get(root, "model"), *version = json_get(root, "version");
     if (json_kind(root) != JSON_OBJECT || json_kind(model) != JSON_OBJECT)
         return tool_error_set(b->error, "there is no object \"model\"");
     if (!tokenizer_known_keys(b, root, "the file", " version truncation padding added_tokens normalizer "
         "pre_tokenizer post_processor decoder model "))
         return false;
     if (version && !json_is_string(version, "1.0")) return tool_error_set(b->error, "\"version\" is not \"1.0\"");
-    return tokenizer_check_model(b, model) && tokenizer_read_vocab(b, json_get(model, "vocab")) && tokenizer_index(b)
-        && tokenizer_read_fallbacks(b, model) && tokenizer_read_added(b, json_get(root, "added_tokens"))
-        && tokenizer_read_merges(b, json_get(model, "merges"))
-        && tokenizer_read_normaliser(b, json_get(root, "normalizer"))
+    return tokenizer_check_model(b, model) && tokenizer_read_normaliser(b, json_get(root, "normalizer"))
         && tokenizer_read_pre_tokenizer(b, json_get(root, "pre_tokenizer"))
-        && tokenizer_read_decoder(b, json_get(root, "decoder")) && tokenizer_write(b, out) && tokenizer_load(b, out);
+        && tokenizer_read_decoder(b, json_get(root, "decoder")) && tokenizer_read_vocab(b, json_get(model, "vocab"))
+        && tokenizer_index(b) && tokenizer_read_fallbacks(b, model)
+        && tokenizer_read_added(b, json_get(root, "added_tokens"))
+        && tokenizer_read_merges(b, json_get(model, "merges")) && tokenizer_write(b, out) && tokenizer_load(b, out);
 }
 
-/* Compiles one parsed tokenizer.json; `out` is left empty on failure. */
-JMB_UNUSED static bool tokenizer_compile_json(
-    const json_value *root, uint32_t vocab, tool_buffer *out, tool_error *error)
+static bool tokenizer_begin(tokenizer_build *b, const json_value *config, uint32_t vocab, tool_error *error)
 {
-    tokenizer_build b;
-    bool ok;
-    memset(&b, 0, sizeof b);
-    b.root = root;
-    b.vocab = vocab;
-    b.unk = JMB_NO_TOKEN;
-    b.error = error;
-    b.heap.allocator = jmb_allocator_or_default(NULL);
-    b.tokens = (tokenizer_token *)calloc(vocab, sizeof *b.tokens);
-    ok = b.tokens ? tokenizer_read_parts(&b, out) : tool_no_memory(error);
+    memset(b, 0, sizeof *b);
+    b->config = config;
+    b->vocab = vocab;
+    b->unk = JMB_NO_TOKEN;
+    b->error = error;
+    b->heap.allocator = jmb_allocator_or_default(NULL);
+    b->tokens = (tokenizer_token *)calloc(vocab, sizeof *b->tokens);
+    return b->tokens || tool_no_memory(error);
+}
+
+static bool tokenizer_end(tokenizer_build *b, bool ok, tool_buffer *out)
+{
     if (!ok) tool_buffer_free(out);
-    free(b.tokens);
-    tool_buffer_free(&b.rules);
-    tool_buffer_free(&b.merges);
-    jmb_heap_free(&b.heap);
+    free(b->tokens);
+    free(b->raw_text);
+    tool_buffer_free(&b->rules);
+    tool_buffer_free(&b->merges);
+    jmb_heap_free(&b->heap);
     return ok;
 }
 
-/* Compiles dir/tokenizer.json for a model of `vocab` ids. Without that file `out` stays empty. */
+/* Compiles one parsed tokenizer.json; `out` is left empty on failure. `config`, a parsed tokenizer_config.json,
+ * may be NULL. */
+JMB_UNUSED static bool tokenizer_compile_json(
+    const json_value *root, const json_value *config, uint32_t vocab, tool_buffer *out, tool_error *error)
+{
+    tokenizer_build b;
+    bool ok = tokenizer_begin(&b, config, vocab, error) && tokenizer_read_json(&b, root, out);
+    return tokenizer_end(&b, ok, out);
+}
+
+/* The same for the bytes of a tokenizer.model. */
+JMB_UNUSED static bool tokenizer_compile_model(const uint8_t *data, size_t size, const json_value *config,
+    uint32_t vocab, tool_buffer *out, tool_error *error)
+{
+    tokenizer_build b;
+    sp_model m;
+    bool ok = sp_parse(&m, data, size, error);
+    if (!ok) return false;
+    ok = tokenizer_begin(&b, config, vocab, error) && tokenizer_read_sentencepiece(&b, &m, out);
+    free(m.pieces);
+    return tokenizer_end(&b, ok, out);
+}
+
+/* ---- folders ------------------------------------------------------------------------------- */
+
+/* Compiles the file at `path`, which is there. */
+static bool tokenizer_compile_file(
+    const char *path, bool is_json, const json_value *config, uint32_t vocab, tool_buffer *out, tool_error *error)
+{
+    tool_error inner;
+    json_doc doc;
+    uint8_t *data = NULL;
+    size_t size;
+    bool ok;
+    if (is_json && !json_read_file(&doc, path, error)) return false;
+    if (!is_json && !tool_read_file(path, SP_MAX_BYTES, &data, &size, error)) return false;
+    if (is_json) ok = tokenizer_compile_json(json_root(&doc), config, vocab, out, &inner);
+    else ok = tokenizer_compile_model(data, size, config, vocab, out, &inner);
+    if (is_json) json_free(&doc);
+    free(data);
+    return ok || tool_error_set(error, "%.200s: tokenizer: %.280s", path, inner.message);
+}
+
+/* Parses dir/tokenizer_config.json; an empty document when it is not there. */
+JMB_UNUSED static bool tokenizer_read_config(const char *dir, json_doc *config, tool_error *error)
+{
+    char *path = tool_path_join(dir, "tokenizer_config.json");
+    bool ok = path != NULL || tool_no_memory(error);
+    memset(config, 0, sizeof *config);
+    if (ok && tool_file_exists(path)) ok = json_read_file(config, path, error);
+    free(path);
+    return ok;
+}
+
+/* Compiles dir/tokenizer.json, or dir/tokenizer.model when there is no such file, for a model of `vocab` ids.
+ * Without both `out` stays empty. */
 JMB_UNUSED static bool tokenizer_compile(const char *dir, uint32_t vocab, tool_buffer *out, tool_error *error)
 {
-    char *path = tool_path_join(dir, "tokenizer.json");
-    json_doc doc;
-    tool_error inner;
-    bool ok = true;
-    if (!path) return tool_no_memory(error);
-    if (tool_file_exists(path)) {
-        ok = json_read_file(&doc, path, error);
-        if (ok && !tokenizer_compile_json(json_root(&doc), vocab, out, &inner))
-            ok = tool_error_set(error, "%.200s: tokenizer: %.280s", path, inner.message);
-        json_free(&doc);
+    static const char *const names[] = { "tokenizer.json", "tokenizer.model" };
+    json_doc config;
+    bool ok = tokenizer_read_config(dir, &config, error), done = false;
+    size_t i;
+    for (i = 0; i < 2 && ok && !done; i++) {
+        char *path = tool_path_join(dir, names[i]);
+        ok = path != NULL || tool_no_memory(error);
+        done = ok && tool_file_exists(path);
+        if (done) ok = tokenizer_compile_file(path, i == 0, json_root(&config), vocab, out, error);
+        free(path);
     }
-    free(path);
+    json_free(&config);
+    return ok;
+}
+
+/* Text of the token that tokenizer_config.json calls `key`, such as bos_token; NULL when it names none. */
+JMB_UNUSED static const char *tokenizer_config_token(const json_value *config, const char *key)
+{
+    const json_value *v = json_get(config, key);
+    const char *text = json_string(json_kind(v) == JSON_OBJECT ? json_get(v, "content") : v, NULL);
+    return text && *text ? text : NULL;
+}
+
+/* Fills in the first and last tokens that config.json does not tell. */
+JMB_UNUSED static bool tokenizer_fill_ids(
+    const char *dir, const tool_buffer *section, jmb_header *header, tool_error *error)
+{
+    json_doc config;
+    jmb_heap heap = { jmb_allocator_or_default(NULL), NULL, 0 };
+    jmb_tokenizer *t = (jmb_tokenizer *)calloc(1, sizeof *t);
+    const char *bos, *eos;
+    int32_t id;
+    bool ok = tokenizer_read_config(dir, &config, error);
+    if (ok && (!t || jmb_tokenizer_load(t, &heap, section->data, section->size, 0, header->vocab, NULL) != JAMBA_OK))
+        ok = tool_no_memory(error);
+    bos = ok ? tokenizer_config_token(json_root(&config), "bos_token") : NULL;
+    eos = ok ? tokenizer_config_token(json_root(&config), "eos_token") : NULL;
+    if (bos && header->bos == JMB_NO_TOKEN && (id = jmb_token_lookup(t, bos, strlen(bos))) >= 0)
+        header->bos = (uint32_t)id;
+    if (eos && header->eos_count == 0 && (id = jmb_token_lookup(t, eos, strlen(eos))) >= 0) {
+        header->eos0 = (uint32_t)id;
+        header->eos_count = 1;
+    }
+    jmb_heap_free(&heap);
+    free(t);
+    json_free(&config);
     return ok;
 }
 

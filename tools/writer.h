@@ -308,7 +308,7 @@ typedef struct panel_stream {
     const tensor_source *sources; /* one, or two of a pair */
     uint32_t halves, batch;       /* batch: panels of each half at a time */
     size_t stride, panel_bytes;
-    uint8_t *raw, *panels;
+    uint8_t *raw, *added, *panels; /* added: of the second source where that is added to the first */
     float *rows;
     pack_report report;
 } panel_stream;
@@ -318,8 +318,15 @@ enum { WRITE_PIECE = 1 << 22 };
 static void stream_free(panel_stream *s)
 {
     free(s->raw);
+    free(s->added);
     free(s->panels);
     free(s->rows);
+}
+
+/* A tensor of one half with two sources is their sum. */
+static bool stream_adds(const panel_stream *s)
+{
+    return s->halves == 1 && s->sources[1].tensor;
 }
 
 static bool stream_start(panel_stream *s, const convert_plan *plan, uint32_t index, tool_error *error)
@@ -339,7 +346,8 @@ static bool stream_start(panel_stream *s, const convert_plan *plan, uint32_t ind
     s->raw = (uint8_t *)malloc((size_t)(row_block * s->batch));
     s->rows = (float *)malloc(PACK_ROWS * s->stride * sizeof *s->rows);
     s->panels = (uint8_t *)malloc(s->panel_bytes * s->batch * s->halves);
-    if (s->raw && s->rows && s->panels) return true;
+    if (stream_adds(s)) s->added = (uint8_t *)malloc((size_t)(row_block * s->batch));
+    if (s->raw && s->rows && s->panels && (s->added || !stream_adds(s))) return true;
     stream_free(s);
     return tool_no_memory(error);
 }
@@ -360,13 +368,23 @@ static void stream_row(panel_stream *s, const tensor_source *source, uint64_t ro
         for (i = 0; i < cols; i++) out[i] = (float)-exp((double)out[i]);
 }
 
-static bool stream_read(panel_stream *s, const tensor_source *source, uint64_t row, uint32_t rows, tool_error *error)
+static bool stream_read(panel_stream *s, const tensor_source *source, uint64_t row, uint32_t rows, uint8_t *raw,
+    tool_error *error)
 {
     uint64_t row_bytes;
     if (!source->tensor) return true;
     row_bytes = (uint64_t)s->tensor->cols * st_dtype_bytes(source->tensor->dtype);
-    return st_read_data(&s->plan->checkpoint, source->tensor, (source->first + row * source->step) * row_bytes, s->raw,
+    return st_read_data(&s->plan->checkpoint, source->tensor, (source->first + row * source->step) * row_bytes, raw,
         (size_t)(((rows - 1) * source->step + 1) * row_bytes), error);
+}
+
+/* Adds the second source, which is a vector: a row is one number. */
+static void stream_add(const panel_stream *s, uint32_t r, float *out)
+{
+    const st_tensor *added = s->sources[1].tensor;
+    float number[PACK_BLOCK];
+    pack_floats(number, s->added + r * st_dtype_bytes(added->dtype), added->dtype, 1);
+    out[0] += number[0];
 }
 
 /* Packs `rows` rows of one half from `row` on; the panels of two halves alternate. */
@@ -379,6 +397,7 @@ static void stream_pack(panel_stream *s, uint32_t half, uint64_t row, uint32_t r
             uint32_t at = panel * PACK_ROWS + r;
             if (at < rows) stream_row(s, &s->sources[half], row + at, at, out);
             else memset(out, 0, s->stride * sizeof *out);
+            if (at < rows && s->added) stream_add(s, at, out);
         }
         pack_panel(s->panels + ((size_t)panel * s->halves + half) * s->panel_bytes, s->tensor->type, s->rows,
             s->tensor->cols, &s->report);
@@ -411,7 +430,8 @@ static bool stream_run(panel_stream *s, const output *out, uint64_t *hash, tool_
         uint32_t rows = s->tensor->rows - row < step ? (uint32_t)(s->tensor->rows - row) : step;
         size_t size = (size_t)((rows + 15) / 16) * s->halves * s->panel_bytes;
         for (half = 0; half < s->halves; half++) {
-            if (!stream_read(s, &s->sources[half], row, rows, error)) return false;
+            if (!stream_read(s, &s->sources[half], row, rows, s->raw, error)) return false;
+            if (s->added && !stream_read(s, &s->sources[1], row, rows, s->added, error)) return false;
             stream_pack(s, half, row, rows);
             if (!stream_check(s, half, error)) return false;
         }

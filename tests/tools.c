@@ -1,0 +1,292 @@
+/* tools.c - the command lines that are promised: what each tool writes, its exit codes, its messages */
+#define SUPPORT_API_ONLY
+#include "support.h"
+
+static char model_path[PATH_ROOM], story_path[PATH_ROOM], in_path[PATH_ROOM], out_path[PATH_ROOM];
+static char *output; /* of the last tool */
+static size_t output_size;
+static char errors[4000];
+
+enum { ARGUMENTS = 12 };
+
+/* Runs BUILD/tests' neighbour `tool` with blank separated arguments ("MODEL" and "STORY" stand for the
+ * files) and `input`; returns its exit code. */
+static int run_tool(const char *tool, const char *line, const void *input, size_t input_size)
+{
+    const char *argv[ARGUMENTS + 1];
+    char copy[1000], *word;
+    int count = 0, code;
+    snprintf(copy, sizeof copy, "%s", line);
+    for (word = strtok(copy, " "); word && count < ARGUMENTS; word = strtok(NULL, " "))
+        argv[count++] = strcmp(word, "MODEL") == 0 ? model_path : strcmp(word, "STORY") == 0 ? story_path : word;
+    argv[count] = NULL;
+    file_write(in_path, input, input_size);
+    free(output);
+    code = tool_run_with(tool, argv, in_path, out_path, errors, sizeof errors);
+    output = (char *)file_need(out_path, &output_size);
+    return code;
+}
+
+static int run_text(const char *tool, const char *line, const char *input)
+{
+    return run_tool(tool, line, input, strlen(input));
+}
+
+/* One line that names what it should; 2 also shows the usage. */
+static void check_failure(const char *tool, const char *line, const char *input, int code, const char *words)
+{
+    int got = run_text(tool, line, input);
+    CHECK_THAT(got == code, "%s %s: exits %d, not %d: %s", tool, line, got, code, errors);
+    CHECK_THAT(strstr(errors, words) != NULL, "%s %s: '%s' lacks '%s'", tool, line, errors, words);
+    CHECK_THAT(code != 1 || strchr(errors, '\n') == errors + strlen(errors) - 1, "%s %s: more than one line: %s", tool,
+        line, errors);
+    CHECK_THAT(code != 2 || strstr(errors, "usage:") != NULL, "%s %s: no usage: %s", tool, line, errors);
+}
+
+static const char *const all_tools[] = { "logits", "tokenize", "inspect", "bench", "perplexity", "chat" };
+enum { ALL_TOOLS = 6 };
+
+static void test_usage(void)
+{
+    size_t i;
+    for (i = 0; i < ALL_TOOLS; i++) {
+        check_failure(all_tools[i], "", "", 2, all_tools[i]);
+        check_failure(all_tools[i], "MODEL --no-such-option", "", 2, "--no-such-option");
+        check_failure(all_tools[i], "MODEL MODEL MODEL", "", 2, all_tools[i]);
+        check_failure(all_tools[i], "no/such/model.jamba", "", 1, "no/such/model.jamba");
+        check_failure(all_tools[i], "tests", "", 1, "tests");
+        check_failure(all_tools[i], "Makefile", "", 1, "Makefile");
+    }
+}
+
+/* ---- logits -------------------------------------------------------------------------------------- */
+
+static const char ids_text[] = "1 9 33\n127\t0 5 77 64  12 90 1 2 3 4 5 6 7 8\n";
+static const int32_t ids[] = { 1, 9, 33, 127, 0, 5, 77, 64, 12, 90, 1, 2, 3, 4, 5, 6, 7, 8 };
+enum { IDS = sizeof ids / sizeof ids[0] };
+
+static void test_logits(void)
+{
+    static const char *const lines[] = { "MODEL", "MODEL --threads 3", "MODEL --cpu scalar", "MODEL --cpu best",
+        "MODEL --chunk 5", "MODEL --step", "MODEL --kv f32", "MODEL --chunk 1 --threads 2 --cpu scalar" };
+    jamba_model *model = load_for_cpu(model_path, JAMBA_CPU_BEST);
+    jamba_session_params params;
+    float *want;
+    size_t size, i;
+    memset(&params, 0, sizeof params);
+    params.kv_type = JAMBA_KV_F32;
+    want = model_logits(model, &params, ids, IDS, 0);
+    size = IDS * (size_t)model_vocab(model) * sizeof *want;
+    for (i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        CHECK_THAT(run_text("logits", lines[i], ids_text) == 0, "%s: %s", lines[i], errors);
+        CHECK_THAT(output_size == size && memcmp(output, want, size) == 0, "%s: other bytes", lines[i]);
+    }
+    free(want);
+    params.kv_type = JAMBA_KV_F16;
+    want = model_logits(model, &params, ids, IDS, 0);
+    CHECK(run_text("logits", "MODEL --kv f16", ids_text) == 0);
+    CHECK_THAT(output_size == size && memcmp(output, want, size) == 0, "--kv f16: other bytes");
+    CHECK(run_text("logits", "MODEL", "") == 0 && output_size == 0);
+    check_failure("logits", "MODEL", "1 128", 1, "128");
+    check_failure("logits", "MODEL", "1 -1", 1, "-1");
+    check_failure("logits", "MODEL", "1 x2", 1, "x2");
+    check_failure("logits", "MODEL", "1 99999999999999999999", 1, "99999999999999999999");
+    check_failure("logits", "MODEL --threads 0", "1", 2, "--threads");
+    check_failure("logits", "MODEL --chunk", "1", 2, "--chunk");
+    check_failure("logits", "MODEL --cpu pentium", "1", 2, "pentium");
+    check_failure("logits", "MODEL --kv q8", "1", 2, "q8");
+#if defined(__x86_64__)
+    check_failure("logits", "MODEL --cpu neon", "1", 1, model_path);
+#endif
+    jamba_model_free(model);
+    free(want);
+}
+
+/* ---- tokenize -------------------------------------------------------------------------------------- */
+
+static void check_tokenize(const jamba_model *model, const char *line, unsigned flags, const char *text, size_t length)
+{
+    int32_t tokens[200];
+    size_t count, i, at = 0;
+    jamba_error error;
+    CHECK_THAT(jamba_encode(model, text, length, flags, tokens, 200, &count, &error) == JAMBA_OK, "%s", error.message);
+    CHECK_THAT(run_tool("tokenize", line, text, length) == 0, "%s: %s", line, errors);
+    for (i = 0; i < count; i++) {
+        char *end;
+        long id = strtol(output + at, &end, 10);
+        CHECK_THAT(id == tokens[i] && end > output + at, "%s: token %zu is %ld, not %d", line, i, id, (int)tokens[i]);
+        at = (size_t)(end - output);
+    }
+    CHECK_THAT(strspn(output + at, " \n") == output_size - at, "%s: more than %zu ids", line, count);
+}
+
+static void test_tokenize(void)
+{
+    static const char text[] = "Once upon\0 a time,\r\n there was caf\xc3\xa9 <|im_end|> 123\n";
+    jamba_model *model = load_for_cpu(story_path, JAMBA_CPU_BEST);
+    check_tokenize(model, "STORY", 0, text, sizeof text - 1);
+    check_tokenize(model, "STORY --bos", JAMBA_TEXT_BOS, text, sizeof text - 1);
+    check_tokenize(model, "STORY --special", JAMBA_TEXT_SPECIAL, text, sizeof text - 1);
+    check_tokenize(model, "STORY --special --bos", JAMBA_TEXT_SPECIAL | JAMBA_TEXT_BOS, text, sizeof text - 1);
+    CHECK(run_text("tokenize", "STORY", "") == 0 && output_size == 0);
+    check_failure("tokenize", "STORY", "ab\xff", 1, "UTF-8");
+    check_failure("tokenize", "MODEL", "ab", 1, "tokenizer");
+    check_failure("tokenize", "STORY --decode", "5 9999", 1, "9999");
+    check_failure("tokenize", "STORY --decode", "5 five", 1, "five");
+    jamba_model_free(model);
+}
+
+static void test_detokenize(void)
+{
+    static const char text[] = "Hello! How\nare you? caf\xc3\xa9 \xf0\x9f\x98\x80 42\n";
+    char *tokens;
+    CHECK(run_text("tokenize", "STORY", text) == 0);
+    tokens = output;
+    output = NULL;
+    CHECK(run_text("tokenize", "STORY --decode", tokens) == 0);
+    CHECK_THAT(output_size == sizeof text - 1 && memcmp(output, text, output_size) == 0, "decoded as '%s'", output);
+    free(tokens);
+    CHECK(run_text("tokenize", "STORY --decode --special", "4 5") == 0);
+    CHECK_THAT(strstr(output, "<|im_start|><|im_end|>") == output, "'%s'", output);
+    CHECK(run_text("tokenize", "STORY --decode", "") == 0 && output_size == 0);
+}
+
+/* ---- inspect and dry runs ---------------------------------------------------------------------------- */
+
+/* The integer of a line "key: integer"; -1 when there is none. */
+static long long listed(const char *key)
+{
+    char start[80];
+    const char *at;
+    snprintf(start, sizeof start, "%s: ", key);
+    at = strncmp(output, start, strlen(start)) == 0 ? output : NULL;
+    if (!at) {
+        snprintf(start, sizeof start, "\n%s: ", key);
+        at = strstr(output, start);
+    }
+    return at ? strtoll(at + strlen(start), NULL, 10) : -1;
+}
+
+static void check_listed(const char *key, uint64_t want)
+{
+    CHECK_THAT(listed(key) == (long long)want, "%s: %lld, not %lld", key, listed(key), (long long)want);
+}
+
+static void check_listing(const jamba_model *model, const char *path)
+{
+    jamba_model_info info;
+    struct stat file;
+    jamba_model_describe(model, &info);
+    CHECK(stat(path, &file) == 0);
+    check_listed("file_bytes", (uint64_t)file.st_size);
+    check_listed("parameters", info.parameters);
+    check_listed("parameters_active", info.parameters_active);
+    check_listed("kv_bytes_per_token", info.kv_bytes_per_token);
+    check_listed("state_bytes", info.state_bytes);
+    CHECK(listed("tensors") > 10);
+    CHECK(strstr(output, "attention") && strstr(output, "kv_heads"));
+}
+
+static void test_inspect(void)
+{
+    jamba_model *story = load_for_cpu(story_path, JAMBA_CPU_BEST);
+    const char *line;
+    size_t size, lines = 0;
+    uint8_t *file;
+    CHECK(run_text("inspect", "STORY", "") == 0);
+    check_listing(story, story_path);
+    CHECK(run_text("inspect", "STORY --verify", "") == 0);
+    CHECK(run_text("inspect", "STORY --tensors", "") == 0);
+    for (line = output; (line = strchr(line, '\n')) != NULL; line++) lines++;
+    CHECK_THAT(lines > (size_t)listed("tensors"), "%zu lines", lines);
+    file = file_need(story_path, &size);
+    file[size - 1000] ^= 4;
+    file_write(out_path, file, size);
+    free(file);
+    {
+        char damaged[PATH_ROOM], arguments[PATH_ROOM + 20];
+        CHECK(rename(out_path, temp_path(damaged, "damaged.jamba")) == 0);
+        snprintf(arguments, sizeof arguments, "%s --verify", damaged);
+        check_failure("inspect", arguments, "", 1, "damaged");
+        CHECK(run_text("inspect", damaged, "") == 0);
+        remove(damaged);
+    }
+    CHECK(run_text("convert", "examples/storyteller --dry-run --type q8", "") == 0);
+    check_listing(story, story_path);
+    jamba_model_free(story);
+}
+
+/* ---- bench, perplexity, chat --------------------------------------------------------------------------- */
+
+static void test_bench(void)
+{
+    static const char *const keys[] = { "\"cpu\":", "\"isa\":", "\"threads\":", "\"type\":" };
+    char *line;
+    size_t i;
+    int lines = 0;
+    CHECK_THAT(run_text("bench", "STORY -p 8 -n 4 -r 1 -t 1 --json", "") == 0, "%s", errors);
+    CHECK(strstr(output, "prompt_tokens_per_s") && strstr(output, "decode_tokens_per_s"));
+    for (line = strtok(output, "\n"); line; line = strtok(NULL, "\n"), lines++) {
+        CHECK_THAT(line[0] == '{' && line[strlen(line) - 1] == '}', "'%s'", line);
+        CHECK(strstr(line, "_tokens_per_s\":") != NULL);
+        for (i = 0; i < 4; i++) CHECK_THAT(strstr(line, keys[i]) != NULL, "no %s in '%s'", keys[i], line);
+    }
+    CHECK(lines >= 1);
+    CHECK_THAT(run_text("bench", "MODEL -p 3 -n 2 -r 1 -t 2 --context 20", "") == 0 && output_size > 0, "%s", errors);
+    check_failure("bench", "MODEL --batch 2", "", 2, "--batch");
+    check_failure("bench", "MODEL -p x", "", 2, "-p");
+}
+
+static void test_perplexity(void)
+{
+    static const char text[] = "Once upon a time there was a dog.\n<|endoftext|>\nThe dog had a boat.\n";
+    CHECK_THAT(run_text("perplexity", "STORY", text) == 0, "%s", errors);
+    CHECK(strstr(output, "perplexity: ") && listed("texts") == 2 && listed("tokens") > 8);
+    CHECK_THAT(run_text("perplexity", "STORY --against STORY", text) == 0, "%s", errors);
+    CHECK_THAT(strstr(output, "perplexity: ") != NULL, "%s", output);
+    check_failure("perplexity", "MODEL", text, 1, "tokenizer");
+    check_failure("perplexity", "STORY --against MODEL", text, 1, model_path);
+}
+
+static void test_chat(void)
+{
+    CHECK_THAT(run_text("chat", "STORY -p Hello! -n 12 --temp 0", "") == 0, "%s", errors);
+    CHECK_THAT(output_size > 3, "the reply is '%s'", output);
+    CHECK(run_text("chat", "STORY -n 6 --temp 0", "Hello!\n/reset\nHow are you?\n/quit\nignored\n") == 0);
+    CHECK(output_size > 0);
+    check_failure("chat", "MODEL -p Hello!", "", 1, "tokenizer");
+    check_failure("chat", "STORY -p \xff", "", 1, "UTF-8");
+    check_failure("chat", "STORY -p Hello! --temp -1", "", 2, "--temp");
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } tests[] = {
+        { "wrong usage and no models", test_usage },
+        { "logits", test_logits },
+        { "tokenize", test_tokenize },
+        { "tokenize --decode", test_detokenize },
+        { "inspect and convert --dry-run", test_inspect },
+        { "bench", test_bench },
+        { "perplexity", test_perplexity },
+        { "chat", test_chat },
+    };
+    size_t i;
+    test_start(argc, argv);
+    if (!test_state.list) {
+        test_require(convert("tests/cases/llama-linear", "llama-linear", "f32", model_path), "convert", "llama-linear");
+        test_require(convert("examples/storyteller", "storyteller", "q8", story_path), "convert", "storyteller");
+        temp_path(in_path, "in");
+        temp_path(out_path, "out");
+    }
+    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
+        if (!test_begin("%s", tests[i].name)) continue;
+        tests[i].run();
+        test_end();
+    }
+    free(output);
+    return test_summary();
+}
