@@ -18,13 +18,13 @@ COMPILE := $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS)
 LINK    := $(LDFLAGS) $(LDLIBS) $(LIBS)
 
 PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(notdir $(wildcard tools/*.c examples/*.c)))
-TESTS    := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/api_second.c,$(wildcard tests/*.c)))
+TESTS    := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/api_second.c tests/real_size.c,$(wildcard tests/*.c)))
 # Tests that see only the interface; they share one object with the implementation.
 APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' tests/*.c))
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test bench lint install clean help FORCE
+.PHONY: all run test real-size bench lint install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -33,6 +33,9 @@ run: $(BUILD)/chat $(STORY) ## build what it takes, convert examples/storyteller
 
 test: all $(TESTS) ## build and run the tests
 	@tests/run $(BUILD)
+
+real-size: all $(BUILD)/real_size ## convert and run random models of 1.2 and 3 billion weights (takes 10 GB and minutes)
+	@$(BUILD)/real_size "$(BUILD)" Zamba2-1.2B Jamba-Reasoning-3B
 
 bench: $(BUILD)/bench $(STORY) ## measure reading and writing speed of examples/storyteller
 	@$(BUILD)/bench $(STORY)
@@ -48,7 +51,7 @@ clean: ## remove the build folder
 	rm -rf "$(BUILD)"
 
 help: ## list the targets and settings
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1@\2/p' Makefile | awk -F@ '{ printf "%-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1@\2/p' Makefile | awk -F@ '{ printf "%-11s %s\n", $$1, $$2 }'
 	@echo "settings: CC CXX CPPFLAGS CFLAGS (-O3) LDFLAGS LDLIBS BUILD (build) PREFIX (/usr/local) WERROR=1 OPENMP=1"
 
 $(STORY): $(BUILD)/convert $(wildcard examples/storyteller/*.json examples/storyteller/*.jinja \
@@ -64,6 +67,9 @@ $(BUILD)/%: tools/%.c $(BUILD)/flags
 	$(BUILD_PROGRAM)
 
 $(BUILD)/%: examples/%.c $(BUILD)/flags
+	$(BUILD_PROGRAM)
+
+$(BUILD)/real_size: tests/real_size.c $(BUILD)/flags
 	$(BUILD_PROGRAM)
 
 $(BUILD)/tests/%: tests/%.c $(BUILD)/flags

@@ -12,7 +12,8 @@ cc=${CC:-cc}
 flags="-std=c99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 -O1 -w"
 passed=0 failed=0
 
-# Compiles golden, and the converter where it is what changed, from the copy in $1, and runs it.
+# Compiles golden, and the converter where it is what changed, from the copy in $1, and runs it: true when
+# it fails, false when it passes or does not compile.
 golden_fails() {
     local copy=$1 file=$2
     mkdir -p "$copy/tests"
@@ -52,6 +53,22 @@ mutate() {
         failed=$((failed + 1))
     fi
 }
+
+# Without a mistake golden must pass, or a catch means nothing.
+control() {
+    local copy=$build/mutations/control
+    rm -rf "$copy"
+    mkdir -p "$copy/source/tests"
+    cp -r jamba.h tools examples "$copy/source/" && cp tests/*.[ch] "$copy/source/tests/"
+    golden_fails "$copy" jamba.h
+    if [ ! -s "$copy/log" ] || ! tail -n 1 "$copy/log" | grep -q ' 0 failed'; then
+        cat "$copy/log"
+        echo "FAIL control: golden does not pass without a mistake"
+        exit 1
+    fi
+    rm -rf "$copy"
+}
+control
 
 # ---- norms, activations, positions
 mutate eps_other jamba.h 'v_sqrt(v_add(mean, v_set1(eps)))' 'v_sqrt(v_add(mean, v_set1(1e-6f)))'
