@@ -386,7 +386,12 @@ static void test_directory_rules(void)
         memcpy(data + entry - 64, file + entry - 64, 128);
     }
     store_u32(data + 80, tensors - 1);
+    repair_identity(data);
     CHECK(!try_load(data, file_size, false, &error, "a tensor fewer"));
+    store_u64(data + 144, jmb_load_u64(data + 144) + 64); /* its entry now counts as strings */
+    repair_identity(data);
+    CHECK(!try_load(data, file_size, false, &error, "a tensor fewer, the layout kept"));
+    CHECK_THAT(error.code == JAMBA_ERR_FORMAT && strstr(error.message, "its program"), "%s", error.message);
     free(data);
 }
 

@@ -125,12 +125,33 @@ CASES = {
         "dev", "mixtral", 112, 32, dtype="bf16", vocab_size=256, hidden_size=64, intermediate_size=48,
         num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
         num_experts_per_tok=2, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}),
+    "zamba-flags": case(  # nothing shared: every hybrid layer has its own block; every knob flipped
+        "dev", "zamba", 131, 24, vocab_size=96, hidden_size=20, intermediate_size=28, num_hidden_layers=7,
+        num_attention_heads=4, num_key_value_heads=2, n_mamba_heads=4, attn_layer_period=2, attn_layer_offset=1,
+        mamba_d_state=12, mamba_d_conv=3, mamba_proj_bias=True, mamba_conv_bias=False, mamba_dt_rank=5, rms_norm_eps=1e-3,
+        tie_word_embeddings=False, hidden_mamba_act="gelu", hidden_act="silu"),
+    "zamba2-abc": case(  # three shared blocks, biases, both kinds of adapters, shards
+        "dev", "zamba2", 132, 24, shards=3, vocab_size=96, hidden_size=24, intermediate_size=20, num_hidden_layers=8,
+        layers_block_type=[h, h, m, h, h, h, h, h], num_attention_heads=2, n_mamba_heads=6, mamba_ngroups=3,
+        mamba_d_state=8, num_mem_blocks=3, adapter_rank=5, add_bias_linear=True, use_shared_attention_adapter=True,
+        use_mem_rope=True, rope_parameters={
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64}),
+    "zamba2-untied": case(  # tie_word_embeddings=false unties the shared blocks too; idle adapters are saved
+        "dev", "zamba2", 133, 24, vocab_size=96, hidden_size=16, intermediate_size=24, num_hidden_layers=6,
+        layers_block_type=[m, h, h, m, h, h], num_attention_heads=4, num_key_value_heads=2, n_mamba_heads=4,
+        mamba_ngroups=2, mamba_d_state=8, num_mem_blocks=2, adapter_rank=3, use_mem_rope=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0}, tie_word_embeddings=False, legacy=True),
+    "falcon-mamba": case(  # Mamba with norms that have no weights; the stored width wins over expand
+        "dev", "falcon_mamba", 134, 24, vocab_size=96, hidden_size=32, num_hidden_layers=3, state_size=8,
+        tie_word_embeddings=False, intermediate_size=48, mixer_rms_eps=1e-3, expand=16),
 }
 
 CLASSES = {"jamba": ("JambaConfig", "JambaForCausalLM"), "zamba": ("ZambaConfig", "ZambaForCausalLM"),
            "zamba2": ("Zamba2Config", "Zamba2ForCausalLM"), "mamba": ("MambaConfig", "MambaForCausalLM"),
            "mamba2": ("Mamba2Config", "Mamba2ForCausalLM"), "llama": ("LlamaConfig", "LlamaForCausalLM"),
-           "mixtral": ("MixtralConfig", "MixtralForCausalLM")}
+           "mixtral": ("MixtralConfig", "MixtralForCausalLM"),
+           "falcon_mamba": ("FalconMambaConfig", "FalconMambaForCausalLM")}
 
 
 # ----------------------------------------------------------------------------------------------
@@ -275,7 +296,8 @@ def load(folder, spec):
 # running
 # ----------------------------------------------------------------------------------------------
 def call(model, ids, cache=None, use_cache=True):
-    key = "cache_params" if model.config.model_type in ("mamba", "mamba2") else "past_key_values"
+    mamba = model.config.model_type in ("mamba", "mamba2", "falcon_mamba")
+    key = "cache_params" if mamba else "past_key_values"
     out = model(input_ids=torch.tensor([ids]), use_cache=use_cache, **({key: cache} if cache is not None else {}))
     return out.logits[0].float(), (getattr(out, key) if use_cache else None)
 

@@ -17,11 +17,12 @@ typedef struct naive_tensor {
 } naive_tensor;
 
 typedef struct naive_block {
-    unsigned kind, unit, flags;
-    double eps, inner_eps, scale;
-    size_t heads, kv_heads, head_dim, d_inner, d_state, d_conv, dt_rank, intermediate, experts, top_k;
+    unsigned self, kind, unit, flags, input, output, act; /* self: the block's index, under which adapters are stored */
+    double eps, inner_eps, scale, dt_min, dt_max;
+    size_t heads, kv_heads, head_dim, d_inner, d_state, d_conv, dt_rank, groups, intermediate, experts, top_k, rank;
     double *keys, *values; /* attention: [capacity, kv_heads * head_dim] */
-    double *conv, *state;  /* mamba: [d_inner, d_conv] oldest first, [d_inner, d_state] */
+    size_t channels;       /* mamba, mamba2: of the convolution */
+    double *conv, *state;  /* [channels, d_conv] oldest first, [d_inner, d_state] */
 } naive_block;
 
 typedef struct naive_model {
@@ -128,7 +129,7 @@ static void naive_read_tensor(naive_tensor *t, const uint8_t *file, const uint8_
     t->type = naive_u16(entry + 6);
     t->rows = naive_u32(entry + 8);
     t->cols = naive_u32(entry + 12);
-    paired = t->role == JMB_ROLE_GATE_UP || t->role == JMB_ROLE_GATE_UP_BIAS;
+    paired = t->role == JMB_ROLE_GATE_UP || t->role == JMB_ROLE_GATE_UP_BIAS || t->role == JMB_ROLE_GATE_UP_B;
     t->weights = naive_matrix(data, t, paired ? 2 : 1);
     t->second = paired ? naive_matrix(data + naive_panel_size(t->type, t->cols), t, 2) : NULL;
 }
@@ -143,9 +144,14 @@ static void naive_read_block(naive_block *b, const uint8_t *p, size_t capacity)
     b->kind = naive_field(p, FIELD_kind);
     b->unit = naive_field(p, FIELD_unit);
     b->flags = naive_field(p, FIELD_flags);
+    b->input = naive_field(p, FIELD_input);
+    b->output = naive_field(p, FIELD_output);
+    b->act = naive_field(p, FIELD_act);
     b->eps = naive_f32(p + 4 * FIELD_eps);
     b->inner_eps = naive_f32(p + 4 * FIELD_inner_eps);
     b->scale = naive_f32(p + 4 * FIELD_scale);
+    b->dt_min = naive_f32(p + 4 * FIELD_dt_min);
+    b->dt_max = naive_f32(p + 4 * FIELD_dt_max);
     b->heads = naive_field(p, FIELD_heads);
     b->kv_heads = naive_field(p, FIELD_kv_heads);
     b->head_dim = naive_field(p, FIELD_head_dim);
@@ -153,15 +159,18 @@ static void naive_read_block(naive_block *b, const uint8_t *p, size_t capacity)
     b->d_state = naive_field(p, FIELD_d_state);
     b->d_conv = naive_field(p, FIELD_d_conv);
     b->dt_rank = naive_field(p, FIELD_dt_rank);
+    b->groups = naive_field(p, FIELD_n_groups);
     b->intermediate = naive_field(p, FIELD_intermediate);
     b->experts = naive_field(p, FIELD_experts);
     b->top_k = naive_field(p, FIELD_top_k);
+    b->rank = naive_field(p, FIELD_rank);
     if (b->kind == JMB_ATTENTION) {
         b->keys = (double *)calloc(capacity * b->kv_heads * b->head_dim, sizeof *b->keys);
         b->values = (double *)calloc(capacity * b->kv_heads * b->head_dim, sizeof *b->values);
     }
-    if (b->kind == JMB_MAMBA) {
-        b->conv = (double *)calloc(b->d_inner * b->d_conv, sizeof *b->conv);
+    if (b->kind == JMB_MAMBA || b->kind == JMB_MAMBA2) {
+        b->channels = b->d_inner + (b->kind == JMB_MAMBA2 ? 2 * b->groups * b->d_state : 0);
+        b->conv = (double *)calloc(b->channels * b->d_conv, sizeof *b->conv);
         b->state = (double *)calloc(b->d_inner * b->d_state, sizeof *b->state);
     }
 }
@@ -180,7 +189,10 @@ static naive_model *naive_parse(const uint8_t *file, size_t capacity)
     m->capacity = capacity;
     m->blocks = (naive_block *)calloc(m->block_count, sizeof *m->blocks);
     m->tensors = (naive_tensor *)calloc(m->tensor_count, sizeof *m->tensors);
-    for (i = 0; i < m->block_count; i++) naive_read_block(&m->blocks[i], file + 256 + 128 * i, capacity);
+    for (i = 0; i < m->block_count; i++) {
+        m->blocks[i].self = (unsigned)i;
+        naive_read_block(&m->blocks[i], file + 256 + 128 * i, capacity);
+    }
     directory = 256 + 128 * m->block_count;
     for (i = 0; i < m->tensor_count; i++) naive_read_tensor(&m->tensors[i], file, file + directory + 64 * i);
     return m;
@@ -219,8 +231,8 @@ TEST_UNUSED static void naive_reset(naive_model *m)
     m->position = 0;
     for (i = 0; i < m->block_count; i++) {
         naive_block *b = &m->blocks[i];
-        if (b->kind != JMB_MAMBA) continue;
-        memset(b->conv, 0, b->d_inner * b->d_conv * sizeof *b->conv);
+        if (!b->conv) continue;
+        memset(b->conv, 0, b->channels * b->d_conv * sizeof *b->conv);
         memset(b->state, 0, b->d_inner * b->d_state * sizeof *b->state);
     }
 }
@@ -232,8 +244,8 @@ TEST_UNUSED static size_t naive_state(naive_model *m, double *room, bool restore
     size_t i, at = 0;
     for (i = 0; i < m->block_count; i++) {
         naive_block *b = &m->blocks[i];
-        size_t conv = b->d_inner * b->d_conv, state = b->d_inner * b->d_state;
-        if (b->kind != JMB_MAMBA) continue;
+        size_t conv = b->channels * b->d_conv, state = b->d_inner * b->d_state;
+        if (!b->conv) continue;
         if (room) {
             memcpy(restore ? b->conv : room + at, restore ? room + at : b->conv, conv * sizeof *room);
             memcpy(restore ? b->state : room + at + conv, restore ? room + at + conv : b->state, state * sizeof *room);
@@ -333,6 +345,11 @@ static double naive_silu(double x)
     return x / (1 + exp(-x));
 }
 
+static double naive_act(const naive_block *b, double x)
+{
+    return b->act == JMB_ACT_GELU ? 0.5 * x * (1 + erf(x / sqrt(2))) : naive_silu(x);
+}
+
 static void naive_softmax(double *x, size_t count)
 {
     double most = x[0], sum = 0;
@@ -380,6 +397,22 @@ static void naive_attend(const naive_model *m, const naive_block *b, const doubl
     free(weight);
 }
 
+/* y += B (A x), the block's own adapter; `second` for the up projection of a pair. */
+static void naive_adapt(
+    naive_model *m, const naive_block *b, unsigned A, unsigned B, bool second, const double *x, double *y)
+{
+    const naive_tensor *t;
+    double *low, *more;
+    if (b->rank == 0) return;
+    t = naive_find(m, B, b->self, 0);
+    low = naive_linear(m, A, b->self, 0, x);
+    more = (double *)malloc(t->rows * sizeof *more);
+    naive_product(m, t, second ? t->second : t->weights, low, more);
+    naive_add(y, more, t->rows);
+    free(low);
+    free(more);
+}
+
 static double *naive_attention(naive_model *m, naive_block *b, const double *a)
 {
     bool biased = (b->flags & JMB_BIAS) != 0;
@@ -388,6 +421,9 @@ static double *naive_attention(naive_model *m, naive_block *b, const double *a)
     double *v = naive_affine(m, JMB_ROLE_V, JMB_ROLE_V_BIAS, biased, b->unit, a);
     double *joined = (double *)malloc(b->heads * b->head_dim * sizeof *joined), *out;
     size_t head, width = b->kv_heads * b->head_dim;
+    naive_adapt(m, b, JMB_ROLE_Q_A, JMB_ROLE_Q_B, false, a, q);
+    naive_adapt(m, b, JMB_ROLE_K_A, JMB_ROLE_K_B, false, a, k);
+    naive_adapt(m, b, JMB_ROLE_V_A, JMB_ROLE_V_B, false, a, v);
     if (b->flags & JMB_ROPE) {
         naive_rotate(m, b, q, b->heads);
         naive_rotate(m, b, k, b->kv_heads);
@@ -404,18 +440,20 @@ static double *naive_attention(naive_model *m, naive_block *b, const double *a)
     return out;
 }
 
-/* In place: u_c = silu(bias_c + sum_j w[c, j] x_(t - d_conv + 1 + j)); the last tap meets the newest input. */
-static void naive_convolve(const naive_model *m, naive_block *b, double *u)
+/* In place: u_c = act(bias_c + sum_j w[c, j] x_(t - d_conv + 1 + j)); the last tap meets the newest input.
+ * Channel c of u is channel first + c of the state. */
+static void naive_convolve(
+    const naive_model *m, naive_block *b, unsigned role, unsigned bias, size_t first, double *u)
 {
-    const naive_tensor *w = naive_find(m, JMB_ROLE_CONV, b->unit, 0);
+    const naive_tensor *w = naive_find(m, role, b->unit, 0);
     size_t c, j, past = b->d_conv - 1;
-    for (c = 0; c < b->d_inner; c++) {
-        double *window = b->conv + c * b->d_conv, sum = 0;
+    for (c = 0; c < w->rows; c++) {
+        double *window = b->conv + (first + c) * b->d_conv, sum = 0;
         window[past] = u[c];
         for (j = 0; j < b->d_conv; j++) sum += w->weights[c * b->d_conv + j] * window[j];
-        if (b->flags & JMB_CONV_BIAS) sum += naive_find(m, JMB_ROLE_CONV_BIAS, b->unit, 0)->weights[c];
+        if (b->flags & JMB_CONV_BIAS) sum += naive_find(m, bias, b->unit, 0)->weights[c];
         memmove(window, window + 1, past * sizeof *window);
-        u[c] = naive_silu(sum);
+        u[c] = naive_act(b, sum);
     }
 }
 
@@ -426,23 +464,65 @@ static void naive_norm_in_place(const naive_model *m, const naive_block *b, unsi
     *x = y;
 }
 
-/* h = exp(dt A) h + dt u B; y = h C + D u, times silu(z). */
-static double *naive_scan(const naive_model *m, naive_block *b, const double *u, const double *z, const double *dt,
-    const double *B, const double *C)
+/* One channel: h = exp(dt A) h + dt u B; returns h C + D u. */
+static double naive_channel(double *h, const double *A, bool one_A, double D, double u, double dt, const double *B,
+    const double *C, size_t states)
 {
-    const naive_tensor *A = naive_find(m, JMB_ROLE_A, b->unit, 0), *D = naive_find(m, JMB_ROLE_D, b->unit, 0);
-    double *y = (double *)malloc(b->d_inner * sizeof *y);
-    size_t c, n;
-    for (c = 0; c < b->d_inner; c++) {
-        double *h = b->state + c * b->d_state;
-        y[c] = D->weights[c] * u[c];
-        for (n = 0; n < b->d_state; n++) {
-            h[n] = exp(dt[c] * A->weights[c * b->d_state + n]) * h[n] + dt[c] * u[c] * B[n];
-            y[c] += h[n] * C[n];
-        }
-        y[c] *= naive_silu(z[c]);
+    double y = D * u;
+    size_t n;
+    for (n = 0; n < states; n++) {
+        h[n] = exp(dt * A[one_A ? 0 : n]) * h[n] + dt * u * B[n];
+        y += h[n] * C[n];
     }
     return y;
+}
+
+/* Mamba: A by channel and state, dt and D by channel, B and C by head. Mamba-2: A, dt and D by head, B and C by
+ * group of heads. Allocated. */
+static double *naive_scan(const naive_model *m, naive_block *b, const double *u, const double *dt, const double *B,
+    const double *C)
+{
+    const double *A = naive_find(m, JMB_ROLE_A, b->unit, 0)->weights;
+    const double *D = naive_find(m, JMB_ROLE_D, b->unit, 0)->weights;
+    double *y = (double *)malloc(b->d_inner * sizeof *y);
+    bool two = b->kind == JMB_MAMBA2;
+    size_t c;
+    for (c = 0; c < b->d_inner; c++) {
+        size_t head = c / (b->d_inner / b->heads), row = two ? head : c;
+        size_t part = two ? head / (b->heads / b->groups) : head;
+        y[c] = naive_channel(b->state + c * b->d_state, A + (two ? head : c * b->d_state), two, D[row], u[c], dt[row],
+            B + part * b->d_state, C + part * b->d_state, b->d_state);
+    }
+    return y;
+}
+
+static double naive_softplus(double x)
+{
+    return x > 20 ? x : log1p(exp(x));
+}
+
+/* dt of one head's channels, its B and its C, from its share of u. */
+static void naive_mamba_head(
+    naive_model *m, const naive_block *b, size_t head, const double *u, double *dt, double *B, double *C)
+{
+    size_t width = b->d_inner / b->heads, c;
+    const double *bias = naive_find(m, JMB_ROLE_DT_BIAS, b->unit, 0)->weights + head * width;
+    double *low = naive_linear(m, JMB_ROLE_DT_LOW, b->unit, (unsigned)head, u + head * width);
+    double *own_B = naive_linear(m, JMB_ROLE_B, b->unit, (unsigned)head, u + head * width);
+    double *own_C = naive_linear(m, JMB_ROLE_C, b->unit, (unsigned)head, u + head * width), *own_dt;
+    if (b->flags & JMB_DT_NORM) {
+        naive_norm_in_place(m, b, JMB_ROLE_DT_NORM, &low);
+        naive_norm_in_place(m, b, JMB_ROLE_B_NORM, &own_B);
+        naive_norm_in_place(m, b, JMB_ROLE_C_NORM, &own_C);
+    }
+    own_dt = naive_linear(m, JMB_ROLE_DT, b->unit, (unsigned)head, low);
+    for (c = 0; c < width; c++) dt[head * width + c] = naive_softplus(own_dt[c] + bias[c]);
+    memcpy(B + head * b->d_state, own_B, b->d_state * sizeof *B);
+    memcpy(C + head * b->d_state, own_C, b->d_state * sizeof *C);
+    free(low);
+    free(own_B);
+    free(own_C);
+    free(own_dt);
 }
 
 static double *naive_mamba(naive_model *m, naive_block *b, const double *a)
@@ -450,24 +530,16 @@ static double *naive_mamba(naive_model *m, naive_block *b, const double *a)
     bool biased = (b->flags & JMB_BIAS) != 0;
     double *u = naive_affine(m, JMB_ROLE_U, JMB_ROLE_U_BIAS, biased, b->unit, a);
     double *z = naive_affine(m, JMB_ROLE_Z, JMB_ROLE_Z_BIAS, biased, b->unit, a);
-    double *low, *B, *C, *dt, *y, *out;
-    size_t c;
-    naive_convolve(m, b, u);
-    low = naive_linear(m, JMB_ROLE_DT_LOW, b->unit, 0, u);
-    B = naive_linear(m, JMB_ROLE_B, b->unit, 0, u);
-    C = naive_linear(m, JMB_ROLE_C, b->unit, 0, u);
-    if (b->flags & JMB_DT_NORM) {
-        naive_norm_in_place(m, b, JMB_ROLE_DT_NORM, &low);
-        naive_norm_in_place(m, b, JMB_ROLE_B_NORM, &B);
-        naive_norm_in_place(m, b, JMB_ROLE_C_NORM, &C);
-    }
-    dt = naive_affine(m, JMB_ROLE_DT, JMB_ROLE_DT_BIAS, true, b->unit, low);
-    for (c = 0; c < b->d_inner; c++) dt[c] = dt[c] > 20 ? dt[c] : log1p(exp(dt[c]));
-    y = naive_scan(m, b, u, z, dt, B, C);
+    double *B = (double *)malloc(b->heads * b->d_state * sizeof *B), *dt = (double *)malloc(b->d_inner * sizeof *dt);
+    double *C = (double *)malloc(b->heads * b->d_state * sizeof *C), *y, *out;
+    size_t i;
+    naive_convolve(m, b, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS, 0, u);
+    for (i = 0; i < b->heads; i++) naive_mamba_head(m, b, i, u, dt, B, C);
+    y = naive_scan(m, b, u, dt, B, C);
+    for (i = 0; i < b->d_inner; i++) y[i] *= naive_silu(z[i]);
     out = naive_affine(m, JMB_ROLE_OUT, JMB_ROLE_OUT_BIAS, biased, b->unit, y);
     free(u);
     free(z);
-    free(low);
     free(B);
     free(C);
     free(dt);
@@ -475,7 +547,47 @@ static double *naive_mamba(naive_model *m, naive_block *b, const double *a)
     return out;
 }
 
-/* down(silu(gate(a)) * up(a)) of one expert. */
+/* In place: gated, then each group by itself divided by its root mean square, then weighted. */
+static void naive_gate(const naive_model *m, const naive_block *b, double *y, const double *z)
+{
+    const double *w = naive_find(m, JMB_ROLE_GATE_NORM, b->unit, 0)->weights;
+    size_t width = b->d_inner / b->groups, group, i;
+    for (group = 0; group < b->groups; group++) {
+        double sum = 0;
+        for (i = group * width; i < (group + 1) * width; i++) {
+            y[i] *= naive_silu(z[i]);
+            sum += y[i] * y[i];
+        }
+        for (i = group * width; i < (group + 1) * width; i++) y[i] *= w[i] / sqrt(sum / (double)width + b->inner_eps);
+    }
+}
+
+static double *naive_mamba2(naive_model *m, naive_block *b, const double *a)
+{
+    bool biased = (b->flags & JMB_BIAS) != 0;
+    double *u = naive_affine(m, JMB_ROLE_U, JMB_ROLE_U_BIAS, biased, b->unit, a);
+    double *z = naive_affine(m, JMB_ROLE_Z, JMB_ROLE_Z_BIAS, biased, b->unit, a);
+    double *B = naive_affine(m, JMB_ROLE_B, JMB_ROLE_B_BIAS, biased, b->unit, a);
+    double *C = naive_affine(m, JMB_ROLE_C, JMB_ROLE_C_BIAS, biased, b->unit, a);
+    double *dt = naive_affine(m, JMB_ROLE_DT, JMB_ROLE_DT_BIAS, true, b->unit, a), *y, *out;
+    size_t i;
+    naive_convolve(m, b, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS, 0, u);
+    naive_convolve(m, b, JMB_ROLE_CONV_B, JMB_ROLE_CONV_B_BIAS, b->d_inner, B);
+    naive_convolve(m, b, JMB_ROLE_CONV_C, JMB_ROLE_CONV_C_BIAS, b->d_inner + b->groups * b->d_state, C);
+    for (i = 0; i < b->heads; i++) dt[i] = fmin(fmax(naive_softplus(dt[i]), b->dt_min), b->dt_max);
+    y = naive_scan(m, b, u, dt, B, C);
+    naive_gate(m, b, y, z);
+    out = naive_affine(m, JMB_ROLE_OUT, JMB_ROLE_OUT_BIAS, biased, b->unit, y);
+    free(u);
+    free(z);
+    free(B);
+    free(C);
+    free(dt);
+    free(y);
+    return out;
+}
+
+/* down(act(gate(a)) * up(a)) of one expert. */
 static double *naive_expert(naive_model *m, const naive_block *b, unsigned index, const double *a)
 {
     const naive_tensor *t = naive_find(m, JMB_ROLE_GATE_UP, b->unit, index);
@@ -489,7 +601,11 @@ static double *naive_expert(naive_model *m, const naive_block *b, unsigned index
         naive_add(gate, bias->weights, bias->rows);
         naive_add(up, bias->second, bias->rows);
     }
-    for (i = 0; i < t->rows; i++) gate[i] = naive_silu(gate[i]) * up[i];
+    if (b->kind == JMB_MLP) {
+        naive_adapt(m, b, JMB_ROLE_GATE_UP_A, JMB_ROLE_GATE_UP_B, false, a, gate);
+        naive_adapt(m, b, JMB_ROLE_GATE_UP_A, JMB_ROLE_GATE_UP_B, true, a, up);
+    }
+    for (i = 0; i < t->rows; i++) gate[i] = naive_act(b, gate[i]) * up[i];
     out = naive_linear(m, JMB_ROLE_DOWN, b->unit, index, gate);
     if (biased) naive_add(out, naive_find(m, JMB_ROLE_DOWN_BIAS, b->unit, 0)->weights, m->hidden);
     free(gate);
@@ -526,32 +642,55 @@ static double *naive_moe(naive_model *m, const naive_block *b, const double *a)
 
 /* ---- the model ---------------------------------------------------------------------------------- */
 
+/* What the block computes from, allocated: the norm of x, a, x beside e, or x + a; a linear block reads a as it is. */
+static double *naive_input(
+    const naive_model *m, const naive_block *b, const double *x, const double *a, const double *e)
+{
+    double *in = (double *)malloc(2 * m->hidden * sizeof *in), *out;
+    memcpy(in, b->input == JMB_FROM_A ? a : x, m->hidden * sizeof *in);
+    if (b->input == JMB_FROM_X_AND_E) memcpy(in + m->hidden, e, m->hidden * sizeof *in);
+    if (b->input == JMB_FROM_X_PLUS_A) naive_add(in, a, m->hidden);
+    if (b->kind == JMB_LINEAR) return in;
+    out = naive_norm(m, JMB_ROLE_NORM, b->unit, b->eps, in);
+    free(in);
+    return out;
+}
+
+static double *naive_block_out(naive_model *m, naive_block *b, const double *in)
+{
+    switch (b->kind) {
+    case JMB_ATTENTION: return naive_attention(m, b, in);
+    case JMB_MAMBA: return naive_mamba(m, b, in);
+    case JMB_MAMBA2: return naive_mamba2(m, b, in);
+    case JMB_MLP: return naive_expert(m, b, 0, in);
+    case JMB_LINEAR: return naive_linear(m, JMB_ROLE_LINEAR, b->unit, 0, in);
+    default: return naive_moe(m, b, in);
+    }
+}
+
 /* Logits that follow `token`, [vocab]. */
 TEST_UNUSED static void naive_step(naive_model *m, int32_t token, double *logits)
 {
     const naive_tensor *embed = naive_find(m, JMB_ROLE_EMBED, JMB_NONE, 0);
     const naive_tensor *head = m->own_head ? naive_find(m, JMB_ROLE_HEAD, JMB_NONE, 0) : embed;
-    double *x = (double *)malloc(m->hidden * sizeof *x), *last;
+    const double *e = embed->weights + (size_t)token * m->hidden;
+    double *x = (double *)malloc(m->hidden * sizeof *x), *a = (double *)calloc(m->hidden, sizeof *a), *last;
     size_t i;
-    memcpy(x, embed->weights + (size_t)token * m->hidden, m->hidden * sizeof *x);
+    memcpy(x, e, m->hidden * sizeof *x);
     for (i = 0; i < m->block_count; i++) {
         naive_block *b = &m->blocks[i];
-        double *a = naive_norm(m, JMB_ROLE_NORM, b->unit, b->eps, x), *y;
-        switch (b->kind) {
-        case JMB_ATTENTION: y = naive_attention(m, b, a); break;
-        case JMB_MAMBA: y = naive_mamba(m, b, a); break;
-        case JMB_MLP: y = naive_expert(m, b, 0, a); break;
-        default: y = naive_moe(m, b, a); break;
-        }
-        naive_add(x, y, m->hidden);
-        free(a);
-        free(y);
+        double *in = naive_input(m, b, x, a, e), *out = naive_block_out(m, b, in);
+        if (b->output == JMB_SET_A) memcpy(a, out, m->hidden * sizeof *a);
+        else naive_add(x, out, m->hidden);
+        free(in);
+        free(out);
     }
     last = naive_norm(m, JMB_ROLE_FINAL_NORM, JMB_NONE, m->eps, x);
     naive_product(m, head, head->weights, last, logits);
     m->position++;
     free(last);
     free(x);
+    free(a);
 }
 
 #endif

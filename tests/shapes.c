@@ -8,9 +8,9 @@
 
 /* ---- what the converter says -------------------------------------------------------------------------- */
 
-enum { KEYS = 5 };
+enum { KEYS = 6, CHECKED = 5 };
 static const char *const keys[KEYS] = { "parameters", "parameters_active", "tensors", "kv_bytes_per_token",
-    "state_bytes" };
+    "state_bytes", "file_bytes" };
 
 /* Runs convert --dry-run on the folder and reads those of its `key: integer` lines. */
 static bool dry_run(uint64_t values[KEYS])
@@ -41,10 +41,10 @@ static bool is_about(uint64_t value, double billions)
 
 static void check_values(const shape *s, const checkpoint *c, const uint64_t values[KEYS])
 {
-    const uint64_t want[KEYS] = { s->parameters, s->active, s->tensors, s->kv_bytes_per_token, s->state_bytes };
+    const uint64_t want[CHECKED] = { s->parameters, s->active, s->tensors, s->kv_bytes_per_token, s->state_bytes };
     uint64_t idle = s->experts ? c->experts / s->experts * (s->experts - s->top_k) : 0;
     int i;
-    for (i = 0; i < KEYS; i++)
+    for (i = 0; i < CHECKED; i++)
         CHECK_THAT(values[i] == want[i], "%s: %" PRIu64 ", should be %" PRIu64, keys[i], values[i], want[i]);
     CHECK_THAT(c->numbers == s->parameters, "the tensors hold %" PRIu64 " numbers", c->numbers);
     CHECK_THAT(c->numbers - idle == s->active, "%" PRIu64 " of them are active", c->numbers - idle);
@@ -63,9 +63,10 @@ static void test_shape(const shape *s)
     else {
         if (dry_run(values)) {
             check_values(s, &c, values);
-            printf("shapes: %-16s %4d shards %5zu tensors %7.2f billion (%6.2f active), %6.2f GiB of KV at 256K, "
-                "%7.2f MiB of state\n", s->name, c.shards, c.count, (double)values[0] / 1e9, (double)values[1] / 1e9,
-                (double)values[3] * 262144 / 1073741824, (double)values[4] / 1048576);
+            printf("shapes: %-18s %4d shards %5zu tensors %7.2f billion (%6.2f active), %7.2f GiB at q8, "
+                "%6.2f GiB of KV at 256K, %7.2f MiB of state\n", s->name, c.shards, c.count, (double)values[0] / 1e9,
+                (double)values[1] / 1e9, (double)values[5] / 1073741824, (double)values[3] * 262144 / 1073741824,
+                (double)values[4] / 1048576);
         }
         test_end();
     }

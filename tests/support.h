@@ -173,6 +173,10 @@ static const golden_case golden_cases[] = {
     { "mamba2", "bf16" },
     { "mamba2-groups", "f32" },
     { "mamba2-dt-limit", "f32" },
+    { "zamba-flags", "f32" },
+    { "zamba2-abc", "f32" },
+    { "zamba2-untied", "f32" },
+    { "falcon-mamba", "f32" },
 };
 enum { GOLDEN_CASES = sizeof golden_cases / sizeof golden_cases[0], GOLDEN_GREEDY = 16 };
 
