@@ -37,17 +37,18 @@
  * MEMORY   A model is the mapped file plus a few tables. A session is one allocation, whose size
  *          jamba_session_estimate() tells before it is made; no call on it allocates afterwards.
  * THREADS  A model is immutable: share it. A session belongs to one thread at a time.
- * ERRORS   Every call that can fail returns a jamba_result. A failed call changes nothing.
+ * ERRORS   Every call that can fail returns a jamba_result. A failed call changes nothing, but that
+ *          JAMBA_ERR_ABORTED keeps the tokens done so far and JAMBA_PENDING is no failure.
  * NUMBERS  The result is the same to the last bit for any chunk, thread count, time budget and
  *          instruction set: each output is one fixed chain of fused multiply-adds (see >>kernels).
  *          Rounding mode and flush-to-zero of the caller do not matter and are left as they were.
- *          The promise ends at -ffast-math.
+ *          The promise of equal bits ends at -ffast-math.
  *
  * THE FILE (.jamba), little-endian throughout, every part at a multiple of 64 bytes, gaps zero
  *     header      256 bytes    JMB_HEADER_FIELDS, in >>format
  *     program     128 bytes a block    JMB_BLOCK_FIELDS: kind, unit, flags, routing, sizes
  *     directory   64 bytes a tensor    JMB_ENTRY_FIELDS: role, unit, index, type, rows, cols, offset, bytes, hash
- *     strings     (u32 key length, u32 value length, key, value) until the end
+ *     strings     (u32 key length, u32 value length, key, value), strings_size bytes in all
  *     tokenizer   see >>tokenizer; may be empty
  *     data        the tensors, in the order of the directory
  * The program alone decides which tensors exist, their shapes and their order (jmb_list_tensors);
@@ -57,9 +58,14 @@
  *     f16, bf16  [cols/2][16][2]    cols rounded up to 2
  *     q8         [cols/4][16][4]    cols rounded up to 64; byte = weight + 128; then
  *                [cols/64][16]      f16 scales; the panel is padded to 64 bytes
- * A vector is a matrix of one column. Paired tensors (gate_up) alternate: panel i of the gate, panel
- * i of the up projection. Entry `hash` is jmb_hash64 of the data; the header's `identity` is SHA-256
- * of everything before the data with the identity itself zero, and so names the whole model.
+ *     q4         [cols/32][4][16][4]   cols rounded up to 64; byte j, r, k holds the codes of columns
+ *                4 j + k (low half) and 4 j + 16 + k of the block, a code stands for jmb_q4_levels; then
+ *                [cols/32][16]      f16 scales
+ * A q8 weight is (byte - 128) * scale. A vector is a matrix of one column. Paired tensors (gate_up)
+ * alternate: panel i of the gate, panel i of the up projection; their `rows` are those of one. Columns of
+ * `conv` are taps, oldest first; `a` is -exp(A_log); `rope` holds head_dim / 2 inverse frequencies, of the
+ * pairs (i, i + head_dim / 2). Entry `hash` is jmb_hash64 of the data from JMB_HASH_SEED on; the header's
+ * `identity` is SHA-256 of everything before the data with the identity itself zero, and so names the model.
  */
 /* clang-format off */
 #ifndef JMB_PASS  /* >>kernels includes this file again, see there */
@@ -141,6 +147,7 @@ JAMBA_API const char *jamba_result_name(jamba_result result);
 
 /* ---- hooks the host may supply (all optional) -------------------------- */
 
+/* Called from any thread that uses the model or session. */
 typedef struct jamba_allocator {
     void *(*alloc)(void *user, size_t size, size_t align); /* NULL on failure; align is a power of two */
     void (*free)(void *user, void *ptr, size_t size);      /* size as given to alloc */
@@ -160,7 +167,8 @@ typedef struct jamba_executor {
 /* Return false to stop the operation; it then fails with JAMBA_ERR_ABORTED. */
 typedef bool (*jamba_progress_fn)(void *user, const char *stage, uint64_t done, uint64_t total);
 
-/* Called after evaluation of each token, in order, with the `vocab` logits that follow it. */
+/* Called after evaluation of each token, in order, with the `vocab` logits that follow it. No callback may
+ * feed, step, sample from or reset the session that calls it: that fails. */
 typedef void (*jamba_logits_fn)(void *user, int32_t position, const float *logits);
 
 /* ---- where bytes come from --------------------------------------------- */
@@ -199,13 +207,13 @@ typedef struct jamba_memory { /* bytes */
     size_t scratch;           /* activations, token log, logits */
 } jamba_memory;
 
-/* Highest instruction set to use. Results do not depend on it. */
+/* The instruction set to use; results do not depend on it. */
 typedef enum jamba_cpu {
     JAMBA_CPU_BEST = 0,
     JAMBA_CPU_SCALAR,
     JAMBA_CPU_AVX2,   /* with FMA and F16C */
     JAMBA_CPU_AVX512, /* F, BW, DQ, VL and VNNI */
-    JAMBA_CPU_NEON
+    JAMBA_CPU_NEON    /* with the dot product instructions where the CPU has them */
 } jamba_cpu;
 
 typedef struct jamba_model_params {   /* zero means default, everywhere */
@@ -250,7 +258,7 @@ typedef struct jamba_session_params { /* zero means default, everywhere */
     const jamba_allocator *allocator; /* NULL: the model's */
     const jamba_executor *executor;   /* NULL: serial, or OpenMP where compiled with it; copied */
     int32_t threads;                  /* for OpenMP; 0: its default, 1: serial */
-    uint64_t (*now_us)(void *user);   /* NULL: the system's clock */
+    uint64_t (*now_us)(void *user);   /* NULL: the system's clock, monotonic but where -std=c99 hides that */
     void *now_user;
     int32_t context;       /* tokens; 0: the model's, at most 8192 */
     int32_t chunk;         /* prefill tokens per pass; 0: 64. Bigger is faster and takes more scratch */
@@ -289,8 +297,9 @@ JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size
 /* Queues tokens. Copies them, computes nothing. JAMBA_ERR_CONTEXT when they do not all fit and
  * JAMBA_ERR_ARGUMENT when one is not in [0, vocab): then none is queued. */
 JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count);
-/* Works on the queue for about `budget_us` microseconds (0: until it is empty); stops inside a token.
- * JAMBA_OK: queue empty, logits ready. JAMBA_PENDING: call again. The result does not depend on the budget. */
+/* Works on the queue for about `budget_us` microseconds (0: until it is empty); stops inside a token, after
+ * the task at hand: one of some hundreds in a token, longer with a larger chunk. JAMBA_OK: queue empty, logits
+ * ready. JAMBA_PENDING: call again. The result does not depend on the budget. */
 JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us);
 /* jamba_feed() and jamba_step(session, 0) in one call. */
 JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count);
@@ -306,7 +315,7 @@ typedef struct jamba_sampler {
     int32_t top_k;         /* 0: off */
     float top_p;           /* 0: off; keeps the fewest tokens whose probabilities reach top_p */
     float min_p;           /* 0: off; drops tokens below min_p times the highest probability */
-    float repeat_penalty;  /* 0: off; positive logits are divided by it, negative ones multiplied */
+    float repeat_penalty;  /* 0: off, else 0.001 to 1000; positive logits are divided by it, negative ones multiplied */
     int32_t repeat_window; /* tokens looked back; 0: 64 */
     uint64_t seed;         /* advanced by every draw: copy the struct to replay */
     void (*filter)(void *user, float *logits, int32_t vocab); /* may set -INFINITY: not allowed */
@@ -330,7 +339,7 @@ enum {
 
 /* Tokens of `text` (any bytes; JAMBA_ERR_TEXT unless valid UTF-8). *count is what is needed; nothing
  * is written when that is more than `capacity` (JAMBA_ERR_ARGUMENT; with capacity 0, JAMBA_OK). Uses
- * scratch memory from the model's allocator, a small multiple of `length`. */
+ * scratch memory from the model's allocator, about 70 bytes for each byte of text. */
 JAMBA_API jamba_result jamba_encode(const jamba_model *model, const char *text, size_t length, unsigned flags,
     int32_t *tokens, size_t capacity, size_t *count, jamba_error *error);
 /* Text of whole token sequences, not terminated; *length and capacity as in jamba_encode(). */
@@ -378,13 +387,16 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 
 /* The API ends here. Below is the implementation. */
 
-#ifdef JAMBA_IMPLEMENTATION
+#if defined(JAMBA_IMPLEMENTATION) && (defined(JMB_PASS) || !defined(JMB_IMPLEMENTED))
 #ifndef JMB_PASS
+#define JMB_IMPLEMENTED 1
 
 /* ===========================================================================================
  * >>config - compiler, instruction sets, and the floating-point rules of this file
  * =========================================================================================== */
 
+#include <float.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -392,9 +404,10 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #if (defined(__GNUC__) && !defined(__clang__))
 /* gcc contracts a * b + c even between intrinsics; every fused product here is explicit. */
 #pragma GCC push_options
-#pragma GCC optimize("fp-contract=off")
+#pragma GCC optimize("fp-contract=off", "no-fast-math")
 #elif defined(__clang__)
 #pragma float_control(push)
+#pragma float_control(precise, on)
 #pragma clang fp contract(off)
 #endif
 
@@ -417,6 +430,15 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #define JMB_X86_KERNELS 1
 #else
 #define JMB_X86_KERNELS 0
+#endif
+#if defined(__aarch64__) && !defined(__AARCH64EB__) && !defined(JAMBA_NO_SIMD)
+#define JMB_NEON_KERNELS 1
+#include <arm_neon.h>
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#else
+#define JMB_NEON_KERNELS 0
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -584,6 +606,11 @@ static bool jmb_finite(float value)
     return (jmb_bits_of(value) & 0x7f800000u) != 0x7f800000u;
 }
 
+static bool jmb_is_nan(float value)
+{
+    return (jmb_bits_of(value) & 0x7fffffffu) > 0x7f800000u;
+}
+
 static void *jmb_default_alloc(void *user, size_t size, size_t align)
 {
     /* malloc gives 16 at best: keep the block's start in front of the aligned address */
@@ -690,6 +717,12 @@ static void *jmb_place(jmb_layout *layout, uint64_t count, uint64_t size)
 #include <time.h>
 #endif
 
+#if defined(O_CLOEXEC)
+#define JMB_CLOEXEC O_CLOEXEC
+#else
+#define JMB_CLOEXEC 0
+#endif
+
 typedef struct jmb_file {
     uint64_t size;
     void *mapping; /* NULL unless mapped */
@@ -772,7 +805,7 @@ static const char *jmb_file_open(jmb_file *file, const char *path)
 {
     struct stat info;
     memset(file, 0, sizeof *file);
-    file->handle = open(path, O_RDONLY | O_NONBLOCK); /* a pipe must not block */
+    file->handle = open(path, O_RDONLY | O_NONBLOCK | JMB_CLOEXEC); /* a pipe must not block */
     if (file->handle < 0)
         return errno == ENOENT ? "no such file" : errno == EACCES ? "no permission" : "it cannot be read";
     if (fstat(file->handle, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < 0) {
@@ -1049,6 +1082,13 @@ typedef struct jmb_block {
 #undef JMB_X
 } jmb_block;
 
+enum { /* place of each field, in units of four bytes */
+#define JMB_X(type, name) JMB_AT_##name,
+    JMB_BLOCK_FIELDS(JMB_X)
+#undef JMB_X
+    JMB_AT_END
+};
+
 enum { JMB_ATTENTION = 1, JMB_MAMBA, JMB_MLP, JMB_MOE, JMB_MAMBA2, JMB_LINEAR, JMB_KINDS };
 static const char *const jmb_kind_names[] = { "", "attention", "mamba", "mlp", "moe", "mamba2", "linear" };
 
@@ -1064,17 +1104,21 @@ enum { JMB_ACT_SILU = 1, JMB_ACT_GELU }; /* jmb_block.act, of convolution or mlp
 enum { JMB_FROM_X = 0, JMB_FROM_A, JMB_FROM_X_AND_E, JMB_FROM_X_PLUS_A, JMB_INPUTS };
 enum { JMB_ADD_TO_X = 0, JMB_SET_A, JMB_OUTPUTS }; /* jmb_block.output */
 
-enum { JMB_F32 = 0, JMB_F16, JMB_BF16, JMB_Q8, JMB_TYPES };
-static const char *const jmb_type_names[] = { "f32", "f16", "bf16", "q8" };
+enum { JMB_F32 = 0, JMB_F16, JMB_BF16, JMB_Q8, JMB_Q4, JMB_TYPES }; /* by falling precision */
+static const char *const jmb_type_names[] = { "f32", "f16", "bf16", "q8", "q4" };
 
-/* role, name, how it is stored: L a linear, in any type; F always f32; G and P the same for two
- * matrices (gate, up) in alternating panels; H and J like L and G, but never below 16 bits. *_A and *_B
- * are low-rank adapters: W n becomes W n + B (A n). */
+/* The 16 levels of q4, plus 128: fitted to Gaussian and heavier-tailed weights (Lloyd-Max over blocks of
+ * 32 with a free scale; tests/fit_levels.py). */
+static const uint8_t jmb_q4_levels[16] = { 1, 36, 57, 73, 87, 99, 110, 121, 131, 142, 153, 166, 180, 197, 217, 242 };
+
+/* role, name, how it is stored: L a linear, in any type; M never below q8; H never below 16 bits; F always
+ * f32; G, J and P like L, H and F for two matrices (gate, up) in alternating panels. *_A and *_B are
+ * low-rank adapters: W n becomes W n + B (A n). */
 #define JMB_ROLES(X)                                                                             \
-    X(EMBED, "embed", L) X(HEAD, "head", L) X(FINAL_NORM, "final_norm", F)                       \
+    X(EMBED, "embed", M) X(HEAD, "head", M) X(FINAL_NORM, "final_norm", F)                       \
     X(NORM, "norm", F)                                                                           \
     X(Q, "q", L) X(K, "k", L) X(V, "v", L) X(O, "o", L)                                          \
-    X(Q_A, "q_a", L) X(K_A, "k_a", L) X(V_A, "v_a", L)                                           \
+    X(Q_A, "q_a", M) X(K_A, "k_a", M) X(V_A, "v_a", M)                                           \
     X(Q_B, "q_b", H) X(K_B, "k_b", H) X(V_B, "v_b", H)                                           \
     X(Q_BIAS, "q_bias", F) X(K_BIAS, "k_bias", F) X(V_BIAS, "v_bias", F) X(O_BIAS, "o_bias", F)  \
     X(ROPE, "rope", F)                                                                           \
@@ -1082,15 +1126,15 @@ static const char *const jmb_type_names[] = { "f32", "f16", "bf16", "q8" };
     X(CONV, "conv", F) X(CONV_BIAS, "conv_bias", F)                                              \
     X(CONV_B, "conv_b", F) X(CONV_B_BIAS, "conv_b_bias", F)                                      \
     X(CONV_C, "conv_c", F) X(CONV_C_BIAS, "conv_c_bias", F)                                      \
-    X(DT_LOW, "dt_low", L) X(B, "b", L) X(C, "c", L)                                             \
+    X(DT_LOW, "dt_low", M) X(B, "b", M) X(C, "c", M)                                             \
     X(B_BIAS, "b_bias", F) X(C_BIAS, "c_bias", F)                                                \
     X(DT_NORM, "dt_norm", F) X(B_NORM, "b_norm", F) X(C_NORM, "c_norm", F)                       \
-    X(DT, "dt", L) X(DT_BIAS, "dt_bias", F) X(A, "a", F) X(D, "d", F)                            \
+    X(DT, "dt", M) X(DT_BIAS, "dt_bias", F) X(A, "a", F) X(D, "d", F)                            \
     X(GATE_NORM, "gate_norm", F)                                                                 \
     X(OUT, "out", L) X(OUT_BIAS, "out_bias", F)                                                  \
     X(ROUTER, "router", F)                                                                       \
     X(GATE_UP, "gate_up", G) X(GATE_UP_BIAS, "gate_up_bias", P) X(DOWN, "down", L)               \
-    X(DOWN_BIAS, "down_bias", F) X(GATE_UP_A, "gate_up_a", L) X(GATE_UP_B, "gate_up_b", J)       \
+    X(DOWN_BIAS, "down_bias", F) X(GATE_UP_A, "gate_up_a", M) X(GATE_UP_B, "gate_up_b", J)       \
     X(LINEAR, "linear", L)
 
 enum {
@@ -1102,17 +1146,17 @@ enum {
 
 typedef struct jmb_role {
     const char *name;
-    bool linear; /* stored in the type asked for; f32 otherwise */
+    uint32_t lowest; /* the least precise type that it is stored in */
     bool paired;
-    bool fine; /* bf16 instead of a type below 16 bits */
 } jmb_role;
 
-#define JMB_STORE_L true, false, false
-#define JMB_STORE_F false, false, false
-#define JMB_STORE_G true, true, false
-#define JMB_STORE_P false, true, false
-#define JMB_STORE_H true, false, true
-#define JMB_STORE_J true, true, true
+#define JMB_STORE_L JMB_Q4, false
+#define JMB_STORE_M JMB_Q8, false
+#define JMB_STORE_H JMB_BF16, false
+#define JMB_STORE_F JMB_F32, false
+#define JMB_STORE_G JMB_Q4, true
+#define JMB_STORE_J JMB_BF16, true
+#define JMB_STORE_P JMB_F32, true
 static const jmb_role jmb_roles[] = {
 #define JMB_X(role, name, store) { name, JMB_STORE_##store },
     JMB_ROLES(JMB_X)
@@ -1132,6 +1176,7 @@ static uint64_t jmb_panel_bytes(uint32_t type, uint64_t cols)
     switch (type) {
     case JMB_F32: return cols * 64;
     case JMB_Q8: return jmb_round_up(jmb_round_up(cols, 64) * 16 + jmb_round_up(cols, 64) / 64 * 32, 64);
+    case JMB_Q4: return jmb_round_up(cols, 64) * 8 + jmb_round_up(cols, 64) / 32 * 32;
     default: return jmb_round_up(cols, 2) * 32;
     }
 }
@@ -1160,8 +1205,7 @@ typedef struct jmb_tensor_list {
 /* The type that a tensor of this role gets when linears are stored as `type`. */
 static uint32_t jmb_role_type(uint32_t role, uint32_t type)
 {
-    if (!jmb_roles[role].linear) return JMB_F32;
-    return jmb_roles[role].fine && type == JMB_Q8 ? (uint32_t)JMB_BF16 : type;
+    return type > jmb_roles[role].lowest ? jmb_roles[role].lowest : type;
 }
 
 static void jmb_list_add(jmb_tensor_list *list, uint32_t role, uint32_t index, uint64_t rows, uint64_t cols)
@@ -1222,8 +1266,9 @@ static void jmb_list_mamba_heads(jmb_tensor_list *list, const jmb_block *b)
 
 static void jmb_list_mamba(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
 {
-    jmb_list_add(list, JMB_ROLE_U, 0, b->d_inner, hidden);
-    jmb_list_add(list, JMB_ROLE_Z, 0, b->d_inner, hidden);
+    uint32_t width = jmb_input_width(b, hidden);
+    jmb_list_add(list, JMB_ROLE_U, 0, b->d_inner, width);
+    jmb_list_add(list, JMB_ROLE_Z, 0, b->d_inner, width);
     if (b->flags & JMB_BIAS) {
         jmb_list_add(list, JMB_ROLE_U_BIAS, 0, b->d_inner, 1);
         jmb_list_add(list, JMB_ROLE_Z_BIAS, 0, b->d_inner, 1);
@@ -1240,19 +1285,20 @@ static void jmb_list_mamba(jmb_tensor_list *list, const jmb_block *b, uint32_t h
 
 static void jmb_list_mamba2(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
 {
+    uint32_t width = jmb_input_width(b, hidden);
     uint32_t bc = b->n_groups * b->d_state, i;
     const uint32_t rows[3] = { b->d_inner, bc, bc };
     static const uint32_t linears[3] = { JMB_ROLE_U, JMB_ROLE_B, JMB_ROLE_C };
     static const uint32_t biases[3] = { JMB_ROLE_U_BIAS, JMB_ROLE_B_BIAS, JMB_ROLE_C_BIAS };
     static const uint32_t convs[3] = { JMB_ROLE_CONV, JMB_ROLE_CONV_B, JMB_ROLE_CONV_C };
     static const uint32_t conv_biases[3] = { JMB_ROLE_CONV_BIAS, JMB_ROLE_CONV_B_BIAS, JMB_ROLE_CONV_C_BIAS };
-    jmb_list_add(list, JMB_ROLE_Z, 0, b->d_inner, hidden);
+    jmb_list_add(list, JMB_ROLE_Z, 0, b->d_inner, width);
     if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_Z_BIAS, 0, b->d_inner, 1);
     for (i = 0; i < 3; i++) {
-        jmb_list_add(list, linears[i], 0, rows[i], hidden);
+        jmb_list_add(list, linears[i], 0, rows[i], width);
         if (b->flags & JMB_BIAS) jmb_list_add(list, biases[i], 0, rows[i], 1);
     }
-    jmb_list_add(list, JMB_ROLE_DT, 0, b->heads, hidden);
+    jmb_list_add(list, JMB_ROLE_DT, 0, b->heads, width);
     jmb_list_add(list, JMB_ROLE_DT_BIAS, 0, b->heads, 1);
     for (i = 0; i < 3; i++) {
         jmb_list_add(list, convs[i], 0, rows[i], b->d_conv);
@@ -1267,7 +1313,8 @@ static void jmb_list_mamba2(jmb_tensor_list *list, const jmb_block *b, uint32_t 
 
 static void jmb_list_mlp(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
 {
-    jmb_list_add(list, JMB_ROLE_GATE_UP, 0, b->intermediate, hidden);
+    uint32_t width = jmb_input_width(b, hidden);
+    jmb_list_add(list, JMB_ROLE_GATE_UP, 0, b->intermediate, width);
     if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_GATE_UP_BIAS, 0, b->intermediate, 1);
     jmb_list_add(list, JMB_ROLE_DOWN, 0, hidden, b->intermediate);
     if (b->flags & JMB_BIAS) jmb_list_add(list, JMB_ROLE_DOWN_BIAS, 0, hidden, 1);
@@ -1275,10 +1322,11 @@ static void jmb_list_mlp(jmb_tensor_list *list, const jmb_block *b, uint32_t hid
 
 static void jmb_list_moe(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
 {
+    uint32_t width = jmb_input_width(b, hidden);
     uint32_t e;
-    jmb_list_add(list, JMB_ROLE_ROUTER, 0, b->experts, hidden);
+    jmb_list_add(list, JMB_ROLE_ROUTER, 0, b->experts, width);
     for (e = 0; e < b->experts; e++) {
-        jmb_list_add(list, JMB_ROLE_GATE_UP, e, b->intermediate, hidden);
+        jmb_list_add(list, JMB_ROLE_GATE_UP, e, b->intermediate, width);
         jmb_list_add(list, JMB_ROLE_DOWN, e, hidden, b->intermediate);
     }
 }
@@ -1403,6 +1451,8 @@ enum {
     JMB_MAX_CONTEXT = 1 << 24,
     JMB_MAX_BLOCKS = 4096,
     JMB_MAX_HEADS = 1024,
+    JMB_MAX_MAMBA_HEADS = 32, /* each takes operations and tensors of its own */
+    JMB_MAX_STRINGS = 4096,
     JMB_MAX_HEAD_DIM = 1024,
     JMB_MAX_STATE = 1024,
     JMB_MAX_CONV = 16,
@@ -1417,10 +1467,11 @@ static uint32_t jmb_eos(const jmb_header *h, uint32_t i)
     return eos[i];
 }
 
-static jamba_result jmb_check_token(jamba_error *error, const char *what, uint32_t token, uint32_t vocab)
+static jamba_result jmb_check_token(
+    jamba_error *error, const char *what, uint32_t token, uint32_t vocab, uint64_t at)
 {
     if (token == JMB_NO_TOKEN || token < vocab) return JAMBA_OK;
-    return jmb_fail(error, JAMBA_ERR_FORMAT, 96, "%s is token %u, outside the vocabulary", what, token);
+    return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%s is token %u, outside the vocabulary", what, token);
 }
 
 static jamba_result jmb_check_header(const jmb_header *h, jamba_error *error)
@@ -1439,72 +1490,74 @@ static jamba_result jmb_check_header(const jmb_header *h, jamba_error *error)
     JMB_TRY(jmb_check_range(error, "head", h->head, 0, 1, 84));
     JMB_TRY(jmb_check_positive(error, "eps", h->eps, 88));
     JMB_TRY(jmb_check_range(error, "type", h->type, 0, JMB_TYPES - 1, 92));
-    JMB_TRY(jmb_check_token(error, "bos", h->bos, h->vocab));
-    JMB_TRY(jmb_check_token(error, "pad", h->pad, h->vocab));
+    JMB_TRY(jmb_check_token(error, "bos", h->bos, h->vocab, 96));
+    JMB_TRY(jmb_check_token(error, "pad", h->pad, h->vocab, 100));
     JMB_TRY(jmb_check_range(error, "eos_count", h->eos_count, 0, JMB_MAX_EOS, 104));
-    for (i = 0; i < h->eos_count; i++) JMB_TRY(jmb_check_range(error, "eos", jmb_eos(h, i), 0, h->vocab - 1, 108));
+    for (i = 0; i < h->eos_count; i++)
+        JMB_TRY(jmb_check_range(error, "eos", jmb_eos(h, i), 0, h->vocab - 1, 108 + 4 * (uint64_t)i));
     return JAMBA_OK;
 }
 
 static jamba_result jmb_check_attention(const jmb_block *b, uint64_t at, jamba_error *error)
 {
-    JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_HEADS, at));
-    JMB_TRY(jmb_check_range(error, "kv_heads", b->kv_heads, 1, b->heads, at));
-    JMB_TRY(jmb_check_range(error, "head_dim", b->head_dim, 1, JMB_MAX_HEAD_DIM, at));
+    JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_HEADS, at + 4 * JMB_AT_heads));
+    JMB_TRY(jmb_check_range(error, "kv_heads", b->kv_heads, 1, b->heads, at + 4 * JMB_AT_kv_heads));
+    JMB_TRY(jmb_check_range(error, "head_dim", b->head_dim, 1, JMB_MAX_HEAD_DIM, at + 4 * JMB_AT_head_dim));
     if (b->heads % b->kv_heads)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%u heads do not share %u kv_heads evenly", b->heads, b->kv_heads);
     if ((b->flags & JMB_ROPE) && b->head_dim % 2)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at, "head_dim %u is odd, rope needs pairs", b->head_dim);
-    return jmb_check_positive(error, "scale", b->scale, at);
+    return jmb_check_positive(error, "scale", b->scale, at + 4 * JMB_AT_scale);
 }
 
 static jamba_result jmb_check_mamba2(const jmb_block *b, uint64_t at, jamba_error *error)
 {
-    JMB_TRY(jmb_check_range(error, "n_groups", b->n_groups, 1, b->heads, at));
+    JMB_TRY(jmb_check_range(error, "n_groups", b->n_groups, 1, b->heads, at + 4 * JMB_AT_n_groups));
     if (b->heads % b->n_groups)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%u heads do not share %u groups evenly", b->heads, b->n_groups);
-    if (!(b->dt_min >= 0) || !jmb_finite(b->dt_min) || !(b->dt_max >= b->dt_min))
-        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "dt_min and dt_max are not a range");
-    return JAMBA_OK;
+    if (jmb_finite(b->dt_min) && b->dt_min >= 0 && !jmb_is_nan(b->dt_max) && b->dt_max >= b->dt_min) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_FORMAT, at, "dt_min and dt_max are not a range");
 }
 
 /* mamba and mamba2 */
 static jamba_result jmb_check_mamba(const jmb_block *b, uint64_t at, jamba_error *error)
 {
-    JMB_TRY(jmb_check_range(error, "d_inner", b->d_inner, 1, JMB_MAX_INNER, at));
-    JMB_TRY(jmb_check_range(error, "d_state", b->d_state, 1, JMB_MAX_STATE, at));
-    JMB_TRY(jmb_check_range(error, "d_conv", b->d_conv, 1, JMB_MAX_CONV, at));
-    JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_HEADS, at));
-    JMB_TRY(jmb_check_positive(error, "inner_eps", b->inner_eps, at));
+    JMB_TRY(jmb_check_range(error, "d_inner", b->d_inner, 1, JMB_MAX_INNER, at + 4 * JMB_AT_d_inner));
+    JMB_TRY(jmb_check_range(error, "d_state", b->d_state, 1, JMB_MAX_STATE, at + 4 * JMB_AT_d_state));
+    JMB_TRY(jmb_check_range(error, "d_conv", b->d_conv, 1, JMB_MAX_CONV, at + 4 * JMB_AT_d_conv));
+    JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_HEADS, at + 4 * JMB_AT_heads));
+    JMB_TRY(jmb_check_positive(error, "inner_eps", b->inner_eps, at + 4 * JMB_AT_inner_eps));
+    if (b->kind == JMB_MAMBA)
+        JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_MAMBA_HEADS, at + 4 * JMB_AT_heads));
     if (b->d_inner % b->heads)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at, "d_inner %u is not a multiple of %u heads", b->d_inner, b->heads);
     if (b->kind == JMB_MAMBA2) return jmb_check_mamba2(b, at, error);
     if ((b->flags & JMB_DT_NORM) && b->heads > 1)
         return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at, "norms on dt, B and C of several heads");
-    return jmb_check_range(error, "dt_rank", b->dt_rank, 1, JMB_MAX_HIDDEN, at);
+    return jmb_check_range(error, "dt_rank", b->dt_rank, 1, JMB_MAX_HIDDEN, at + 4 * JMB_AT_dt_rank);
 }
 
 static jamba_result jmb_check_mlp(const jmb_block *b, uint64_t at, jamba_error *error)
 {
-    JMB_TRY(jmb_check_range(error, "intermediate", b->intermediate, 1, JMB_MAX_INNER, at));
+    JMB_TRY(jmb_check_range(error, "intermediate", b->intermediate, 1, JMB_MAX_INNER, at + 4 * JMB_AT_intermediate));
     if (b->kind != JMB_MOE) return JAMBA_OK;
-    JMB_TRY(jmb_check_range(error, "experts", b->experts, 1, JMB_MAX_EXPERTS, at));
+    JMB_TRY(jmb_check_range(error, "experts", b->experts, 1, JMB_MAX_EXPERTS, at + 4 * JMB_AT_experts));
     if (b->output != JMB_ADD_TO_X)
-        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at + 16, "a moe block must add to stream x");
-    return jmb_check_range(error, "top_k", b->top_k, 1, b->experts, at);
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at + 4 * JMB_AT_output, "a moe block must add to stream x");
+    return jmb_check_range(error, "top_k", b->top_k, 1, b->experts, at + 4 * JMB_AT_top_k);
 }
 
 static jamba_result jmb_check_linear(const jmb_block *b, uint64_t at, jamba_error *error)
 {
     if (b->input == JMB_FROM_A && b->output == JMB_SET_A) return JAMBA_OK;
-    return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at + 12, "a linear block must read and write stream a");
+    return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at + 4 * JMB_AT_input, "a linear block must read and write stream a");
 }
 
 static jamba_result jmb_check_adapters(const jmb_block *b, uint64_t at, jamba_error *error)
 {
     if (b->kind != JMB_ATTENTION && b->kind != JMB_MLP)
         return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, at, "adapters in a %s block", jmb_kind_names[b->kind]);
-    return jmb_check_range(error, "rank", b->rank, 1, JMB_MAX_HIDDEN, at);
+    return jmb_check_range(error, "rank", b->rank, 1, JMB_MAX_HIDDEN, at + 4 * JMB_AT_rank);
 }
 
 static uint32_t jmb_known_flags(uint32_t kind)
@@ -1531,13 +1584,13 @@ static jamba_result jmb_check_block(const jmb_block *blocks, uint32_t i, jamba_e
     const jmb_block *b = &blocks[i];
     uint64_t at = JMB_HEADER_BYTES + (uint64_t)i * JMB_BLOCK_BYTES;
     JMB_TRY(jmb_check_range(error, "block kind", b->kind, 1, JMB_KINDS - 1, at));
-    JMB_TRY(jmb_check_range(error, "unit", b->unit, 0, i, at + 4));
+    JMB_TRY(jmb_check_range(error, "unit", b->unit, 0, i, at + 4 * JMB_AT_unit));
     if (b->flags & ~jmb_known_flags(b->kind))
-        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 8, "unknown flags %u in block %u", b->flags, i);
-    JMB_TRY(jmb_check_range(error, "input", b->input, 0, JMB_INPUTS - 1, at + 12));
-    JMB_TRY(jmb_check_range(error, "output", b->output, 0, JMB_OUTPUTS - 1, at + 16));
-    JMB_TRY(jmb_check_range(error, "act", b->act, JMB_ACT_SILU, JMB_ACT_GELU, at + 20));
-    JMB_TRY(jmb_check_positive(error, "eps", b->eps, at + 24));
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 4 * JMB_AT_flags, "unknown flags %u in block %u", b->flags, i);
+    JMB_TRY(jmb_check_range(error, "input", b->input, 0, JMB_INPUTS - 1, at + 4 * JMB_AT_input));
+    JMB_TRY(jmb_check_range(error, "output", b->output, 0, JMB_OUTPUTS - 1, at + 4 * JMB_AT_output));
+    JMB_TRY(jmb_check_range(error, "act", b->act, JMB_ACT_SILU, JMB_ACT_GELU, at + 4 * JMB_AT_act));
+    JMB_TRY(jmb_check_positive(error, "eps", b->eps, at + 4 * JMB_AT_eps));
     if (b->rank) JMB_TRY(jmb_check_adapters(b, at, error));
     if (!jmb_may_share(b, &blocks[b->unit]))
         return jmb_fail(error, JAMBA_ERR_FORMAT, at, "block %u has the tensors of block %u, but differs", i, b->unit);
@@ -1623,6 +1676,21 @@ static jamba_result jmb_check_identity(const jmb_metadata *m, const uint8_t *p, 
     return JAMBA_OK;
 }
 
+/* Stream a holds nothing until a block writes it. */
+static jamba_result jmb_check_streams(const jmb_metadata *m, jamba_error *error)
+{
+    bool set = false;
+    uint32_t i;
+    for (i = 0; i < m->header.blocks; i++) {
+        const jmb_block *b = &m->blocks[i];
+        uint64_t at = m->parts.program + (uint64_t)i * JMB_BLOCK_BYTES + 4 * JMB_AT_input;
+        if (!set && (b->input == JMB_FROM_A || b->input == JMB_FROM_X_PLUS_A))
+            return jmb_fail(error, JAMBA_ERR_FORMAT, at, "block %u reads stream a before any block sets it", i);
+        set = set || b->output == JMB_SET_A;
+    }
+    return JAMBA_OK;
+}
+
 static jamba_result jmb_parse_program(jmb_metadata *m, jmb_heap *heap, const uint8_t *p, jamba_error *error)
 {
     enum { USED = 4 * (sizeof(jmb_block) / 4) };
@@ -1635,7 +1703,7 @@ static jamba_result jmb_parse_program(jmb_metadata *m, jmb_heap *heap, const uin
         JMB_TRY(jmb_check_block(m->blocks, i, error));
         JMB_TRY(jmb_check_zero(p, at + USED, at + JMB_BLOCK_BYTES, error));
     }
-    return JAMBA_OK;
+    return jmb_check_streams(m, error);
 }
 
 typedef struct jmb_entry {
@@ -1706,12 +1774,13 @@ static jamba_result jmb_parse_directory(jmb_metadata *m, jmb_heap *heap, const u
     return JAMBA_OK;
 }
 
-/* Copies `size` bytes as a terminated string of printable text. */
-static char *jmb_copy_string(jmb_heap *heap, const uint8_t *p, uint32_t size)
+/* Text that can be printed: no control characters but tab and newline. */
+static bool jmb_is_printable(const uint8_t *p, size_t size)
 {
-    char *copy = (char *)jmb_heap_take(heap, (uint64_t)size + 1, 1);
-    if (copy) memcpy(copy, p, size);
-    return copy;
+    size_t i;
+    for (i = 0; i < size; i++)
+        if ((p[i] < 32 && p[i] != '\t' && p[i] != '\n') || p[i] == 127) return false;
+    return true;
 }
 
 /* Size of the record (key length, value length, key, value) at p, 0 when it does not fit in `left`. */
@@ -1720,29 +1789,16 @@ static uint64_t jmb_string_record(const uint8_t *p, uint64_t left)
     uint64_t size;
     if (left < 8) return 0;
     size = jmb_add(8, jmb_add(jmb_load_u32(p), jmb_load_u32(p + 4)));
-    return size > left || memchr(p + 8, 0, (size_t)size - 8) ? 0 : size;
+    return size > left || !jmb_is_printable(p + 8, (size_t)size - 8) ? 0 : size;
 }
 
-static jamba_result jmb_parse_strings(jmb_metadata *m, jmb_heap *heap, const uint8_t *p, jamba_error *error)
+/* Appends one terminated copy to `text`. */
+static const char *jmb_copy_string(char **text, const uint8_t *p, uint32_t size)
 {
-    uint64_t at = m->parts.strings, end = at + m->header.strings_size;
-    uint32_t i;
-    for (; at < end; m->string_count++) {
-        uint64_t size = jmb_string_record(p + at, end - at);
-        if (size == 0) return jmb_fail(error, JAMBA_ERR_FORMAT, at, "a string is damaged");
-        at += size;
-    }
-    m->strings = (jmb_string *)jmb_heap_take(heap, m->string_count, sizeof *m->strings);
-    if (!m->strings) return jmb_no_memory(error);
-    at = m->parts.strings;
-    for (i = 0; i < m->string_count; i++) {
-        uint32_t key = jmb_load_u32(p + at), value = jmb_load_u32(p + at + 4);
-        m->strings[i].key = jmb_copy_string(heap, p + at + 8, key);
-        m->strings[i].value = jmb_copy_string(heap, p + at + 8 + key, value);
-        if (!m->strings[i].key || !m->strings[i].value) return jmb_no_memory(error);
-        at += 8 + (uint64_t)key + value;
-    }
-    return jmb_check_zero(p, end, m->parts.tokenizer, error);
+    char *copy = *text;
+    memcpy(copy, p, size);
+    *text += size + 1; /* the heap is zeroed */
+    return copy;
 }
 
 static const char *jmb_find_string(const jmb_metadata *m, const char *key)
@@ -1751,6 +1807,29 @@ static const char *jmb_find_string(const jmb_metadata *m, const char *key)
     for (i = 0; i < m->string_count; i++)
         if (strcmp(m->strings[i].key, key) == 0) return m->strings[i].value;
     return NULL;
+}
+
+static jamba_result jmb_parse_strings(jmb_metadata *m, jmb_heap *heap, const uint8_t *p, jamba_error *error)
+{
+    uint64_t at, end = m->parts.strings + m->header.strings_size, size;
+    uint32_t count = 0;
+    char *text;
+    for (at = m->parts.strings; at < end; at += size, count++) {
+        size = jmb_string_record(p + at, end - at);
+        if (size == 0 || count == JMB_MAX_STRINGS) return jmb_fail(error, JAMBA_ERR_FORMAT, at, "a string is damaged");
+    }
+    m->strings = (jmb_string *)jmb_heap_take(heap, count, sizeof *m->strings);
+    text = (char *)jmb_heap_take(heap, m->header.strings_size, 1); /* 8 bytes of lengths leave room for two ends */
+    if (!m->strings || !text) return jmb_no_memory(error);
+    for (at = m->parts.strings; at < end; at += size) {
+        uint32_t key_size = jmb_load_u32(p + at), value_size = jmb_load_u32(p + at + 4);
+        const char *key = jmb_copy_string(&text, p + at + 8, key_size);
+        if (jmb_find_string(m, key)) return jmb_fail(error, JAMBA_ERR_FORMAT, at, "string %s stands there twice", key);
+        m->strings[m->string_count].key = key;
+        m->strings[m->string_count++].value = jmb_copy_string(&text, p + at + 8 + key_size, value_size);
+        size = 8 + (uint64_t)key_size + value_size;
+    }
+    return jmb_check_zero(p, end, m->parts.tokenizer, error);
 }
 
 /* Checks and copies everything before the data, from the first `have` bytes of a file of `size`; they
@@ -4119,6 +4198,7 @@ typedef struct jmb_routing {
     float *share;    /* (n) its weight */
 } jmb_routing;
 
+enum { JMB_STREAMS = 4 }; /* panels read side by side for few rows */
 enum { JMB_PAGE = 256 }; /* keys in a KV page, and in a softmax block */
 
 /* One KV page of one layer: for each KV head, K as [PAGE/16][head_dim][16 keys], then V as [PAGE][stride]. */
@@ -4154,11 +4234,11 @@ static uint8_t *jmb_kv_page(const jmb_pass *p, const jmb_op *op, size_t page)
     return p->kv + elements * p->kv_bytes;
 }
 
-/* A quantised row of k floats: codes s8 [k up to 64], then a float scale and an int32 sum of codes for
- * each 64 of them. */
+/* A quantised row of k floats: codes s8 [k up to 64], then a float scale for each 64 and an int32 sum of
+ * codes for each 32 of them. */
 static size_t jmb_codes_bytes(size_t k)
 {
-    return jmb_pad64(jmb_pad64(k) + jmb_pad64(k) / 64 * 8);
+    return jmb_pad64(jmb_pad64(k) + jmb_pad64(k) / 64 * 12);
 }
 
 static uint32_t jmb_panels(const jmb_tensor *t)
@@ -4182,7 +4262,7 @@ static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
     case JMB_OP_CONV:
     case JMB_OP_SCAN: return (op->out[0].width + 15) / 16;
     case JMB_OP_SCAN2: return op->block->heads;
-    case JMB_OP_ATTEND: return p->rows * op->block->kv_heads;
+    case JMB_OP_ATTEND: return p->rows * op->block->heads;
     case JMB_OP_GROUP: return 1;
     default: return jmb_op_rows(op, p);
     }
@@ -4221,6 +4301,12 @@ static float jmb_weight(const jmb_tensor *t, size_t row, size_t col)
     case JMB_F32: return jmb_float_of(jmb_load_u32(panel + (col * 16 + r) * 4));
     case JMB_F16: return jmb_f16_to_float(jmb_load_u16(panel + (col / 2 * 32 + r * 2 + col % 2) * 2));
     case JMB_BF16: return jmb_float_of(jmb_load_u16(panel + (col / 2 * 32 + r * 2 + col % 2) * 2) << 16);
+    case JMB_Q4: {
+        const uint8_t *scale = panel + jmb_pad64(t->cols) * 8 + (col / 32 * 16 + r) * 2;
+        uint32_t pair = panel[col / 32 * 256 + col % 16 / 4 * 64 + r * 4 + col % 4];
+        int level = (int)jmb_q4_levels[col % 32 < 16 ? pair & 15 : pair >> 4] - 128;
+        return (float)level * jmb_f16_to_float(jmb_load_u16(scale));
+    }
     default: {
         const uint8_t *scale = panel + jmb_pad64(t->cols) * 16 + (col / 64 * 16 + r) * 2;
         int code = (int)panel[col / 4 * 64 + r * 4 + col % 4] - 128;
@@ -4278,8 +4364,6 @@ typedef struct jmb_kernels {
 #define JMB_JOIN(a, b) JMB_JOIN2(a, b)
 #define JMB_K(name) JMB_JOIN(name, JMB_SUFFIX)
 
-#include <math.h>
-
 #define JMB_PASS 1
 #define JMB_SUFFIX _scalar
 #define JMB_PASS_NAME "scalar"
@@ -4305,6 +4389,32 @@ typedef struct jmb_kernels {
 #define JMB_SUFFIX _avx512
 #define JMB_PASS_NAME "avx512"
 #define JMB_PASS_TARGET JMB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+#include JAMBA_HEADER_FILE
+#undef JMB_PASS
+#undef JMB_SUFFIX
+#undef JMB_PASS_NAME
+#undef JMB_PASS_TARGET
+#endif
+
+#if JMB_NEON_KERNELS
+#define JMB_PASS 4
+#define JMB_SUFFIX _neon
+#define JMB_PASS_NAME "neon"
+#define JMB_PASS_TARGET
+#include JAMBA_HEADER_FILE
+#undef JMB_PASS
+#undef JMB_SUFFIX
+#undef JMB_PASS_NAME
+#undef JMB_PASS_TARGET
+
+#define JMB_PASS 5
+#define JMB_SUFFIX _dotprod
+#define JMB_PASS_NAME "neon-dotprod"
+#if defined(__clang__)
+#define JMB_PASS_TARGET JMB_TARGET("dotprod")
+#else
+#define JMB_PASS_TARGET JMB_TARGET("arch=armv8.2-a+dotprod")
+#endif
 #include JAMBA_HEADER_FILE
 #undef JMB_PASS
 #undef JMB_SUFFIX
@@ -4353,6 +4463,9 @@ typedef struct jmb_kernels {
 #define v_pow2 JMB_K(jmb_v_pow2)
 #define v_select_gt JMB_K(jmb_v_select_gt)
 #define v_store_i8 JMB_K(jmb_v_store_i8)
+#define vb64 JMB_K(jmb_vb64)
+#define vb_load JMB_K(jmb_vb_load)
+#define vb_levels JMB_K(jmb_vb_levels)
 #define vi_start JMB_K(jmb_vi_start)
 #define vi_dot JMB_K(jmb_vi_dot)
 #define vi_float JMB_K(jmb_vi_float)
@@ -4379,6 +4492,7 @@ typedef struct jmb_kernels {
 
 typedef __m512 v16;
 typedef __m512i vi16;
+typedef __m512i vb64;
 
 /* Zero-masked forms, all lanes on: gcc 12 warns of its own undefined source operand in the plain ones. */
 #define JMB_ALL ((__mmask16)-1)
@@ -4443,11 +4557,20 @@ JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
 }
 /* vpdpbusd takes the file's offset bytes as they are: start at -128 times the sum of the codes. */
 JMB_FN vi16 vi_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
-JMB_FN vi16 vi_dot(vi16 acc, const uint8_t *w, const int8_t *a)
+JMB_FN vi16 vi_dot(vi16 acc, vb64 w, const int8_t *a)
 {
     int32_t four;
     memcpy(&four, a, 4);
-    return _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(w), _mm512_set1_epi32(four));
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+}
+JMB_FN vb64 vb_load(const uint8_t *p) { return _mm512_loadu_si512(p); }
+JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
+{
+    const __m128i levels = _mm_loadu_si128((const __m128i *)(const void *)jmb_q4_levels);
+    __m512i table = _mm512_maskz_broadcast_i32x4(JMB_ALL, levels);
+    __m512i pairs = _mm512_loadu_si512(p), half = _mm512_set1_epi8(15);
+    *low = _mm512_shuffle_epi8(table, _mm512_and_si512(pairs, half));
+    *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(pairs, 4), half));
 }
 JMB_FN v16 vi_float(vi16 a) { return _mm512_maskz_cvtepi32_ps(JMB_ALL, a); }
 
@@ -4459,6 +4582,7 @@ typedef struct v16 {
 typedef struct vi16 {
     __m256i lo, hi;
 } vi16;
+typedef vi16 vb64;
 
 JMB_FN v16 JMB_K(jmb_v_make)(__m256 lo, __m256 hi)
 {
@@ -4559,18 +4683,157 @@ JMB_FN __m256i JMB_K(jmb_vi_dot8)(__m256i acc, __m256i w, __m256i a)
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(a, s));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-JMB_FN vi16 vi_dot(vi16 acc, const uint8_t *w, const int8_t *a)
+JMB_FN vi16 vi_dot(vi16 acc, vb64 w, const int8_t *a)
 {
     int32_t four;
     __m256i all;
     memcpy(&four, a, 4);
     all = _mm256_set1_epi32(four);
-    acc.lo = JMB_K(jmb_vi_dot8)(acc.lo, _mm256_loadu_si256((const __m256i *)(const void *)w), all);
-    acc.hi = JMB_K(jmb_vi_dot8)(acc.hi, _mm256_loadu_si256((const __m256i *)(const void *)(w + 32)), all);
+    acc.lo = JMB_K(jmb_vi_dot8)(acc.lo, w.lo, all);
+    acc.hi = JMB_K(jmb_vi_dot8)(acc.hi, w.hi, all);
     return acc;
+}
+JMB_FN vb64 vb_load(const uint8_t *p)
+{
+    vb64 b;
+    b.lo = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    b.hi = _mm256_loadu_si256((const __m256i *)(const void *)(p + 32));
+    return b;
+}
+JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
+{
+    const __m128i levels = _mm_loadu_si128((const __m128i *)(const void *)jmb_q4_levels);
+    __m256i table = _mm256_broadcastsi128_si256(levels), half = _mm256_set1_epi8(15);
+    vb64 pairs = vb_load(p);
+    low->lo = _mm256_shuffle_epi8(table, _mm256_and_si256(pairs.lo, half));
+    low->hi = _mm256_shuffle_epi8(table, _mm256_and_si256(pairs.hi, half));
+    high->lo = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pairs.lo, 4), half));
+    high->hi = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(pairs.hi, 4), half));
 }
 JMB_FN v16 vi_float(vi16 a) { return v_make(_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)); }
 #undef v_make
+
+#elif JMB_PASS == 4 || JMB_PASS == 5
+
+typedef struct v16 {
+    float32x4_t q[4];
+} v16;
+typedef struct vi16 {
+    int32x4_t q[4];
+} vi16;
+typedef struct vb64 {
+    int8x16_t q[4]; /* offset taken off */
+} vb64;
+
+#define JMB_EACH(type, expression)                               \
+    type r;                                                      \
+    int i;                                                       \
+    JMB_UNROLLED for (i = 0; i < 4; i++) r.q[i] = (expression);  \
+    return r
+
+JMB_FN v16 v_set1(float x) { JMB_EACH(v16, vdupq_n_f32(x)); }
+JMB_FN v16 v_load(const float *p) { JMB_EACH(v16, vld1q_f32(p + 4 * i)); }
+JMB_FN void v_store(float *p, v16 a)
+{
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.q[i]);
+}
+JMB_FN v16 v_load_f16(const uint16_t *p)
+{
+    JMB_EACH(v16, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))));
+}
+JMB_FN void v_store_f16(uint16_t *p, v16 a)
+{
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.q[i])));
+}
+JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(v16, vaddq_f32(a.q[i], b.q[i])); }
+JMB_FN v16 v_sub(v16 a, v16 b) { JMB_EACH(v16, vsubq_f32(a.q[i], b.q[i])); }
+JMB_FN v16 v_mul(v16 a, v16 b) { JMB_EACH(v16, vmulq_f32(a.q[i], b.q[i])); }
+JMB_FN v16 v_div(v16 a, v16 b) { JMB_EACH(v16, vdivq_f32(a.q[i], b.q[i])); }
+JMB_FN v16 v_sqrt(v16 a) { JMB_EACH(v16, vsqrtq_f32(a.q[i])); }
+JMB_FN v16 v_max(v16 a, v16 b) { JMB_EACH(v16, vbslq_f32(vcgtq_f32(a.q[i], b.q[i]), a.q[i], b.q[i])); }
+JMB_FN v16 v_min(v16 a, v16 b) { JMB_EACH(v16, vbslq_f32(vcltq_f32(a.q[i], b.q[i]), a.q[i], b.q[i])); }
+JMB_FN v16 v_fma(v16 a, v16 b, v16 c) { JMB_EACH(v16, vfmaq_f32(c.q[i], a.q[i], b.q[i])); }
+JMB_FN v16 v_fnma(v16 a, v16 b, v16 c) { JMB_EACH(v16, vfmsq_f32(c.q[i], a.q[i], b.q[i])); }
+JMB_FN v16 v_round(v16 a) { JMB_EACH(v16, vrndnq_f32(a.q[i])); }
+JMB_FN v16 v_pow2(v16 n)
+{
+    JMB_EACH(v16, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.q[i]), vdupq_n_s32(127)), 23)));
+}
+JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
+{
+    JMB_EACH(v16, vbslq_f32(vcgtq_f32(a.q[i], b.q[i]), x.q[i], y.q[i]));
+}
+JMB_FN void v_store_i8(int8_t *p, v16 a)
+{
+    int16x8_t low = vcombine_s16(vmovn_s32(vcvtq_s32_f32(a.q[0])), vmovn_s32(vcvtq_s32_f32(a.q[1])));
+    int16x8_t high = vcombine_s16(vmovn_s32(vcvtq_s32_f32(a.q[2])), vmovn_s32(vcvtq_s32_f32(a.q[3])));
+    vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        uint32x4_t both = vreinterpretq_u32_u8(vld1q_u8(p + 16 * i));
+        even->q[i] = vreinterpretq_f32_u32(vshlq_n_u32(both, 16));
+        odd->q[i] = vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000u)));
+    }
+}
+JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        uint32x4_t both = vreinterpretq_u32_u8(vld1q_u8(p + 16 * i));
+        even->q[i] = vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(both)));
+        odd->q[i] = vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(both, 16)));
+    }
+}
+JMB_FN vi16 vi_start(int32_t sum)
+{
+    (void)sum;
+    JMB_EACH(vi16, vdupq_n_s32(0));
+}
+JMB_FN vi16 vi_dot(vi16 acc, vb64 w, const int8_t *a)
+{
+    int32_t word;
+    int8x16_t four;
+    int i;
+    memcpy(&word, a, 4);
+    four = vreinterpretq_s8_s32(vdupq_n_s32(word));
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+#if JMB_PASS == 5
+        acc.q[i] = vdotq_s32(acc.q[i], w.q[i], four);
+#else
+        int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w.q[i]), vget_low_s8(four)));
+        int32x4_t high = vpaddlq_s16(vmull_high_s8(w.q[i], four));
+        acc.q[i] = vaddq_s32(acc.q[i], vpaddq_s32(low, high));
+#endif
+    }
+    return acc;
+}
+JMB_FN vb64 vb_load(const uint8_t *p)
+{
+    JMB_EACH(vb64, vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(0x80))));
+}
+JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
+{
+    uint8x16_t table = veorq_u8(vld1q_u8(jmb_q4_levels), vdupq_n_u8(0x80));
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        uint8x16_t pairs = vld1q_u8(p + 16 * i);
+        low->q[i] = vreinterpretq_s8_u8(vqtbl1q_u8(table, vandq_u8(pairs, vdupq_n_u8(15))));
+        high->q[i] = vreinterpretq_s8_u8(vqtbl1q_u8(table, vshrq_n_u8(pairs, 4)));
+    }
+}
+JMB_FN v16 vi_float(vi16 a) { JMB_EACH(v16, vcvtq_f32_s32(a.q[i])); }
+#undef JMB_EACH
 
 #else /* plain C */
 
@@ -4580,6 +4843,9 @@ typedef struct v16 {
 typedef struct vi16 {
     int32_t i[16];
 } vi16;
+typedef struct vb64 {
+    uint8_t b[64];
+} vb64;
 
 /* a * b + c rounded once. Without the instruction: the product of two floats is exact in double; the
  * sum is rounded to odd there (its error, by two-sum, decides), which makes the second rounding right. */
@@ -4668,13 +4934,28 @@ JMB_FN vi16 vi_start(int32_t sum)
     for (i = 0; i < 16; i++) r.i[i] = -128 * sum;
     return r;
 }
-JMB_FN vi16 vi_dot(vi16 acc, const uint8_t *w, const int8_t *a)
+JMB_FN vi16 vi_dot(vi16 acc, vb64 w, const int8_t *a)
+{
+    const uint8_t *b = w.b;
+    int i;
+    JMB_ROLLED
+    for (i = 0; i < 16; i++, b += 4) acc.i[i] += b[0] * a[0] + b[1] * a[1] + b[2] * a[2] + b[3] * a[3];
+    return acc;
+}
+JMB_FN vb64 vb_load(const uint8_t *p)
+{
+    vb64 r;
+    memcpy(r.b, p, sizeof r.b);
+    return r;
+}
+JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
 {
     int i;
     JMB_ROLLED
-    for (i = 0; i < 16; i++)
-        acc.i[i] += w[4 * i] * a[0] + w[4 * i + 1] * a[1] + w[4 * i + 2] * a[2] + w[4 * i + 3] * a[3];
-    return acc;
+    for (i = 0; i < 64; i++) {
+        low->b[i] = jmb_q4_levels[p[i] & 15];
+        high->b[i] = jmb_q4_levels[p[i] >> 4];
+    }
 }
 JMB_FN v16 vi_float(vi16 a) { JMB_EACH((float)a.i[i]); }
 #undef JMB_EACH
@@ -4685,7 +4966,7 @@ JMB_FN v16 vi_float(vi16 a) { JMB_EACH((float)a.i[i]); }
  * >>kernels - the operations, written once over 16 lanes
  *
  * The order of every sum is part of the result: a linear is one chain of fused multiply-adds over its
- * inputs (q8: over blocks of 64, each an exact integer sum); a sum over a row goes through 16 lanes
+ * inputs (q8 and q4: over blocks, each an exact integer sum); a sum over a row goes through 16 lanes
  * and then a fixed tree; attention works in blocks of 256 keys from position 0, merged in order; the
  * scan's output is a chain over the state. Nothing depends on how many rows or tasks run together.
  * =========================================================================================== */
@@ -4884,9 +5165,9 @@ JMB_KERNEL void JMB_K(jmb_run_norm)(const jmb_pass *p, const jmb_op *op, uint32_
 
 /* Codes of one block of n <= 64 floats. A NaN or infinity makes the scale NaN, so that it reaches the
  * logits; a block below 1e-30 counts as zero, where 1 / scale would overflow. */
-JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, float *scale, int32_t *sum)
+JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, float *scale, int32_t sums[2])
 {
-    v16 v[4], top = v_set1(0), taint = v_set1(0), total = v_set1(0), inverse;
+    v16 v[4], top = v_set1(0), taint = v_set1(0), inverse;
     float highest;
     size_t i;
     for (i = 0; i < 4; i++) {
@@ -4902,9 +5183,8 @@ JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, f
     for (i = 0; i < 4; i++) {
         v[i] = v_min(v_max(v_round(v_mul(v[i], inverse)), v_set1(-127.0f)), v_set1(127.0f));
         v_store_i8(codes + 16 * i, v[i]);
-        total = v_add(total, v[i]);
     }
-    *sum = (int32_t)v_sum(total);
+    for (i = 0; i < 2; i++) sums[i] = (int32_t)v_sum(v_add(v[2 * i], v[2 * i + 1]));
 }
 
 JMB_KERNEL void JMB_K(jmb_run_quantise)(const jmb_pass *p, const jmb_op *op, uint32_t task)
@@ -4913,10 +5193,10 @@ JMB_KERNEL void JMB_K(jmb_run_quantise)(const jmb_pass *p, const jmb_op *op, uin
     const float *x = jmb_row(p, &op->in, row);
     int8_t *codes = (int8_t *)(p->codes + row * p->codes_row);
     float *scale = (float *)(void *)(codes + jmb_pad64(width));
-    int32_t *sum = (int32_t *)(void *)(scale + jmb_pad64(width) / 64);
+    int32_t *sums = (int32_t *)(void *)(scale + jmb_pad64(width) / 64);
     for (b = 0; b * 64 < width; b++) {
         size_t n = width - b * 64 < 64 ? width - b * 64 : 64;
-        JMB_K(jmb_quantise_block)(x + b * 64, n, codes + b * 64, scale + b, sum + b);
+        JMB_K(jmb_quantise_block)(x + b * 64, n, codes + b * 64, scale + b, sums + b * 2);
     }
 }
 
@@ -4938,102 +5218,177 @@ typedef struct JMB_K(jmb_input_rows) {
 } JMB_K(jmb_input_rows);
 #define jmb_rows_in JMB_K(jmb_input_rows)
 
-/* acc[t] = panel x[rows[t]], for n rows; n is a constant wherever this is inlined. */
-JMB_FN void JMB_K(jmb_tile_f32)(const uint8_t *panel, size_t cols, const float *const *x, const int n, v16 *acc)
+/* A tile is m panels against n rows, both constants wherever a tile is inlined: acc[i * n + t] = panel i
+ * x[t]. One panel for many rows in prefill; four panels for one row in decode, as four streams from memory
+ * hide its latency where one cannot. */
+JMB_FN void JMB_K(jmb_tile_f32)(
+    const uint8_t *panel, size_t panel_bytes, size_t cols, const float *const *x, const int m, const int n, v16 *acc)
 {
     v16 sum[JMB_TILE_ROWS];
     size_t k;
-    int t;
+    int i, t;
     JMB_UNROLL
-    for (t = 0; t < n; t++) sum[t] = v_set1(0);
+    for (t = 0; t < m * n; t++) sum[t] = v_set1(0);
     for (k = 0; k < cols; k++) {
-        v16 w = v_load((const float *)(const void *)(panel + k * 64));
         JMB_UNROLL
-        for (t = 0; t < n; t++) sum[t] = v_fma(w, v_set1(x[t][k]), sum[t]);
+        for (i = 0; i < m; i++) {
+            v16 w = v_load((const float *)(const void *)(panel + (size_t)i * panel_bytes + k * 64));
+            JMB_UNROLL
+            for (t = 0; t < n; t++) sum[i * n + t] = v_fma(w, v_set1(x[t][k]), sum[i * n + t]);
+        }
     }
     JMB_UNROLL
-    for (t = 0; t < n; t++) acc[t] = sum[t];
+    for (t = 0; t < m * n; t++) acc[t] = sum[t];
 }
 
-JMB_FN void JMB_K(jmb_tile_16)(
-    const uint8_t *panel, size_t cols, bool bf16, const float *const *x, const int n, v16 *acc)
+JMB_FN void JMB_K(jmb_tile_16)(const uint8_t *panel, size_t panel_bytes, size_t cols, bool bf16, const float *const *x,
+    const int m, const int n, v16 *acc)
 {
     v16 sum[JMB_TILE_ROWS], even, odd;
     size_t k;
-    int t;
+    int i, t;
     JMB_UNROLL
-    for (t = 0; t < n; t++) sum[t] = v_set1(0);
+    for (t = 0; t < m * n; t++) sum[t] = v_set1(0);
     for (k = 0; k < cols; k += 2) {
-        if (bf16) v_pair_bf16(panel + k * 32, &even, &odd);
-        else v_pair_f16(panel + k * 32, &even, &odd);
         JMB_UNROLL
-        for (t = 0; t < n; t++) sum[t] = v_fma(even, v_set1(x[t][k]), sum[t]);
-        if (k + 1 == cols) break;
-        JMB_UNROLL
-        for (t = 0; t < n; t++) sum[t] = v_fma(odd, v_set1(x[t][k + 1]), sum[t]);
+        for (i = 0; i < m; i++) {
+            if (bf16) v_pair_bf16(panel + (size_t)i * panel_bytes + k * 32, &even, &odd);
+            else v_pair_f16(panel + (size_t)i * panel_bytes + k * 32, &even, &odd);
+            JMB_UNROLL
+            for (t = 0; t < n; t++) sum[i * n + t] = v_fma(even, v_set1(x[t][k]), sum[i * n + t]);
+            if (k + 1 == cols) continue;
+            JMB_UNROLL
+            for (t = 0; t < n; t++) sum[i * n + t] = v_fma(odd, v_set1(x[t][k + 1]), sum[i * n + t]);
+        }
     }
     JMB_UNROLL
-    for (t = 0; t < n; t++) acc[t] = sum[t];
+    for (t = 0; t < m * n; t++) acc[t] = sum[t];
 }
 
-JMB_FN void JMB_K(jmb_tile_q8)(const uint8_t *panel, size_t blocks, const uint8_t *const *codes, const int n, v16 *acc)
+/* The parts of a quantised row of `blocks` times 64 numbers. */
+JMB_FN float JMB_K(jmb_code_scale)(const uint8_t *codes, size_t blocks, size_t block)
 {
-    const uint16_t *scales = (const uint16_t *)(const void *)(panel + blocks * 1024);
-    const int8_t *a[JMB_TILE_ROWS];
+    return ((const float *)(const void *)(codes + blocks * 64))[block];
+}
+
+JMB_FN const int32_t *JMB_K(jmb_code_sums)(const uint8_t *codes, size_t blocks)
+{
+    return (const int32_t *)(const void *)(codes + blocks * 68);
+}
+
+/* out += (exact integer sum of a block) * (scale of the weights * scale of the row) */
+JMB_FN v16 JMB_K(jmb_add_block)(v16 out, vi16 sum, const uint8_t *scales, float row_scale)
+{
+    v16 scale = v_load_f16((const uint16_t *)(const void *)scales);
+    return v_fma(vi_float(sum), v_mul(scale, v_set1(row_scale)), out);
+}
+
+JMB_FN void JMB_K(jmb_tile_q8)(const uint8_t *panel, size_t panel_bytes, size_t blocks, const uint8_t *const *codes,
+    const int m, const int n, v16 *acc)
+{
     v16 out[JMB_TILE_ROWS];
     size_t b, j;
-    int t;
+    int i, t;
     JMB_UNROLL
-    for (t = 0; t < n; t++) {
-        a[t] = (const int8_t *)codes[t];
-        out[t] = v_set1(0);
-    }
+    for (t = 0; t < m * n; t++) out[t] = v_set1(0);
     for (b = 0; b < blocks; b++) {
         vi16 sum[JMB_TILE_ROWS];
-        v16 scale = v_load_f16(scales + b * 16);
         JMB_UNROLL
-        for (t = 0; t < n; t++)
-            sum[t] = vi_start(((const int32_t *)(const void *)(a[t] + blocks * 68))[b]);
+        for (t = 0; t < m * n; t++) {
+            const int32_t *sums = JMB_K(jmb_code_sums)(codes[t % n], blocks) + b * 2;
+            sum[t] = vi_start(sums[0] + sums[1]);
+        }
         for (j = 0; j < 16; j++) {
             JMB_UNROLL
-            for (t = 0; t < n; t++) sum[t] = vi_dot(sum[t], panel + b * 1024 + j * 64, a[t] + b * 64 + j * 4);
+            for (i = 0; i < m; i++) {
+                vb64 w = vb_load(panel + (size_t)i * panel_bytes + b * 1024 + j * 64);
+                JMB_UNROLL
+                for (t = 0; t < n; t++)
+                    sum[i * n + t] = vi_dot(sum[i * n + t], w, (const int8_t *)codes[t] + b * 64 + j * 4);
+            }
         }
         JMB_UNROLL
-        for (t = 0; t < n; t++) {
-            float s = ((const float *)(const void *)(a[t] + blocks * 64))[b];
-            out[t] = v_fma(vi_float(sum[t]), v_mul(scale, v_set1(s)), out[t]);
+        for (t = 0; t < m * n; t++) {
+            const uint8_t *scales = panel + (size_t)(t / n) * panel_bytes + blocks * 1024;
+            float row_scale = JMB_K(jmb_code_scale)(codes[t % n], blocks, b);
+            out[t] = JMB_K(jmb_add_block)(out[t], sum[t], scales + b * 32, row_scale);
         }
     }
     JMB_UNROLL
-    for (t = 0; t < n; t++) acc[t] = out[t];
+    for (t = 0; t < m * n; t++) acc[t] = out[t];
 }
 
-JMB_FN void JMB_K(jmb_tile)(const jmb_tensor *w, const uint8_t *panel, const jmb_rows_in *in, const size_t *rows,
+JMB_FN void JMB_K(jmb_tile_q4)(const uint8_t *panel, size_t panel_bytes, size_t blocks, const uint8_t *const *codes,
+    const int m, const int n, v16 *acc)
+{
+    v16 out[JMB_TILE_ROWS];
+    size_t b, j;
+    int i, t;
+    JMB_UNROLL
+    for (t = 0; t < m * n; t++) out[t] = v_set1(0);
+    for (b = 0; b < blocks * 2; b++) { /* of 32 */
+        vi16 sum[JMB_TILE_ROWS];
+        JMB_UNROLL
+        for (t = 0; t < m * n; t++) sum[t] = vi_start(JMB_K(jmb_code_sums)(codes[t % n], blocks)[b]);
+        for (j = 0; j < 4; j++) {
+            JMB_UNROLL
+            for (i = 0; i < m; i++) {
+                vb64 low, high;
+                vb_levels(panel + (size_t)i * panel_bytes + b * 256 + j * 64, &low, &high);
+                JMB_UNROLL
+                for (t = 0; t < n; t++) {
+                    const int8_t *a = (const int8_t *)codes[t] + b * 32 + j * 4;
+                    sum[i * n + t] = vi_dot(vi_dot(sum[i * n + t], low, a), high, a + 16);
+                }
+            }
+        }
+        JMB_UNROLL
+        for (t = 0; t < m * n; t++) {
+            const uint8_t *scales = panel + (size_t)(t / n) * panel_bytes + blocks * 512;
+            float row_scale = JMB_K(jmb_code_scale)(codes[t % n], blocks, b / 2);
+            out[t] = JMB_K(jmb_add_block)(out[t], sum[t], scales + b * 32, row_scale);
+        }
+    }
+    JMB_UNROLL
+    for (t = 0; t < m * n; t++) acc[t] = out[t];
+}
+
+JMB_FN void JMB_K(jmb_tile)(const jmb_tensor *w, size_t panel, const jmb_rows_in *in, const size_t *rows, const int m,
     const int n, v16 *acc)
 {
+    const size_t bytes = (size_t)jmb_panel_bytes(w->type, w->cols);
+    const uint8_t *at = w->data + panel * bytes;
     const float *x[JMB_TILE_ROWS];
     const uint8_t *codes[JMB_TILE_ROWS];
     int t;
-    if (w->type == JMB_Q8) {
-        for (t = 0; t < n; t++) codes[t] = in->codes + rows[t] * in->stride;
-        JMB_K(jmb_tile_q8)(panel, in->blocks, codes, n, acc);
-        return;
+    for (t = 0; t < n; t++) {
+        x[t] = in->codes ? NULL : in->x + rows[t] * in->stride;
+        codes[t] = in->codes ? in->codes + rows[t] * in->stride : NULL;
     }
-    for (t = 0; t < n; t++) x[t] = in->x + rows[t] * in->stride;
-    if (w->type == JMB_F32) JMB_K(jmb_tile_f32)(panel, w->cols, x, n, acc);
-    else JMB_K(jmb_tile_16)(panel, w->cols, w->type == JMB_BF16, x, n, acc);
+    switch (w->type) {
+    case JMB_F32: JMB_K(jmb_tile_f32)(at, bytes, w->cols, x, m, n, acc); break;
+    case JMB_Q8: JMB_K(jmb_tile_q8)(at, bytes, in->blocks, codes, m, n, acc); break;
+    case JMB_Q4: JMB_K(jmb_tile_q4)(at, bytes, in->blocks, codes, m, n, acc); break;
+    default: JMB_K(jmb_tile_16)(at, bytes, w->cols, w->type == JMB_BF16, x, m, n, acc); break;
+    }
 }
 
-/* One panel against up to JMB_TILE_ROWS rows: a full tile at once, what remains row by row. */
-JMB_KERNEL void JMB_K(jmb_panel)(const jmb_tensor *w, const uint8_t *panel, const jmb_rows_in *in, const size_t *rows,
-    int n, v16 *acc)
+/* acc[i * n + t] = panel first + i, row t, for any count of panels and n <= JMB_TILE_ROWS rows. */
+JMB_KERNEL void JMB_K(jmb_panels_times)(
+    const jmb_tensor *w, size_t first, int count, const jmb_rows_in *in, const size_t *rows, int n, v16 *acc)
 {
-    int t;
+    v16 part[JMB_STREAMS];
+    int i, t;
     if (n == JMB_TILE_ROWS) {
-        JMB_K(jmb_tile)(w, panel, in, rows, JMB_TILE_ROWS, acc);
+        for (i = 0; i < count; i++) JMB_K(jmb_tile)(w, first + (size_t)i, in, rows, 1, JMB_TILE_ROWS, acc + i * n);
         return;
     }
-    for (t = 0; t < n; t++) JMB_K(jmb_tile)(w, panel, in, rows + t, 1, acc + t);
+    for (t = 0; t < n; t++) {
+        if (count == JMB_STREAMS) JMB_K(jmb_tile)(w, first, in, rows + t, JMB_STREAMS, 1, part);
+        else
+            for (i = 0; i < count; i++) JMB_K(jmb_tile)(w, first + (size_t)i, in, rows + t, 1, 1, part + i);
+        for (i = 0; i < count; i++) acc[i * n + t] = part[i];
+    }
 }
 
 JMB_FN jmb_rows_in JMB_K(jmb_rows_of)(const jmb_pass *p, const jmb_op *op)
@@ -5041,20 +5396,10 @@ JMB_FN jmb_rows_in JMB_K(jmb_rows_of)(const jmb_pass *p, const jmb_op *op)
     jmb_rows_in in;
     bool codes = (op->flags & JMB_OP_CODES) != 0;
     in.x = codes ? NULL : jmb_row(p, &op->in, 0);
-    in.codes = p->codes;
+    in.codes = codes ? p->codes : NULL;
     in.stride = codes ? p->codes_row : op->in.stride;
     in.blocks = jmb_pad64(op->in.width) / 64;
     return in;
-}
-
-JMB_FN const uint8_t *JMB_K(jmb_panel_at)(const jmb_tensor *w, size_t panel)
-{
-    return w->data + panel * (size_t)jmb_panel_bytes(w->type, w->cols);
-}
-
-JMB_FN v16 JMB_K(jmb_biased)(v16 y, const jmb_tensor *bias, size_t panel)
-{
-    return bias ? v_add(y, v_load((const float *)(const void *)bias->data + panel * 16)) : y;
 }
 
 /* One part of a linear. */
@@ -5064,33 +5409,6 @@ typedef struct JMB_K(jmb_linear_part) {
     uint32_t act; /* of paired matrices */
 } JMB_K(jmb_linear_part);
 #define jmb_part_in JMB_K(jmb_linear_part)
-
-/* y = W x + B low + bias for one panel and n rows. */
-JMB_KERNEL void JMB_K(jmb_panel_outputs)(const jmb_part_in *l, size_t panel, const size_t *rows, int n, v16 *y)
-{
-    v16 low[JMB_TILE_ROWS];
-    int t;
-    JMB_K(jmb_panel)(l->w, JMB_K(jmb_panel_at)(l->w, panel), &l->in, rows, n, y);
-    if (l->low_w) {
-        JMB_K(jmb_panel)(l->low_w, JMB_K(jmb_panel_at)(l->low_w, panel), &l->low, rows, n, low);
-        for (t = 0; t < n; t++) y[t] = v_add(y[t], low[t]);
-    }
-    for (t = 0; t < n; t++) y[t] = JMB_K(jmb_biased)(y[t], l->bias, panel);
-}
-
-/* 16 outputs for n rows: those of panel i, or act(gate) * up of a pair of panels. */
-JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_part_in *l, size_t i, const size_t *rows, int n, v16 *y)
-{
-    v16 up[JMB_TILE_ROWS];
-    int t;
-    if (!jmb_roles[l->w->role].paired) {
-        JMB_K(jmb_panel_outputs)(l, i, rows, n, y);
-        return;
-    }
-    JMB_K(jmb_panel_outputs)(l, 2 * i, rows, n, y);
-    JMB_K(jmb_panel_outputs)(l, 2 * i + 1, rows, n, up);
-    for (t = 0; t < n; t++) y[t] = v_mul(JMB_K(jmb_activation)(y[t], l->act), up[t]);
-}
 
 JMB_FN jmb_part_in JMB_K(jmb_part_at)(const jmb_pass *p, const jmb_op *op, size_t part)
 {
@@ -5107,7 +5425,46 @@ JMB_FN jmb_part_in JMB_K(jmb_part_at)(const jmb_pass *p, const jmb_op *op, size_
     return l;
 }
 
-/* Where row `row` of a part's panel i goes, and how. */
+/* y = W x + B low + bias for `count` panels and n rows. */
+JMB_KERNEL void JMB_K(jmb_panel_outputs)(
+    const jmb_part_in *l, size_t first, int count, const size_t *rows, int n, v16 *y)
+{
+    v16 low[JMB_STREAMS * JMB_TILE_ROWS];
+    const float *bias = l->bias ? (const float *)(const void *)l->bias->data + first * 16 : NULL;
+    int i, t;
+    JMB_K(jmb_panels_times)(l->w, first, count, &l->in, rows, n, y);
+    if (l->low_w) {
+        JMB_K(jmb_panels_times)(l->low_w, first, count, &l->low, rows, n, low);
+        for (t = 0; t < count * n; t++) y[t] = v_add(y[t], low[t]);
+    }
+    for (i = 0; bias && i < count; i++)
+        for (t = 0; t < n; t++) y[i * n + t] = v_add(y[i * n + t], v_load(bias + i * 16));
+}
+
+/* Outputs i, i + 1, ... of 16 lanes, `count` of them, for n rows: panels, or act(gate) * up of pairs. */
+JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_part_in *l, size_t i, int count, const size_t *rows, int n, v16 *y)
+{
+    v16 both[JMB_STREAMS * JMB_TILE_ROWS];
+    int c, t;
+    if (!jmb_roles[l->w->role].paired) {
+        JMB_K(jmb_panel_outputs)(l, i, count, rows, n, y);
+        return;
+    }
+    JMB_K(jmb_panel_outputs)(l, 2 * i, 2 * count, rows, n, both);
+    for (c = 0; c < count; c++) {
+        const v16 *gate = both + 2 * c * n, *up = gate + n;
+        for (t = 0; t < n; t++) y[c * n + t] = v_mul(JMB_K(jmb_activation)(gate[t], l->act), up[t]);
+    }
+}
+
+/* How many outputs to compute at once: as many as there are streams, for few rows. */
+JMB_FN int JMB_K(jmb_outputs_step)(const jmb_tensor *w, size_t rows)
+{
+    if (rows >= JMB_TILE_ROWS) return 1;
+    return jmb_roles[w->role].paired ? JMB_STREAMS / 2 : JMB_STREAMS;
+}
+
+/* Where row `row` of a part's output i goes, and how. */
 JMB_FN void JMB_K(jmb_put)(const jmb_pass *p, const jmb_op *op, size_t part, size_t row, size_t i, v16 y)
 {
     const jmb_view *view = &op->out[part];
@@ -5120,28 +5477,33 @@ JMB_FN void JMB_K(jmb_put)(const jmb_pass *p, const jmb_op *op, size_t part, siz
 /* y = W x (+ b), for the panels of one task and every row. */
 JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    size_t first = op->flags & JMB_OP_LAST ? p->first_logit : 0, end = first + jmb_op_rows(op, p);
+    size_t begin = op->flags & JMB_OP_LAST ? p->first_logit : 0, end = begin + jmb_op_rows(op, p);
     size_t part = 0, i, stop, row, rows[JMB_TILE_ROWS];
-    v16 y[JMB_TILE_ROWS];
+    v16 y[JMB_STREAMS * JMB_TILE_ROWS];
     jmb_part_in l;
+    int step, n, count, c, t;
     while (task >= op->first_task[part + 1]) part++;
     l = JMB_K(jmb_part_at)(p, op, part);
+    step = JMB_K(jmb_outputs_step)(l.w, end - begin);
     i = (size_t)(task - op->first_task[part]) * op->group;
     stop = i + op->group < jmb_panels(l.w) ? i + op->group : jmb_panels(l.w);
-    for (; i < stop; i++) {
-        for (row = first; row < end; row += JMB_TILE_ROWS) {
-            int n = end - row < JMB_TILE_ROWS ? (int)(end - row) : JMB_TILE_ROWS, t;
+    for (; i < stop; i += (size_t)step) {
+        count = stop - i < (size_t)step ? (int)(stop - i) : step;
+        for (row = begin; row < end; row += JMB_TILE_ROWS) {
+            n = end - row < JMB_TILE_ROWS ? (int)(end - row) : JMB_TILE_ROWS;
             for (t = 0; t < n; t++) rows[t] = row + (size_t)t;
-            JMB_K(jmb_outputs)(&l, i, rows, n, y);
-            for (t = 0; t < n; t++) JMB_K(jmb_put)(p, op, part, row + (size_t)t, i, y[t]);
+            JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
+            for (c = 0; c < count; c++)
+                for (t = 0; t < n; t++)
+                    JMB_K(jmb_put)(p, op, part, row + (size_t)t, i + (size_t)c, y[c * n + t]);
         }
     }
 }
 
 /* ---- mixture of experts --------------------------------------------------------------------- */
 
-/* The k most probable experts in ascending order; a NaN is taken when nothing better is left, so that
- * the k are always distinct. */
+/* The k most probable experts in ascending order, of equal ones the first; always k different ones, whatever
+ * a NaN compares as. */
 JMB_KERNEL void JMB_K(jmb_choose_experts)(float *probability, uint32_t experts, uint32_t k, int32_t *chosen)
 {
     uint32_t n, e, best;
@@ -5179,59 +5541,84 @@ JMB_KERNEL void JMB_K(jmb_run_route)(const jmb_pass *p, const jmb_op *op, uint32
     total = v_sum(sum);
     for (i = 0; i < b->experts; i++) logits[i] /= total;
     JMB_K(jmb_choose_experts)(logits, b->experts, b->top_k, chosen);
+    if (!jmb_finite(total)) /* a NaN or infinite logit: let it reach the output */
+        for (i = 0; i < b->experts; i++) logits[i] = jmb_float_of(0x7fc00000u);
     for (i = 0, total = 0; i < b->top_k; i++) total += weight[i] = logits[chosen[i]];
     if (b->flags & JMB_RENORMALISE)
         for (i = 0; i < b->top_k; i++) weight[i] /= total;
 }
 
-/* h = silu(gate x) * up x, for one expert's rows and one group of panels. */
+/* The n assignments from `at` on, of one expert: their rows of x, or of h. Returns n. */
+JMB_FN int JMB_K(jmb_assigned)(const jmb_routing *r, uint32_t expert, int32_t at, bool of_x, size_t *rows)
+{
+    int32_t left = r->start[expert + 1] - at;
+    int n = left < JMB_TILE_ROWS ? (int)left : JMB_TILE_ROWS, t;
+    for (t = 0; t < n; t++) rows[t] = (size_t)(of_x ? r->row[at + t] : at + t);
+    return n;
+}
+
+/* h = act(gate x) * up x, for one expert's rows and one group of panels. */
 JMB_KERNEL void JMB_K(jmb_run_expert_up)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_routing *r = &p->routing;
     jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
     uint32_t expert = task / op->first_task[1], first = task % op->first_task[1] * op->group;
     size_t i, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), rows[JMB_TILE_ROWS];
-    v16 y[JMB_TILE_ROWS];
-    int32_t at, t, n;
+    int step = JMB_K(jmb_outputs_step)(l.w, (size_t)(r->start[expert + 1] - r->start[expert])), count, n, c, t;
+    v16 y[JMB_STREAMS * JMB_TILE_ROWS];
+    int32_t at;
     l.w += 2 * expert; /* gate_up and down alternate in the directory */
-    for (i = first; i < stop; i++) {
-        for (at = r->start[expert]; at < r->start[expert + 1]; at += JMB_TILE_ROWS) {
-            n = r->start[expert + 1] - at < JMB_TILE_ROWS ? r->start[expert + 1] - at : JMB_TILE_ROWS;
-            for (t = 0; t < n; t++) rows[t] = (size_t)r->row[at + t];
-            JMB_K(jmb_outputs)(&l, i, rows, n, y);
-            for (t = 0; t < n; t++) v_store(jmb_row(p, &op->out[0], (size_t)(at + t)) + i * 16, y[t]);
+    for (i = first; i < stop; i += (size_t)step) {
+        count = stop - i < (size_t)step ? (int)(stop - i) : step;
+        for (at = r->start[expert]; at < r->start[expert + 1]; at += n) {
+            n = JMB_K(jmb_assigned)(r, expert, at, true, rows);
+            JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
+            for (c = 0; c < count; c++)
+                for (t = 0; t < n; t++)
+                    v_store(jmb_row(p, &op->out[0], (size_t)(at + t)) + (i + (size_t)c) * 16, y[c * n + t]);
         }
+    }
+}
+
+/* sum += weight * (down h), for one expert's rows and `count` outputs from i on. */
+JMB_FN void JMB_K(jmb_add_expert)(
+    const jmb_pass *p, const jmb_op *op, const jmb_part_in *l, uint32_t expert, size_t i, int count)
+{
+    const jmb_routing *r = &p->routing;
+    size_t rows[JMB_TILE_ROWS];
+    v16 y[JMB_STREAMS * JMB_TILE_ROWS];
+    int32_t at;
+    int n, c, t;
+    for (at = r->start[expert]; at < r->start[expert + 1]; at += n) {
+        n = JMB_K(jmb_assigned)(r, expert, at, false, rows);
+        JMB_K(jmb_outputs)(l, i, count, rows, n, y);
+        for (c = 0; c < count; c++)
+            for (t = 0; t < n; t++) {
+                float *sum = jmb_row(p, &op->out[1], (size_t)r->row[at + t]) + (i + (size_t)c) * 16;
+                v_store(sum, v_fma(v_set1(r->share[at + t]), y[c * n + t], v_load(sum)));
+            }
     }
 }
 
 /* x += sum over experts, in ascending order, of weight * (down h). */
 JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    const jmb_routing *r = &p->routing;
     jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
     uint32_t expert, first = task * op->group;
-    size_t i, stop = first + op->group < jmb_panels(op->w[0]) ? first + op->group : jmb_panels(op->w[0]), row;
-    size_t rows[JMB_TILE_ROWS];
-    v16 y[JMB_TILE_ROWS];
-    int32_t at, t, n;
-    for (i = first; i < stop; i++) {
-        for (row = 0; row < p->rows; row++) v_store(jmb_row(p, &op->out[1], row) + i * 16, v_set1(0));
-        for (expert = 0; expert < op->block->experts; expert++) {
-            l.w = op->w[0] + 2 * expert;
-            for (at = r->start[expert]; at < r->start[expert + 1]; at += JMB_TILE_ROWS) {
-                n = r->start[expert + 1] - at < JMB_TILE_ROWS ? r->start[expert + 1] - at : JMB_TILE_ROWS;
-                for (t = 0; t < n; t++) rows[t] = (size_t)(at + t);
-                JMB_K(jmb_outputs)(&l, i, rows, n, y);
-                for (t = 0; t < n; t++) {
-                    float *sum = jmb_row(p, &op->out[1], (size_t)r->row[at + t]) + i * 16;
-                    v_store(sum, v_fma(v_set1(r->share[at + t]), y[t], v_load(sum)));
-                }
+    size_t i, lane, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), row;
+    int step = JMB_K(jmb_outputs_step)(l.w, p->rows), count;
+    for (i = first; i < stop; i += (size_t)step) {
+        count = stop - i < (size_t)step ? (int)(stop - i) : step;
+        for (row = 0; row < p->rows; row++)
+            memset(jmb_row(p, &op->out[1], row) + i * 16, 0, (size_t)count * 64);
+        for (expert = 0; expert < op->block->experts; expert++, l.w += 2)
+            JMB_K(jmb_add_expert)(p, op, &l, expert, i, count);
+        l.w = op->w[0];
+        for (row = 0; row < p->rows; row++)
+            for (lane = i * 16; lane < (i + (size_t)count) * 16; lane += 16) {
+                float *x = jmb_row(p, &op->out[0], row) + lane;
+                v_store(x, v_add(v_load(x), v_load(jmb_row(p, &op->out[1], row) + lane)));
             }
-        }
-        for (row = 0; row < p->rows; row++) {
-            float *x = jmb_row(p, &op->out[0], row) + i * 16;
-            v_store(x, v_add(v_load(x), v_load(jmb_row(p, &op->out[1], row) + i * 16)));
-        }
     }
 }
 
@@ -5480,24 +5867,22 @@ JMB_FN void JMB_K(jmb_attend_page)(const jmb_pass *p, const jmb_op *op, const fl
     }
 }
 
-/* out = softmax(scale q K) V for one row and the query heads of one KV head. */
+/* out = softmax(scale q K) V for one row and query head. */
 JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_block *b = op->block;
-    size_t row = task / b->kv_heads, g = task % b->kv_heads, per_kv = b->heads / b->kv_heads, dim = b->head_dim, h, i;
+    size_t row = task / b->heads, h = task % b->heads, g = h / (b->heads / b->kv_heads), dim = b->head_dim, i;
     size_t keys = p->position + row + 1, base = g * JMB_PAGE * (dim + jmb_pad16(dim)), page;
+    const float *q = jmb_row(p, &op->in, row) + h * dim;
+    float *out = jmb_row(p, &op->out[0], row) + h * dim;
     jmb_attention_sum a;
-    for (h = g * per_kv; h < (g + 1) * per_kv; h++) {
-        const float *q = jmb_row(p, &op->in, row) + h * dim;
-        float *out = jmb_row(p, &op->out[0], row) + h * dim;
-        memset(&a, 0, sizeof a);
-        a.top = -3e38f;
-        for (page = 0; page * JMB_PAGE < keys; page++) {
-            size_t count = keys - page * JMB_PAGE < JMB_PAGE ? keys - page * JMB_PAGE : (size_t)JMB_PAGE;
-            JMB_K(jmb_attend_page)(p, op, q, jmb_kv_page(p, op, page), base, count, &a);
-        }
-        for (i = 0; i < dim; i++) out[i] = a.out[i] / a.sum;
+    memset(&a, 0, sizeof a);
+    a.top = -3e38f;
+    for (page = 0; page * JMB_PAGE < keys; page++) {
+        size_t count = keys - page * JMB_PAGE < JMB_PAGE ? keys - page * JMB_PAGE : (size_t)JMB_PAGE;
+        JMB_K(jmb_attend_page)(p, op, q, jmb_kv_page(p, op, page), base, count, &a);
     }
+    for (i = 0; i < dim; i++) out[i] = a.out[i] / a.sum;
 }
 
 static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
@@ -5561,6 +5946,30 @@ static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
     }
 }
 
+#elif JMB_NEON_KERNELS
+
+static bool jmb_has_dotprod(void)
+{
+#if defined(__ARM_FEATURE_DOTPROD) || defined(__APPLE__)
+    return true;
+#elif defined(__linux__)
+    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; /* HWCAP_ASIMDDP */
+#else
+    return false;
+#endif
+}
+
+static jamba_cpu jmb_detect_cpu(void)
+{
+    return JAMBA_CPU_NEON;
+}
+
+static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
+{
+    if (cpu == JAMBA_CPU_SCALAR) return &jmb_kernels_of_scalar;
+    return jmb_has_dotprod() ? &jmb_kernels_of_dotprod : &jmb_kernels_of_neon;
+}
+
 #else
 
 static jamba_cpu jmb_detect_cpu(void)
@@ -5580,8 +5989,9 @@ static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
 static const jmb_kernels *jmb_choose_kernels(jamba_cpu wanted)
 {
     jamba_cpu best = jmb_detect_cpu();
+    bool x86 = wanted == JAMBA_CPU_AVX2 || wanted == JAMBA_CPU_AVX512;
     if (wanted == JAMBA_CPU_BEST) wanted = best;
-    if (wanted < JAMBA_CPU_SCALAR || wanted > best) return NULL;
+    if (wanted < JAMBA_CPU_SCALAR || wanted > best || (x86 && best == JAMBA_CPU_NEON)) return NULL;
     return jmb_kernels_for(wanted);
 }
 
@@ -5798,14 +6208,14 @@ static void jmb_add_part(jmb_builder *b, jmb_op *op, const jmb_part *part)
     op->first_task[i + 1] = op->first_task[i] + jmb_panel_tasks(op->w[i], op->group);
 }
 
-/* out_i = W_i in + bias_i. Parts stored as q8 read the quantised input, which is made here. */
+/* out_i = W_i in + bias_i. Parts stored as q8 or q4 read the quantised input, which is made here. */
 static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, uint32_t count, uint32_t flags)
 {
     uint32_t coded, i;
     for (coded = 0; coded < 2; coded++) {
         jmb_op *op = NULL;
         for (i = 0; i < count; i++) {
-            if ((jmb_part_tensor(b, parts[i].role, parts[i].index)->type == JMB_Q8) != (coded == 1)) continue;
+            if ((jmb_part_tensor(b, parts[i].role, parts[i].index)->type >= JMB_Q8) != (coded == 1)) continue;
             if (!op) {
                 if (coded) jmb_emit_quantise(b, in, flags & (uint32_t)JMB_OP_LAST);
                 op = jmb_emit(b, JMB_OP_LINEAR);
@@ -6016,7 +6426,7 @@ static void jmb_build_mlp(jmb_builder *b)
 static void jmb_emit_experts(jmb_builder *b, jmb_op_kind kind, uint32_t role, jmb_view in, jmb_view out, jmb_view sum)
 {
     const jmb_tensor *w = jmb_tensor_of(b, role);
-    bool coded = w->type == JMB_Q8;
+    bool coded = w->type >= JMB_Q8;
     uint32_t assigned = kind == JMB_OP_EXPERT_DOWN ? (uint32_t)JMB_OP_ASSIGNED : 0u;
     jmb_op *op;
     if (coded) jmb_emit_quantise(b, in, assigned);
@@ -6147,8 +6557,14 @@ struct jamba_model {
 static jamba_result jmb_read_all(
     jamba_model *model, const jamba_io *io, const jamba_model_params *params, jamba_error *error)
 {
-    uint8_t *data = (uint8_t *)jmb_heap_take(&model->heap, io->size, 1);
+    uint8_t *data, header[JMB_HEADER_BYTES];
+    jmb_metadata first;
     uint64_t at;
+    memset(&first, 0, sizeof first);
+    if (io->size >= sizeof header && io->read(io->user, 0, header, sizeof header) != sizeof header)
+        return jmb_fail(error, JAMBA_ERR_IO, 0, "the file could not be read at byte 0");
+    JMB_TRY(jmb_parse_header(&first, header, io->size, error)); /* before reading what is no model */
+    data = (uint8_t *)jmb_heap_take(&model->heap, io->size, 1);
     if (!data) return jmb_no_memory(error);
     for (at = 0; at < io->size;) {
         size_t part = io->size - at < (1u << 26) ? (size_t)(io->size - at) : (size_t)1 << 26;
@@ -6275,7 +6691,7 @@ static jamba_result jmb_load(
     if (!model->kernels)
         return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "this CPU or build lacks the instruction set asked for");
     if (!jmb_little_endian()) return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "model files need a little-endian CPU");
-#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+#if (defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0) || (defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0)
     return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "floats are not single precision: use -msse2 -mfpmath=sse");
 #else
     JMB_TRY(jmb_open_source(model, source, params, error));
@@ -6309,6 +6725,7 @@ struct jamba_session {
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
     jamba_memory memory;
+    bool busy; /* inside a call that may call back */
     jamba_error error;
 };
 
@@ -6370,6 +6787,12 @@ static jamba_executor jmb_default_executor(int32_t threads)
     return executor;
 }
 
+static jamba_result jmb_check_allocator(const jamba_allocator *allocator, jamba_error *error)
+{
+    if (!allocator || (allocator->alloc && allocator->free)) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "an allocator needs both alloc() and free()");
+}
+
 static jamba_result jmb_check_session_params(const jamba_session_params *p, jamba_error *error)
 {
     if (p->context < 0 || p->context > JMB_MAX_CONTEXT)
@@ -6383,7 +6806,7 @@ static jamba_result jmb_check_session_params(const jamba_session_params *p, jamb
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "kv_type %d is not known", (int)p->kv_type);
     if (p->executor && (!p->executor->run || p->executor->width < 1 || p->executor->width > 4096))
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "an executor needs run() and a width of 1 to 4096");
-    return JAMBA_OK;
+    return jmb_check_allocator(p->allocator, error);
 }
 
 /* Fills everything but the places, and measures. */
@@ -6463,7 +6886,7 @@ static void jmb_pass_begin(jamba_session *s)
     s->next_op = s->next_task = 0;
 }
 
-/* Ends a pass; false when a callback asks to stop. */
+/* Ends a pass; false when the progress callback asks to stop and there is more to do. */
 static bool jmb_pass_end(jamba_session *s)
 {
     uint32_t i, rows = s->pass.rows;
@@ -6472,14 +6895,15 @@ static bool jmb_pass_end(jamba_session *s)
     s->pass.rows = 0;
     for (i = 0; s->on_logits && i < rows; i++)
         s->on_logits(s->logits_user, (int32_t)(s->pass.position + i), s->logits + i * stride);
-    return !s->progress || s->progress(s->progress_user, "eval", s->position, s->fed);
+    return !s->progress || s->progress(s->progress_user, "eval", s->position, s->fed) || s->position == s->fed;
 }
 
-/* Runs the pass on from where it stands; false when the deadline came first. With a deadline the clock
+/* Runs the pass on from where it stands; false when the budget was spent first. With a budget the clock
  * is read after every task, or after four for each that an executor runs at once. */
-static bool jmb_pass_run(jamba_session *s, bool limited, uint64_t deadline)
+static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
 {
     const jmb_plan *plan = &s->model->plan;
+    bool limited = budget_us != 0;
     uint32_t width = !limited ? UINT32_MAX : s->executor.run ? (uint32_t)s->executor.width * 4 : 1;
     for (; s->next_op < plan->count; s->next_op++, s->next_task = 0) {
         const jmb_op *op = &plan->ops[s->next_op];
@@ -6488,7 +6912,7 @@ static bool jmb_pass_run(jamba_session *s, bool limited, uint64_t deadline)
             uint32_t count = tasks - s->next_task < width ? tasks - s->next_task : width;
             jmb_run_slice(s, op, s->next_task, count);
             s->next_task += count;
-            if (limited && s->now_us(s->now_user) >= deadline) return false;
+            if (limited && s->now_us(s->now_user) - start >= budget_us) return false; /* also when set back */
         }
     }
     return true;
@@ -6504,18 +6928,19 @@ static bool jmb_pass_run(jamba_session *s, bool limited, uint64_t deadline)
 static bool jmb_sampler_valid(const jamba_sampler *p)
 {
     return jmb_finite(p->temperature) && p->temperature >= 0 && p->top_k >= 0 && jmb_finite(p->top_p) && p->top_p >= 0
-        && p->top_p <= 1 && jmb_finite(p->min_p) && p->min_p >= 0 && p->min_p <= 1 && jmb_finite(p->repeat_penalty)
-        && p->repeat_penalty >= 0 && p->repeat_window >= 0;
+        && p->top_p <= 1 && jmb_finite(p->min_p) && p->min_p >= 0 && p->min_p <= 1 && p->repeat_window >= 0
+        && (p->repeat_penalty == 0 || (p->repeat_penalty >= 1e-3f && p->repeat_penalty <= 1e3f));
 }
 
+/* Once for each token of the window; `order` is free for marks here. */
 static void jmb_penalise(jamba_session *s, const jamba_sampler *p)
 {
-    uint32_t window = p->repeat_window ? (uint32_t)p->repeat_window : 64, i, j;
+    uint32_t window = p->repeat_window ? (uint32_t)p->repeat_window : 64, i;
     uint32_t first = s->position > window ? s->position - window : 0;
+    for (i = first; i < s->position; i++) s->order[s->tokens[i]] = 0;
     for (i = first; i < s->position; i++) {
         float *logit = &s->candidates[s->tokens[i]];
-        for (j = first; j < i && s->tokens[j] != s->tokens[i]; j++) {}
-        if (j < i) continue; /* once for each token */
+        if (s->order[s->tokens[i]]++) continue;
         *logit = *logit > 0 ? *logit / p->repeat_penalty : *logit * p->repeat_penalty;
     }
 }
@@ -6571,15 +6996,17 @@ static int32_t jmb_nth(const jamba_session *s, uint32_t n)
     return s->order[s->model->metadata.header.vocab - 1 - n];
 }
 
-/* Takes candidates off the heap, best first, until `limit` are taken or their sum reaches `reach`. */
-static uint32_t jmb_take_best(jamba_session *s, uint32_t limit, double reach)
+/* Takes candidates off the heap, best first, until `limit` are taken, their sum reaches `reach`, or one is
+ * below `least`. */
+static uint32_t jmb_take_best(jamba_session *s, uint32_t limit, double reach, float least)
 {
     uint32_t vocab = s->model->metadata.header.vocab, i, n = 0;
     double sum = 0;
     for (i = 0; i < vocab; i++) s->order[i] = (int32_t)i;
     for (i = vocab / 2; i > 0; i--) jmb_sift(s->candidates, s->order, vocab, i - 1);
-    while (n < limit && sum < reach && s->candidates[s->order[0]] > 0) {
+    while (n < limit && sum < reach) {
         int32_t token = s->order[0];
+        if (s->candidates[token] <= 0 || (n > 0 && s->candidates[token] < least)) break;
         sum += (double)s->candidates[token];
         n++;
         s->order[0] = s->order[vocab - n];
@@ -6596,7 +7023,8 @@ static uint32_t jmb_shortlist(jamba_session *s, const jamba_sampler *p)
     bool all = p->top_k == 0 || (uint32_t)p->top_k >= vocab, share = p->top_p > 0 && p->top_p < 1;
     double total = 0, sum = 0;
     for (i = 0; all && share && i < vocab; i++) total += (double)s->candidates[i];
-    taken = jmb_take_best(s, all ? vocab : (uint32_t)p->top_k, all && share ? total * (double)p->top_p : 1e300);
+    taken = jmb_take_best(s, all ? vocab : (uint32_t)p->top_k, all && share ? total * (double)p->top_p : 1e300,
+        !all && share ? 0 : p->min_p);
     for (i = 0, total = 0; i < taken; i++) total += (double)s->candidates[jmb_nth(s, i)];
     for (kept = 0; kept < taken && (all || !share || sum < total * (double)p->top_p); kept++)
         sum += (double)s->candidates[jmb_nth(s, kept)];
@@ -6613,11 +7041,30 @@ static double jmb_random(uint64_t *seed)
     return (double)((z ^ z >> 31) >> 11) * (1.0 / 9007199254740992.0);
 }
 
+/* Without top_k and top_p no order is needed. */
+static int32_t jmb_draw_from_all(jamba_session *s, jamba_sampler *p)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i;
+    int32_t last = jmb_argmax(s->candidates, vocab);
+    double sum = 0, mark;
+    for (i = 0; i < vocab; i++)
+        if (s->candidates[i] >= p->min_p) sum += (double)s->candidates[i];
+    mark = jmb_random(&p->seed) * sum;
+    for (i = 0; i < vocab; i++) {
+        if (s->candidates[i] < p->min_p || s->candidates[i] <= 0) continue;
+        last = (int32_t)i;
+        mark -= (double)s->candidates[i];
+        if (mark < 0) break;
+    }
+    return last;
+}
+
 static int32_t jmb_draw(jamba_session *s, jamba_sampler *p)
 {
     uint32_t kept, i;
     double sum = 0, mark;
     jmb_soften(s, p->temperature);
+    if (p->top_k == 0 && (p->top_p == 0 || p->top_p == 1)) return jmb_draw_from_all(s, p);
     kept = jmb_shortlist(s, p);
     for (i = 0; i < kept; i++) sum += (double)s->candidates[jmb_nth(s, i)];
     mark = jmb_random(&p->seed) * sum;
@@ -6628,22 +7075,39 @@ static int32_t jmb_draw(jamba_session *s, jamba_sampler *p)
     return jmb_nth(s, i);
 }
 
-static int32_t jmb_sample(jamba_session *s, jamba_sampler *p, const float *logits)
+/* Copies the logits and applies what comes before the draw. The filter is the host's: it runs with the
+ * host's floating-point settings. */
+static jamba_result jmb_prepare_candidates(jamba_session *s, const jamba_sampler *p, const float *logits)
 {
     uint32_t vocab = s->model->metadata.header.vocab;
-    int32_t bad = jmb_find_bad(logits, vocab, false), best;
+    int32_t bad = jmb_find_bad(logits, vocab, false);
+    jmb_fp_state saved;
     if (bad >= 0)
         return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "the logit of token %d is not a finite number", bad);
     memcpy(s->candidates, logits, vocab * sizeof *logits);
+    saved = jmb_fp_enter();
     if (p->repeat_penalty > 0 && p->repeat_penalty != 1) jmb_penalise(s, p);
+    jmb_fp_leave(saved);
     if (p->filter) p->filter(p->filter_user, s->candidates, (int32_t)vocab);
     bad = jmb_find_bad(s->candidates, vocab, true);
     if (bad >= 0)
         return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "after the filter, the logit of token %d is not finite", bad);
-    best = jmb_argmax(s->candidates, vocab);
-    if (!jmb_finite(s->candidates[best]))
+    return JAMBA_OK;
+}
+
+static int32_t jmb_sample(jamba_session *s, jamba_sampler *p, const float *logits)
+{
+    uint32_t vocab = s->model->metadata.header.vocab;
+    jmb_fp_state saved;
+    int32_t token;
+    JMB_TRY(jmb_prepare_candidates(s, p, logits));
+    token = jmb_argmax(s->candidates, vocab);
+    if (!jmb_finite(s->candidates[token]))
         return jmb_fail(&s->error, JAMBA_ERR_FILTER, 0, "the logit filter allows no token");
-    return p->temperature > 0 ? jmb_draw(s, p) : best;
+    saved = jmb_fp_enter();
+    if (p->temperature > 0) token = jmb_draw(s, p);
+    jmb_fp_leave(saved);
+    return token;
 }
 
 /* ===========================================================================================
@@ -6716,6 +7180,7 @@ JAMBA_API jamba_result jamba_model_load(
     memset(&standard, 0, sizeof standard);
     if (!out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the model: out is NULL");
     *out = NULL;
+    JMB_TRY(jmb_check_allocator(params ? params->allocator : NULL, error));
     model = (jamba_model *)jmb_heap_take(&heap, 1, sizeof *model);
     if (!model) return jmb_no_memory(error);
     model->heap = heap;
@@ -6832,7 +7297,7 @@ JAMBA_API void jamba_session_free(jamba_session *session)
 
 JAMBA_API void jamba_session_reset(jamba_session *session)
 {
-    if (session) jmb_session_clear(session);
+    if (session && !session->busy) jmb_session_clear(session);
 }
 
 JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_session_info *out)
@@ -6859,11 +7324,20 @@ JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size
     return session ? session->tokens : NULL;
 }
 
+/* Callbacks must not work on the session that called them. */
+static jamba_result jmb_check_idle(jamba_session *s)
+{
+    if (!s->busy) return JAMBA_OK;
+    return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "called from a callback of the same session");
+}
+
 JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count)
 {
     uint32_t vocab;
     size_t i;
-    if (!session || (!tokens && count)) return JAMBA_ERR_ARGUMENT;
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    if (!tokens && count) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "tokens must not be NULL");
     vocab = session->model->metadata.header.vocab;
     if (count > session->context - session->fed)
         return jmb_fail(&session->error, JAMBA_ERR_CONTEXT, 0, "%z more tokens do not fit: %u of %u are used", count,
@@ -6877,18 +7351,26 @@ JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens,
     return JAMBA_OK;
 }
 
-JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us)
+static jamba_result jmb_step(jamba_session *s, uint64_t budget_us)
 {
-    uint64_t deadline;
-    if (!session) return JAMBA_ERR_ARGUMENT;
-    deadline = budget_us ? jmb_add(session->now_us(session->now_user), budget_us) : 0;
-    while (session->pass.rows || session->position < session->fed) {
-        if (!session->pass.rows) jmb_pass_begin(session);
-        if (!jmb_pass_run(session, budget_us != 0, deadline)) return JAMBA_PENDING;
-        if (!jmb_pass_end(session))
-            return jmb_fail(&session->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
+    uint64_t start = budget_us ? s->now_us(s->now_user) : 0;
+    while (s->pass.rows || s->position < s->fed) {
+        if (!s->pass.rows) jmb_pass_begin(s);
+        if (!jmb_pass_run(s, start, budget_us)) return JAMBA_PENDING;
+        if (!jmb_pass_end(s)) return jmb_fail(&s->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
     }
     return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us)
+{
+    jamba_result result;
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    session->busy = true;
+    result = jmb_step(session, budget_us);
+    session->busy = false;
+    return result;
 }
 
 JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count)
@@ -6909,17 +7391,17 @@ JAMBA_API int32_t jamba_sample(jamba_session *session, jamba_sampler *sampler)
 {
     jamba_sampler greedy;
     const float *logits = jamba_logits(session);
-    jmb_fp_state saved;
     int32_t token;
     memset(&greedy, 0, sizeof greedy);
     if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
     if (!logits) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "there are no logits: evaluate a token first");
     if (!sampler) sampler = &greedy;
     if (!jmb_sampler_valid(sampler))
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "a sampler field is out of range");
-    saved = jmb_fp_enter();
+    session->busy = true;
     token = jmb_sample(session, sampler, logits);
-    jmb_fp_leave(saved);
+    session->busy = false;
     return token;
 }
 

@@ -690,7 +690,7 @@ static void test_program(void)
     check_program(2, "usage", work, out_path, "more", NULL);
     check_program(2, "--type", work, out_path, "--type", NULL);
     check_program(2, "--type", work, out_path, "--type", "q7");
-    check_program(2, "q4", work, out_path, "--type", "q4");
+    check_program(2, "q5", work, out_path, "--type", "q5");
     check_program(2, "--dt-limit", work, out_path, "--dt-limit", "0,1");
     check_program(2, "--what", work, out_path, "--what", NULL);
     check_program(1, "no/such/folder", "no/such/folder", out_path, NULL, NULL);

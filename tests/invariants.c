@@ -512,7 +512,7 @@ static int32_t *story_tokens(size_t count)
 
 int main(int argc, char **argv)
 {
-    static const char *const story_types[] = { "f32", "bf16", "q8" };
+    static const char *const story_types[] = { "f32", "bf16", "q8", "q4" };
     int i, t;
     test_start(argc, argv);
     for (i = 0; i < GOLDEN_CASES; i++) {
@@ -526,7 +526,7 @@ int main(int argc, char **argv)
         if (strcmp(c->stored, "f32") != 0)
             test_subject(folder, c->name, c->stored, JAMBA_KV_F16, golden_tokens(c->name, count), count);
     }
-    for (t = 0; t < 3; t++)
+    for (t = 0; t < 4; t++)
         test_subject("examples/storyteller", "storyteller", story_types[t], t == 0 ? JAMBA_KV_F32 : JAMBA_KV_F16,
             story_tokens(70), 70);
     return test_summary();

@@ -89,6 +89,7 @@ static size_t naive_panel_size(unsigned type, size_t cols)
     switch (type) {
     case JMB_F32: return cols * 16 * 4;
     case JMB_Q8: return naive_up(naive_up(cols, 64) * 16 + naive_up(cols, 64) / 64 * 16 * 2, 64);
+    case JMB_Q4: return naive_up(cols, 64) * 8 + naive_up(cols, 64) / 32 * 16 * 2;
     default: return naive_up(cols, 2) * 16 * 2;
     }
 }
@@ -100,6 +101,13 @@ static double naive_weight(const uint8_t *p, unsigned type, size_t cols, size_t 
     case JMB_F32: return naive_f32(p + (col * 16 + row) * 4);
     case JMB_F16: return naive_f16(p + ((col / 2 * 16 + row) * 2 + col % 2) * 2);
     case JMB_BF16: return naive_bf16(p + ((col / 2 * 16 + row) * 2 + col % 2) * 2);
+    case JMB_Q4: {
+        static const int levels[16] = { -127, -92, -71, -55, -41, -29, -18, -7, 3, 14, 25, 38, 52, 69, 89, 114 };
+        const uint8_t *scales = p + naive_up(cols, 64) * 8;
+        size_t in = col % 32;
+        int pair = p[col / 32 * 256 + in % 16 / 4 * 64 + row * 4 + in % 4];
+        return levels[in < 16 ? pair % 16 : pair / 16] * naive_f16(scales + (col / 32 * 16 + row) * 2);
+    }
     default: {
         const uint8_t *scales = p + naive_up(cols, 64) * 16;
         int code = (int)p[(col / 4 * 16 + row) * 4 + col % 4] - 128;
@@ -293,7 +301,7 @@ static void naive_product(naive_model *m, const naive_tensor *t, const double *w
 {
     double *rounded = (double *)malloc(t->cols * sizeof *rounded);
     size_t row, col;
-    if (t->type == JMB_Q8 && !m->keep_activations) naive_round(m, x, t->cols, rounded);
+    if (t->type >= JMB_Q8 && !m->keep_activations) naive_round(m, x, t->cols, rounded);
     else memcpy(rounded, x, t->cols * sizeof *rounded);
     for (row = 0; row < t->rows; row++) {
         double sum = 0;

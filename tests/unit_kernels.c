@@ -122,27 +122,28 @@ static void check_quantise(void)
 {
     float x[64], scale;
     int8_t codes[64];
-    int32_t sum, expected = 0, i;
+    int32_t sums[2], expected = 0, i;
     for (i = 0; i < 64; i++) x[i] = (float)uniform(-3, 3);
     x[17] = -4.0f;
-    jmb_quantise_block_scalar(x, 64, codes, &scale, &sum);
+    jmb_quantise_block_scalar(x, 64, codes, &scale, sums);
     CHECK(scale == 4.0f / 127.0f);
     CHECK(codes[17] == -127);
     for (i = 0; i < 64; i++) {
         expected += codes[i];
+        if (i == 31) CHECK(sums[0] == expected);
         CHECK(fabsf(x[i] - (float)codes[i] * scale) <= scale * 0.50001f);
     }
-    CHECK(sum == expected);
-    jmb_quantise_block_scalar(x, 3, codes, &scale, &sum);
+    CHECK(sums[0] + sums[1] == expected);
+    jmb_quantise_block_scalar(x, 3, codes, &scale, sums);
     for (i = 3; i < 64; i++) CHECK(codes[i] == 0);
     memset(x, 0, sizeof x);
-    jmb_quantise_block_scalar(x, 64, codes, &scale, &sum);
-    CHECK(scale == 0 && sum == 0);
+    jmb_quantise_block_scalar(x, 64, codes, &scale, sums);
+    CHECK(scale == 0 && sums[0] == 0 && sums[1] == 0);
     x[5] = jmb_float_of(0x7fc00000u);
-    jmb_quantise_block_scalar(x, 64, codes, &scale, &sum);
+    jmb_quantise_block_scalar(x, 64, codes, &scale, sums);
     CHECK(!jmb_finite(scale));
     x[5] = jmb_float_of(0xff800000u);
-    jmb_quantise_block_scalar(x, 64, codes, &scale, &sum);
+    jmb_quantise_block_scalar(x, 64, codes, &scale, sums);
     CHECK(!jmb_finite(scale));
 }
 

@@ -5,7 +5,7 @@
 
 static const char tool[] = "convert";
 static const char usage[] =
-    "usage: convert HF_DIR OUT.jamba [--type f32|f16|bf16|q8] [--chat NAME] [--dt-limit MIN,MAX]\n"
+    "usage: convert HF_DIR OUT.jamba [--type f32|f16|bf16|q8|q4] [--chat NAME] [--dt-limit MIN,MAX]\n"
     "               [--dry-run] [--force]\n"
     "  --type     how weights of linear layers are stored (default q8)\n"
     "  --chat     chat format, when the folder's own is not recognised\n"
@@ -24,11 +24,10 @@ typedef struct options {
 static uint32_t parse_type(const char *text)
 {
     uint32_t i;
-    if (!text) tool_usage(tool, usage, "--type needs f32, f16, bf16 or q8", NULL);
-    if (strcmp(text, "q4") == 0) tool_usage(tool, usage, "--type q4 is not available yet", NULL);
+    if (!text) tool_usage(tool, usage, "--type needs f32, f16, bf16, q8 or q4", NULL);
     for (i = 0; i < JMB_TYPES; i++)
         if (strcmp(text, jmb_type_names[i]) == 0) return i;
-    tool_usage(tool, usage, "--type needs f32, f16, bf16 or q8, not", text);
+    tool_usage(tool, usage, "--type needs f32, f16, bf16, q8 or q4, not", text);
     return JMB_Q8;
 }
 

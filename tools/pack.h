@@ -189,6 +189,88 @@ static void pack_q8(uint8_t *panel, const float *rows, size_t stride, pack_repor
         }
 }
 
+/* ---- q4: nearest level, best scale --------------------------------------------------------- */
+
+enum { PACK_Q4_BLOCK = 32, PACK_Q4_TRIES = 4 };
+
+/* The code nearest to each whole number from -128 to 127. */
+typedef struct pack_q4_table {
+    uint8_t code[256];
+} pack_q4_table;
+
+static void pack_q4_fill(pack_q4_table *table)
+{
+    int value, code;
+    for (value = 0, code = 0; value < 256; value++) {
+        while (code < 15 && 2 * value > jmb_q4_levels[code] + jmb_q4_levels[code + 1]) code++;
+        table->code[value] = (uint8_t)code;
+    }
+}
+
+/* Codes of 32 weights at a scale, and the sums that tell how well they fit: of x q and of q q. */
+static void pack_q4_codes(
+    uint8_t codes[PACK_Q4_BLOCK], const float *x, float scale, const pack_q4_table *table, float *xq, float *qq)
+{
+    float inverse = 1 / scale, sums[2][4] = { { 0 }, { 0 } };
+    int i;
+    for (i = 0; i < PACK_Q4_BLOCK; i++) {
+        float t = x[i] * inverse + 128.5f, q;
+        int value = t < 0 ? 0 : t > 255 ? 255 : (int)t;
+        codes[i] = table->code[value];
+        q = (float)((int)jmb_q4_levels[codes[i]] - 128);
+        sums[0][i % 4] += x[i] * q;
+        sums[1][i % 4] += q * q;
+    }
+    *xq = (sums[0][0] + sums[0][1]) + (sums[0][2] + sums[0][3]);
+    *qq = (sums[1][0] + sums[1][1]) + (sums[1][2] + sums[1][3]);
+}
+
+/* The least-squares scale of the best codes found from several starts, on both sides: the levels are not
+ * symmetric. The squared error is sum x x - (sum x q)^2 / sum q q. */
+static float pack_q4_scale(const float *x, const pack_q4_table *table)
+{
+    static const float starts[PACK_Q4_TRIES] = { 1.0f, 0.92f, 0.84f, 0.76f };
+    uint8_t codes[PACK_Q4_BLOCK];
+    float largest = 0, best = 0, scale = 0, xq, qq;
+    int i;
+    for (i = 0; i < PACK_Q4_BLOCK; i++) {
+        float magnitude = x[i] < 0 ? -x[i] : x[i];
+        if (magnitude > largest) largest = magnitude;
+    }
+    if (largest < 1e-30f) return 0;
+    for (i = 0; i < 2 * PACK_Q4_TRIES; i++) {
+        float start = largest / 127.0f * starts[i / 2];
+        pack_q4_codes(codes, x, i % 2 ? -start : start, table, &xq, &qq);
+        if (xq * xq > best * qq) {
+            best = xq * xq / qq;
+            scale = xq / qq;
+        }
+    }
+    return scale;
+}
+
+/* [cols/32][4][16][4] pairs of codes, then [cols/32][16] scales */
+static void pack_q4(uint8_t *panel, const float *rows, size_t stride, pack_report *report)
+{
+    size_t blocks = stride / PACK_Q4_BLOCK, block;
+    uint8_t *scales = panel + stride * 8, codes[PACK_Q4_BLOCK];
+    pack_q4_table table;
+    float xq, qq;
+    int r, i;
+    pack_q4_fill(&table);
+    for (block = 0; block < blocks; block++)
+        for (r = 0; r < PACK_ROWS; r++) {
+            const float *x = rows + (size_t)r * stride + block * PACK_Q4_BLOCK;
+            uint32_t scale = jmb_float_to_f16(pack_q4_scale(x, &table));
+            if ((scale & 0x7fff) >= 0x7c00) report->too_large++;
+            if ((scale & 0x7fff) == 0) memset(codes, 0, sizeof codes);
+            else pack_q4_codes(codes, x, jmb_f16_to_float(scale), &table, &xq, &qq);
+            for (i = 0; i < 16; i++)
+                panel[block * 256 + (size_t)(i / 4 * 64 + r * 4 + i % 4)] = (uint8_t)(codes[i] | codes[i + 16] << 4);
+            tool_store_le(scales + (block * PACK_ROWS + (size_t)r) * 2, scale, 2);
+        }
+}
+
 /* Writes one panel of jmb_panel_bytes(type, cols) from 16 rows of stride jmb_pad64(cols). */
 static void pack_panel(uint8_t *panel, uint32_t type, const float *rows, size_t cols, pack_report *report)
 {
@@ -202,6 +284,7 @@ static void pack_panel(uint8_t *panel, uint32_t type, const float *rows, size_t 
     case JMB_F32: pack_f32(panel, rows, stride, cols); break;
     case JMB_F16: pack_16(panel, rows, stride, cols, true, report); break;
     case JMB_BF16: pack_16(panel, rows, stride, cols, false, report); break;
+    case JMB_Q4: pack_q4(panel, rows, stride, report); break;
     default: pack_q8(panel, rows, stride, report); break;
     }
 }

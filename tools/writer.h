@@ -415,7 +415,7 @@ static bool stream_check(const panel_stream *s, uint32_t half, tool_error *error
     if (s->report.too_large)
         return tool_error_set(error,
             "%s: tensor %s has weights too large for %s (%llu of them in one piece): use --type bf16", path, name,
-            s->tensor->type == JMB_Q8 ? "the f16 scales of q8" : jmb_type_names[s->tensor->type],
+            s->tensor->type >= JMB_Q8 ? "the f16 scales" : jmb_type_names[s->tensor->type],
             (unsigned long long)s->report.too_large);
     return true;
 }
