@@ -53,7 +53,8 @@ static double worst_error(const jamba_model *model, const int32_t *prompt, size_
     params.on_logits = keep_row;
     params.logits_user = &kept;
     kept.rows = (float *)calloc(length / LONG_EVERY * kept.vocab, sizeof *kept.rows);
-    if (!CHECK_THAT(jamba_session_create(&session, model, &params, &error) == JAMBA_OK, "%s", error.message)) return worst;
+    if (!CHECK_THAT(jamba_session_create(&session, model, &params, &error) == JAMBA_OK, "%s", error.message))
+        return worst;
     for (at = 0; at < length; at += piece)
         if (!CHECK(jamba_eval(session, prompt + at, length - at < piece ? length - at : piece) == JAMBA_OK)) break;
     if (CHECK(kept.count * kept.vocab == expected_count)) worst = test_worst(kept.rows, expected, expected_count);
