@@ -2,6 +2,7 @@
  *
  * Keeps one session for the whole conversation and only ever appends to it: no turn is read twice.
  */
+#include "think.h"
 #include "tools/run.h"
 
 #include <signal.h>
@@ -22,6 +23,7 @@ static const char USAGE[] =
     "  -t THREADS   (one per processor, at most 8; 1 for a model under 32 MB)\n"
     "  -c CONTEXT   tokens the conversation may take (the model's, at most 8192)\n"
     "  --kv TYPE    of cached keys and values: f16 or f32 (f16)\n"
+    "  --think HOW  reasoning between <think> and </think>: show, dim or hide (dim on a terminal, else show)\n"
     "  --cpu NAME   highest instruction set: best, scalar, avx2, avx512 or neon (best)\n";
 
 static const char HELP[] =
@@ -40,6 +42,7 @@ typedef struct chat {
     jamba_cpu cpu;
     const char *system, *prompt;
     int max, threads;
+    think_filter think;
     bool completes; /* the model has no chat format: it goes on with the text instead */
     bool begun;     /* the session holds something */
     bool terminal;  /* stderr is one */
@@ -85,9 +88,19 @@ static bool parse_sampling(jamba_sampler *sampler, const char *name, const char 
     return true;
 }
 
+static think_mode parse_think(const char *text)
+{
+    static const char *const names[] = { "show", "dim", "hide" };
+    for (int i = 0; text && i < 3; i++)
+        if (strcmp(text, names[i]) == 0) return (think_mode)i;
+    tool_usage(TOOL, USAGE, "--think needs show, dim or hide, not", text ? text : "nothing");
+    return THINK_SHOW;
+}
+
 static bool parse_option(chat *c, const char *name, const char *value)
 {
     const char **text = strcmp(name, "-s") == 0 ? &c->system : strcmp(name, "-p") == 0 ? &c->prompt : NULL;
+    if (strcmp(name, "--lora") == 0) tool_usage(TOOL, USAGE, "not there yet: --lora", NULL);
     if (text && !value) tool_usage(TOOL, USAGE, "a text is missing after", name);
     if (text) *text = value;
     else if (strcmp(name, "-n") == 0) c->max = (int)tool_argument_int(TOOL, USAGE, name, value, 1, INT32_MAX);
@@ -95,6 +108,7 @@ static bool parse_option(chat *c, const char *name, const char *value)
     else if (strcmp(name, "-c") == 0)
         c->params.context = (int32_t)tool_argument_int(TOOL, USAGE, name, value, 1, INT32_MAX);
     else if (strcmp(name, "--kv") == 0) c->params.kv_type = run_argument_kv(TOOL, USAGE, value);
+    else if (strcmp(name, "--think") == 0) c->think.mode = parse_think(value);
     else if (strcmp(name, "--cpu") == 0) c->cpu = run_argument_cpu(TOOL, USAGE, value);
     else return parse_sampling(&c->sampler, name, value);
     return true;
@@ -106,6 +120,7 @@ static void parse_arguments(chat *c, char **argv)
     c->sampler.temperature = 0.7f;
     c->sampler.top_p = 0.9f;
     c->sampler.seed = 1;
+    c->think.mode = isatty(1) ? THINK_DIM : THINK_SHOW;
     for (char **arg = argv + 1; *arg; arg++) {
         if ((*arg)[0] != '-') {
             if (c->run.path) tool_usage(TOOL, USAGE, "one model is enough, there is also", *arg);
@@ -119,15 +134,28 @@ static void parse_arguments(chat *c, char **argv)
 /* ---- one reply ----------------------------------------------------------------------------- */
 
 /* Leaves out control characters, C1 in UTF-8 among them: a model's text must not command the terminal. */
-static void print_text(const char *text, size_t length)
+static void print_text(const char *text, size_t length, bool code)
 {
     const unsigned char *bytes = (const unsigned char *)text;
     for (size_t i = 0; i < length; i++) {
         bool c1 = bytes[i] == 0xc2 && i + 1 < length && bytes[i + 1] < 0xa0;
-        if (c1) i++;
+        if (code) putchar(bytes[i]);
+        else if (c1) i++;
         else if (bytes[i] == '\n' || bytes[i] == '\t' || (bytes[i] >= 0x20 && bytes[i] != 0x7f)) putchar(bytes[i]);
     }
     fflush(stdout);
+}
+
+/* The text of the reply's next token. Reasoning tags count as text even where they are special tokens. */
+static void print_token(chat *c, jamba_text_stream *stream, int32_t token)
+{
+    char text[JAMBA_TEXT_MAX];
+    size_t length = 0;
+    const char *stored = token < 0 ? NULL : jamba_token_text(c->run.model, token, &length);
+    bool tag = stored && ((length == 7 && memcmp(stored, "<think>", 7) == 0)
+        || (length == 8 && memcmp(stored, "</think>", 8) == 0));
+    length = jamba_decode_next(c->run.model, stream, token, tag ? JAMBA_TEXT_SPECIAL : 0, text);
+    think_text(&c->think, text, length, print_text);
 }
 
 /* Tokens of the user's turn; as jamba_encode() with `capacity` 0 it only counts. */
@@ -200,13 +228,12 @@ typedef enum ending { ENDING_DONE, ENDING_STOPPED, ENDING_LONGEST, ENDING_FULL }
 /* Streams a reply to what is queued; its tokens join the queue, the end token does not. */
 static ending stream_reply(chat *c, jamba_text_stream *stream, int *made)
 {
-    char text[JAMBA_TEXT_MAX];
     for (*made = 0; work(c); ++*made) {
         int32_t token = jamba_sample(c->run.session, &c->sampler);
         run_check(&c->run, token);
         if (jamba_token_is_end(c->run.model, token)) return ENDING_DONE;
         if (*made == c->max) return ENDING_LONGEST;
-        print_text(text, jamba_decode_next(c->run.model, stream, token, 0, text));
+        print_token(c, stream, token);
         if (append(c, &token, 1) != JAMBA_OK) return ENDING_FULL;
     }
     return ENDING_STOPPED;
@@ -228,7 +255,6 @@ static bool answer(chat *c, const char *message, jamba_error *error)
 {
     jamba_text_stream stream = { { 0 }, 0, 0 };
     jamba_session_info before, after;
-    char text[JAMBA_TEXT_MAX];
     double start = tool_seconds(), middle;
     ending end = ENDING_STOPPED;
     bool read;
@@ -239,8 +265,9 @@ static bool answer(chat *c, const char *message, jamba_error *error)
     jamba_session_describe(c->run.session, &after);
     middle = tool_seconds();
     if (read) end = stream_reply(c, &stream, &made);
-    print_text(text, jamba_decode_next(c->run.model, &stream, -1, 0, text));
-    print_text("\n", 1);
+    print_token(c, &stream, -1);
+    think_end(&c->think, print_text);
+    print_text("\n", 1, false);
     report(c, end, after.position - before.position, middle - start, made, tool_seconds() - middle);
     return true;
 }
