@@ -1856,7 +1856,7 @@ static jamba_result jmb_parse_metadata(
  * a byte-level tokenizer words start as bytes, and the text of a token is the bytes that it stands for.
  *
  * Letters, numbers, white space and NFC are those of Unicode 16.0. The library's NFC is of Unicode 9.0: it
- * differs at characters that are younger, 21 that compose and 106 that combine, all of rare scripts.
+ * differs at 21 characters that compose and 120 that combine, which are younger (make_unicode.py --library).
  *
  * THE SECTION (numbers little-endian; every part a multiple of 4 bytes but the last; nothing after it)
  *     header     32 bytes, JMB_TOKENIZER_FIELDS; flags are JMB_TEXT_FLAGS
@@ -5712,7 +5712,7 @@ JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32
         const float *b = jmb_row(p, &op->out[2], row) + group * d_state;
         const float *c = jmb_row(p, &op->out[3], row) + group * d_state;
         v16 dt = JMB_K(jmb_softplus)(v_set1(jmb_row(p, &op->in, row)[head] + bias)), decay;
-        dt = v_min(v_max(dt, v_set1(m->dt_min)), v_set1(m->dt_max));
+        dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt)); /* in this order NaN stays NaN */
         decay = v_exp(v_mul(dt, v_set1(a[head])));
         for (i = 0; i < width; i += 16) {
             size_t lanes = width - i < 16 ? width - i : 16;
@@ -6929,6 +6929,7 @@ static bool jmb_sampler_valid(const jamba_sampler *p)
 {
     return jmb_finite(p->temperature) && p->temperature >= 0 && p->top_k >= 0 && jmb_finite(p->top_p) && p->top_p >= 0
         && p->top_p <= 1 && jmb_finite(p->min_p) && p->min_p >= 0 && p->min_p <= 1 && p->repeat_window >= 0
+        && jmb_finite(p->repeat_penalty)
         && (p->repeat_penalty == 0 || (p->repeat_penalty >= 1e-3f && p->repeat_penalty <= 1e3f));
 }
 

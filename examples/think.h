@@ -69,9 +69,12 @@ static inline void think_text(think_filter *f, const char *text, size_t length, 
         for (start = i; f->held == 0 && i < length && text[i] != '<'; i++) {}
         think_out(f, text + start, i - start, print);
         if (i == length) return;
-        if (text[i] != think_tag(f)[f->held]) think_release(f, print);
-        else if (think_tag(f)[++f->held] == 0) i++, think_turn(f, print);
-        else i++;
+        if (text[i] != think_tag(f)[f->held]) {
+            think_release(f, print);
+            continue;
+        }
+        i++;
+        if (think_tag(f)[++f->held] == 0) think_turn(f, print);
     }
 }
 

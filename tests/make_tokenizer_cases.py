@@ -184,10 +184,11 @@ def byte_letters():
 
 
 LETTERS = byte_letters()
-PARTS = ["a", "b", "ab", "A", "z", "1", "23", "\u00bd", "\u2167", "\u0663", " ", "  ", "   ", "\n", "\t ", "\u00a0", "\u3000",
-         "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'", "''", "!", "...", "_", "-", "\u00e9", "e\u0301", "\u0301",
-         "\u0327\u0301", "\u212b", "\u1100\u1161\u11a8", "\uac00\u11a8", "\uac00", "\u1fb7", "\u0958", "\u2f81a", "\u0344",
-         "\u65e5", "\U0001f600", "\u200d", "\u0e33", "<s>", "XY", "<|e|>", "\U0001d15e", "\u093c", "\x00", "\x1c", "\x85"]
+PARTS = ["a", "b", "ab", "A", "z", "1", "23", "\u00bd", "\u2167", "\u0663", " ", "  ", "   ", "\n", "\t ", "\u00a0",
+         "\u3000", "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "'", "''", "!", "...", "_", "-", "\u00e9",
+         "e\u0301", "\u0301", "\u0327\u0301", "\u212b", "\u1100\u1161\u11a8", "\uac00\u11a8", "\uac00", "\u1fb7",
+         "\u0958", "\u2f81a", "\u0344", "\u65e5", "\U0001f600", "\u200d", "\u0e33", "<s>", "XY", "<|e|>",
+         "\U0001d15e", "\u093c", "\x00", "\x1c", "\x85"]
 
 
 def byte_level(rng):
@@ -211,11 +212,13 @@ def byte_level(rng):
              "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges}
     if coin(rng, 0.3):
         vocab["  "] = len(vocab)  # of no bytes: an added token only
-    names = rng.sample(["<s>", "XY", "<|e|>", "  ", "e\u0301", "\u65e5", "a b", "ab", "\u212b x", " "], rng.randint(0, 5))
+    names = rng.sample(["<s>", "XY", "<|e|>", "  ", "e\u0301", "\u65e5", "a b", "ab", "\u212b x", " "],
+                       rng.randint(0, 5))
     tokens = [added(name, coin(rng), coin(rng, 0.4), coin(rng, 0.2), coin(rng, 0.2), coin(rng, 0.2)) for name in names]
     if "  " in vocab and "  " not in names:
         tokens.append(added("  ", False, coin(rng)))
-    level = {"type": "ByteLevel", "add_prefix_space": coin(rng, 0.3), "trim_offsets": True, "use_regex": coin(rng, 0.85)}
+    level = {"type": "ByteLevel", "add_prefix_space": coin(rng, 0.3), "trim_offsets": True,
+             "use_regex": coin(rng, 0.85)}
     normal = rng.choice([None, {"type": "NFC"}, {"type": "NFC"}, sequence("normalizers", [{"type": "NFC"}]),
                          sequence("normalizers", [replace("b", "e\u0301"), {"type": "NFC"}, replace("!", "a")])])
     return tokenizer(model, normal, level, dict(level, add_prefix_space=True), tokens)
@@ -256,8 +259,8 @@ def sentence_model(rng):
 def sentence_case(name, rng):
     data, count = sentence_model(rng)
     t = sentencepiece.SentencePieceProcessor(model_proto=data)
-    parts = ["a", "aa", "b", "ab", "c", " ", "  ", "   ", "\u00e9", "x", "<s>", "<", "s>", "[X]", "aXa", "\u65e5", "z", SPACE,
-             "\n", "\U0001f600", "ab "]
+    parts = ["a", "aa", "b", "ab", "c", " ", "  ", "   ", "\u00e9", "x", "<s>", "<", "s>", "[X]", "aXa", "\u65e5", "z",
+             SPACE, "\n", "\U0001f600", "ab "]
     texts = ["", " ", "  a", "aaaaaaa", "abababab"]
     texts += ["".join(rng.choice(parts) for _ in range(rng.randint(1, 14))) for _ in range(25)]
     rows = [[text, t.encode(text)] for text in texts]

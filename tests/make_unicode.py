@@ -3,6 +3,7 @@
 
     python3 tests/make_unicode.py                    print the tables
     python3 tests/make_unicode.py --check jamba.h    compare them with those in the header
+    python3 tests/make_unicode.py --library          list the characters that the tokenizers library treats otherwise
 
 They are of Unicode 16.0: needs unicodedata2 16.0.0 (pip), or a Python whose own module has that version (3.14).
 tests/unit_unicode.c checks what the header makes of them against the Unicode Consortium's files.
@@ -101,13 +102,45 @@ def render():
     return "\n".join(lines)
 
 
+def library_differences():
+    """Kinds of difference between these tables and the tokenizers library, with the characters of each."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+    split, nfc = pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.NFC()
+    word = Tokenizer(models.BPE(vocab={"?": 0}, merges=[], unk_token="?"))
+    word.add_tokens([AddedToken("X@", single_word=True)])
+    found = {"class": [], "word": [], "composition": [], "combining class": []}
+    for c in range(COUNT):
+        text, kind = chr(c), char_class(c)
+        if 0xd800 <= c < 0xe000:
+            continue
+        like = [LETTER] * (len(split.pre_tokenize_str("a" + text)) == 1)
+        like += [NUMBER] * (len(split.pre_tokenize_str("1" + text)) == 1)
+        like += [OTHER] * (len(split.pre_tokenize_str("!" + text)) == 1)
+        if (like or [SPACE]) != [{DIGIT: NUMBER, MARK: OTHER}.get(kind, kind)]:
+            found["class"].append(c)
+        if (1 not in word.encode(text + "X@").ids) != (kind in (MARK, LETTER, DIGIT)):
+            found["word"].append(c)
+        marked = "\u0345" + text + "\u0334"
+        if any(nfc.normalize_str(form) != unicodedata.normalize("NFC", form)
+               for form in (text, unicodedata.normalize("NFD", text))):
+            found["composition"].append(c)
+        elif nfc.normalize_str(marked) != unicodedata.normalize("NFC", marked):
+            found["combining class"].append(c)
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", metavar="HEADER", help="exit 1 unless the header holds exactly these tables")
+    parser.add_argument("--library", action="store_true", help="compare with the tokenizers library")
     options = parser.parse_args()
     if unicodedata.unidata_version != VERSION:
         sys.exit("needs Unicode %s, this is %s: pip install unicodedata2==%s"
                  % (VERSION, unicodedata.unidata_version, VERSION))
+    if options.library:
+        for kind, characters in library_differences().items():
+            print("%s: %d" % (kind, len(characters)), " ".join("U+%04X" % c for c in characters))
+        return
     text = render()
     if not options.check:
         print(text, end="")

@@ -88,14 +88,14 @@ mutate rope_backwards jamba.h 'v_fnma(b, s, v_mul(a, c))' 'v_fma(b, s, v_mul(a, 
 mutate rope_interleaved jamba.h 'v_load_part(x + i, n), b = v_load_part(x + half + i, n)' \
     'v_load_part(x + half + i, n), b = v_load_part(x + i, n)'
 # ---- attention
-mutate gqa_interleaved jamba.h 'for (h = g * per_kv; h < (g + 1) * per_kv; h++)' 'for (h = g; h < b->heads; h += b->kv_heads)'
+mutate gqa_interleaved jamba.h 'g = h / (b->heads / b->kv_heads)' 'g = h % b->kv_heads'
 mutate no_scale jamba.h 's = v_mul(s, v_set1(b->scale));' ''
 mutate not_causal jamba.h 'keys = p->position + row + 1' 'keys = p->position + p->rows'
 mutate last_key_lost jamba.h 'keys = p->position + row + 1' 'keys = p->position + row + (row + p->position == 0)'
 mutate no_attention_adapter jamba.h 'if (!b->block->rank) return;' 'if (!b->block->rank || b->block->kind == JMB_ATTENTION) return;'
 # ---- mixture of experts and mlp
 mutate moe_renormalised jamba.h 'if (b->flags & JMB_RENORMALISE)' 'if (!(b->flags & JMB_RENORMALISE))'
-mutate glu_swapped jamba.h 'v_mul(JMB_K(jmb_activation)(y[t], l->act), up[t])' 'v_mul(JMB_K(jmb_activation)(up[t], l->act), y[t])'
+mutate glu_swapped jamba.h 'v_mul(JMB_K(jmb_activation)(gate[t], l->act), up[t])' 'v_mul(JMB_K(jmb_activation)(up[t], l->act), gate[t])'
 mutate no_mlp_adapter jamba.h 'if (!b->block->rank) return;' 'if (!b->block->rank || b->block->kind == JMB_MLP) return;'
 mutate first_adapter jamba.h '(uint32_t)(b->block - b->model->blocks), role, 0' 'b->block->unit, role, 0'
 # ---- mamba
@@ -122,9 +122,9 @@ mutate m2_norm_whole jamba.h 'size_t width = op->block->d_inner / op->block->n_g
     'for (g = 0; g < op->block->n_groups; g++)' 'for (g = 0; g < 1; g++)'
 mutate m2_norm_eps jamba.h 'op->eps = m->inner_eps;' 'op->eps = m->inner_eps * 100;'
 mutate m2_no_gate jamba.h 'v_store(y + i, v_mul(v_load(y + i), v_silu(v_load(z + i))));' ''
-mutate m2_no_clamp jamba.h 'dt = v_min(v_max(dt, v_set1(m->dt_min)), v_set1(m->dt_max));' ''
-mutate m2_decode_no_clamp jamba.h 'dt = v_min(v_max(dt, v_set1(m->dt_min)), v_set1(m->dt_max));' \
-    'if (p->rows > 1) dt = v_min(v_max(dt, v_set1(m->dt_min)), v_set1(m->dt_max));'
+mutate m2_no_clamp jamba.h 'dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt));' ''
+mutate m2_decode_no_clamp jamba.h 'dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt));' \
+    'if (p->rows > 1) dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt));'
 # ---- shared blocks
 mutate concat_swapped jamba.h 'jmb_emit_join(b, JMB_OP_BESIDE, b->x, b->e, n)' 'jmb_emit_join(b, JMB_OP_BESIDE, b->e, b->x, n)'
 mutate shared_residual jamba.h 'jmb_emit_linear(b, y, &part, 1, add ? (uint32_t)JMB_OP_ADD : 0u);' 'jmb_emit_linear(b, y, &part, 1, JMB_OP_ADD);'

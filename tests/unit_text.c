@@ -149,16 +149,18 @@ static void check_encoding(const text_model *m, const json_value *text, const js
     free(want.items);
 }
 
+/* The text of these tokens, and that streaming gives the same; `text` NULL: only that. */
 static void check_decoding(const text_model *m, const json_value *list, const json_value *text, unsigned flags)
 {
     size_t length, got_length, stream_length;
-    const char *want = json_string(text, &length);
     ids tokens = json_ids(list);
     char *got = decode(m, tokens.items, tokens.count, flags, &got_length);
     char *stream = decode_stream(m, tokens.items, tokens.count, flags, &stream_length);
+    const char *want = text ? json_string(text, &length) : got;
+    if (!text) length = got_length;
     CHECK_THAT(got_length == length && memcmp(got, want, length) == 0, "flags %u: \"%s\" and not \"%s\"", flags, got,
         want);
-    if (!strstr(want, "\xef\xbf\xbd"))
+    if (!strstr(want, "\xef\xbf\xbd") || (m->t->flags & JMB_TEXT_RAW))
         CHECK_THAT(stream_length == length && memcmp(stream, want, length) == 0, "streamed, flags %u: \"%.*s\"", flags,
             (int)stream_length, stream);
     free(got);
@@ -277,6 +279,16 @@ static size_t plain_text(const char *text, size_t length, char *out)
     return used;
 }
 
+/* A byte-level tokenizer gives back every byte, of the text in NFC. */
+static void check_raw_round_trip(const char *text, size_t length, const char *back, size_t back_length)
+{
+    jmb_encoder e;
+    const jmb_unit *want = units_in_nfc(&e, text, &length);
+    CHECK_THAT(length == back_length && jmb_matches(want, length, (const uint8_t *)back, length),
+        "\"%.60s\" comes back as \"%.60s\"", text, back);
+    jmb_encoder_free(&e);
+}
+
 /* Tokens of the text, and the text of the tokens. */
 static void visit_encoding(const json_value *root, void *user)
 {
@@ -292,8 +304,10 @@ static void visit_encoding(const json_value *root, void *user)
         plain_length--;
     }
     check_encoding(m, json_get(root, "text"), json_get(root, "ids"), true);
+    check_decoding(m, json_get(root, "ids"), NULL, JAMBA_TEXT_SPECIAL);
+    if (m->t->flags & JMB_TEXT_RAW) check_raw_round_trip(text, length, back, back_length);
     /* a special token in the text: a blank may come or go at its side, as in the reference */
-    if (!strchr(text, '<'))
+    else if (!strchr(text, '<'))
         CHECK_THAT(back_length == plain_length && memcmp(back, plain, plain_length) == 0,
             "\"%.60s\" comes back as \"%.60s\"", text, back);
     free(plain);
@@ -316,17 +330,49 @@ static void test_encodings(const char *name, const char *folder, const char *lin
     test_end();
 }
 
-static void test_shared_encodings(const char *name, uint32_t vocab)
+static void shared_path(char path[PATH_ROOM], const char *name, const char *file)
 {
     const char *folders = getenv("JAMBA_TOKENIZERS");
-    char folder[PATH_ROOM / 2], lines[PATH_ROOM];
-    snprintf(folder, sizeof folder, "%s/%s", folders ? folders : "../shared/reference/tokenizers", name);
-    snprintf(lines, sizeof lines, "%s/encodings.jsonl", folder);
+    snprintf(path, PATH_ROOM, "%s/%s%s", folders ? folders : "../shared/reference/tokenizers", name, file);
+}
+
+static void test_shared_encodings(const char *name, uint32_t vocab)
+{
+    char folder[PATH_ROOM], lines[PATH_ROOM];
+    shared_path(folder, name, "");
+    shared_path(lines, name, "/encodings.jsonl");
     test_encodings(name, folder, lines, vocab);
+}
+
+/* The same ids from the tokenizer.model beside a tokenizer.json, in a folder of its own. */
+static void test_shared_model(const char *name, uint32_t vocab)
+{
+    char model[PATH_ROOM], lines[PATH_ROOM], folder[PATH_ROOM], path[PATH_ROOM + 32];
+    text_model m;
+    uint8_t *data;
+    size_t size;
+    if (!test_begin("encodings of the tokenizer.model of %s", name)) return;
+    shared_path(model, name, "/tokenizer.model");
+    shared_path(lines, name, "/encodings.jsonl");
+    if (!file_exists(model)) {
+        test_skip("not there");
+        return;
+    }
+    temp_path(folder, "model");
+    mkdir(folder, 0777);
+    snprintf(path, sizeof path, "%s/tokenizer.model", folder);
+    data = (uint8_t *)file_need(model, &size);
+    file_write(path, data, size);
+    free(data);
+    if (text_open_folder(&m, folder, vocab)) each_line(lines, visit_encoding, &m);
+    text_close(&m);
+    unlink(path);
+    test_end();
 }
 
 /* ---- pieces and special tokens ------------------------------------------------------------------ */
 
+static const char raw_folder[] = "tests/tokenizers/small-bytelevel";
 static const char small_folder[] = "tests/tokenizers/small-metaspace", story[] = "examples/storyteller";
 enum { SMALL_VOCAB = 1200, SMALL_SPECIALS = 3 };
 
@@ -500,7 +546,8 @@ static void test_invalid_utf8(const text_model *m)
 /* Time and memory stay in proportion to the text, whatever it is. */
 static void test_long_words(const text_model *m)
 {
-    static const char *const parts[] = { "a", " ", "\xc3\xa9", "the", "\xf0\x9f\x98\x80", "</s>", "ab\n" };
+    static const char *const parts[] = { "a", " ", "\xc3\xa9", "the", "\xf0\x9f\x98\x80", "</s>", "ab\n", "'ll",
+        "\xcc\xa7\xcc\x81" /* two marks, already in order */ };
     enum { LONG = 1000000 };
     char *text = (char *)malloc(LONG + 8);
     size_t i;
@@ -526,8 +573,8 @@ static void test_long_words(const text_model *m)
         tokens = (int32_t *)malloc(count * sizeof *tokens);
         CHECK(jmb_encode(m->t, &m->heap.allocator, &piece, 1, -1, tokens, count, &count, &error) == JAMBA_OK);
         back = decode(m, tokens, count, JAMBA_TEXT_SPECIAL, &length);
-        CHECK_THAT(strcmp(parts[i], " ") == 0 || (length == size && memcmp(back, text, size) == 0), "\"%s\" repeated",
-            parts[i]);
+        CHECK_THAT(strcmp(parts[i], " ") == 0 || i == 8 || (length == size && memcmp(back, text, size) == 0),
+            "\"%s\" repeated", parts[i]);
         free(back);
         free(tokens);
     }
@@ -574,6 +621,49 @@ static void test_stream(const text_model *m)
     CHECK(jmb_decode_next(m->t, &stream, 2, JAMBA_TEXT_SPECIAL, out) == 4 && memcmp(out, "</s>", 4) == 0);
 }
 
+/* Bytes that begin a character and do not end it are one U+FFFD, whichever tokens they come in. */
+static void test_raw_stream(void)
+{
+    static const char *const rows[][2] = { { "a\xc3\xa9z", "a\xc3\xa9z" }, { "\xc3", BAD }, { "\xe2\x96z", BAD "z" },
+        { "\xf0\x9f\x98\xe2\x96\x81", BAD "\xe2\x96\x81" }, { "\x80\x80", BAD BAD }, { "\xed\xa0\x80", BAD BAD BAD },
+        { "\xf0\x9f", BAD } };
+    text_model m;
+    size_t i, k, length;
+    if (text_open_folder(&m, raw_folder, SMALL_VOCAB)) {
+        for (i = 0; i < sizeof rows / sizeof *rows; i++) {
+            int32_t tokens[16];
+            size_t count = strlen(rows[i][0]);
+            char *whole, *stream;
+            for (k = 0; k < count; k++) tokens[k] = jmb_token_lookup(m.t, &rows[i][0][k], 1);
+            whole = decode(&m, tokens, count, 0, &length);
+            CHECK_THAT(strcmp(whole, rows[i][1]) == 0, "row %zu gives \"%s\"", i, whole);
+            stream = decode_stream(&m, tokens, count, 0, &length);
+            CHECK_THAT(length == strlen(whole) && memcmp(stream, whole, length) == 0, "row %zu streams differently", i);
+            free(whole);
+            free(stream);
+        }
+    }
+    text_close(&m);
+}
+
+/* A million marks are put in order in time that is in proportion to them. */
+static void test_many_marks(void)
+{
+    static const char *const marks[] = { "\xcc\x81", "\xcc\xa7", "\xcc\xb4" }; /* classes 230, 202, 1 */
+    enum { ROUNDS = 350000 };
+    char *text = (char *)malloc(6 * ROUNDS + 1), *want = (char *)malloc(6 * ROUNDS + 1);
+    size_t i, k;
+    text[0] = want[0] = 'x'; /* composes with none of them */
+    for (i = 0; i < ROUNDS; i++)
+        for (k = 0; k < 3; k++) {
+            memcpy(text + 1 + 6 * i + 2 * k, marks[k], 2);
+            memcpy(want + 1 + 2 * (ROUNDS * (2 - k) + i), marks[k], 2);
+        }
+    check_nfc(text, 6 * ROUNDS + 1, want, 6 * ROUNDS + 1);
+    free(text);
+    free(want);
+}
+
 /* ---- memory ------------------------------------------------------------------------------------- */
 
 /* Fails allocation 1, 2, 3 ... until everything works. Returns how many there are. */
@@ -614,10 +704,18 @@ static jamba_result run_encode(const text_model *m, const jamba_allocator *a)
     return jmb_encode(m->t, a, &piece, 1, 1, NULL, 0, &count, NULL);
 }
 
+static jamba_result run_encode_marks(const text_model *m, const jamba_allocator *a)
+{
+    jmb_piece piece = { "e\xcc\x81\xcc\xa7 it's", 10, true };
+    size_t count;
+    return jmb_encode(m->t, a, &piece, 1, 1, NULL, 0, &count, NULL);
+}
+
 static void test_failing_memory(const text_model *m)
 {
     CHECK(fail_each(run_load, m) >= 8);
     CHECK(fail_each(run_encode, m) >= 5);
+    if (m->t->flags & JMB_TEXT_RAW) CHECK(fail_each(run_encode_marks, m) >= 6);
 }
 
 /* ---- damaged sections ----------------------------------------------------------------------------- */
@@ -639,6 +737,19 @@ static const char tiny_json[] =
     "\"vocab\":{\"<unk>\":0,\"a\":1,\"b\":2,\"\\u2581\":3,\"ab\":4,\"\\u2581a\":5,\"<0xC3>\":6,\"<0xA9>\":7,\"aab\":8},"
     "\"merges\":[[\"a\",\"b\"],\"\\u2581 a\",[\"a\",\"ab\"]]}}";
 enum { TINY_VOCAB = 12 };
+
+/* A byte-level one: \u0120 is a blank, \u00c3\u00a9 the two bytes of U+00E9, and "  " no token of bytes. */
+static const char raw_json[] =
+    "{\"version\":\"1.0\",\"added_tokens\":["
+    "{\"id\":7,\"content\":\"XY\",\"special\":true,\"normalized\":false,\"lstrip\":false,\"rstrip\":false,"
+    "\"single_word\":false},"
+    "{\"id\":6,\"content\":\"  \",\"special\":false,\"normalized\":true,\"lstrip\":false,\"rstrip\":false,"
+    "\"single_word\":false}],"
+    "\"normalizer\":{\"type\":\"NFC\"},"
+    "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
+    "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
+    "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"\u0120\":1,\"\u00c3\":2,\"\u00a9\":3,\"\u00c3\u00a9\":4,"
+    "\"\u0120\u0120\":5,\"  \":6},\"merges\":[[\"\u00c3\",\"\u00a9\"],\"\u0120 \u0120\"]}}";
 
 /* Loads a section that may be damaged, in a block of its exact size so that a read beyond is seen, and uses
  * it if it loads. False when it is refused. */
@@ -671,17 +782,17 @@ static bool try_section(const uint8_t *data, size_t size, uint32_t vocab)
     return result == JAMBA_OK;
 }
 
-static void test_damaged_section(void)
+static void damage_section(const char *json)
 {
     static const uint8_t values[] = { 0, 1, 2, 3, 4, 7, 8, 9, 12, 16, 0x20, 0x40, 0x7f, 0x80, 0xc3, 0xe2, 0xfe, 0xff };
     text_model m;
     size_t size, i, k, refused = 0;
-    if (text_open_string(&m, tiny_json, TINY_VOCAB)) {
+    if (text_open_string(&m, json, TINY_VOCAB)) {
         uint8_t *data = m.section.data;
         CHECK(try_section(data, m.section.size, TINY_VOCAB));
         for (size = 1; size < m.section.size; size++)
             CHECK_THAT(!try_section(data, size, TINY_VOCAB), "prefix %zu", size);
-        CHECK(!try_section(data, m.section.size, 9)); /* more tokens than the model has */
+        CHECK(!try_section(data, m.section.size, 7)); /* more tokens than the model has */
         for (i = 0; i < m.section.size; i++) {
             uint8_t good = data[i];
             for (k = 0; k < sizeof values + 2; k++) {
@@ -694,6 +805,12 @@ static void test_damaged_section(void)
         CHECK(try_section(data, m.section.size, TINY_VOCAB));
     }
     text_close(&m);
+}
+
+static void test_damaged_section(void)
+{
+    damage_section(tiny_json);
+    damage_section(raw_json);
 }
 
 /* One field changed, and what must be said about it and where. */
@@ -752,49 +869,85 @@ static bool compile(const char *json, size_t size, uint32_t vocab, tool_error *e
     return ok;
 }
 
-static void test_cut_json(void)
+static void cut_json(const char *json)
 {
-    size_t length = strlen(tiny_json), size;
+    size_t length = strlen(json), size;
     tool_error error;
     for (size = 0; size < length; size++) {
         char *copy = (char *)malloc(size + (size == 0)); /* so that a read beyond is seen */
-        memcpy(copy, tiny_json, size);
+        memcpy(copy, json, size);
         CHECK_THAT(!compile(copy, size, TINY_VOCAB, &error), "the first %zu bytes compile", size);
         free(copy);
     }
-    CHECK_THAT(compile(tiny_json, length, TINY_VOCAB, &error), "%s", error.message);
+    CHECK_THAT(compile(json, length, TINY_VOCAB, &error), "%s", error.message);
+}
+
+static void test_cut_json(void)
+{
+    cut_json(tiny_json);
+    cut_json(raw_json);
 }
 
 /* Whatever a byte becomes, compiling ends, and what compiles also loads (tokenizer_compile_json sees to it). */
-static void test_changed_json(void)
+static void change_json(const char *json)
 {
     static const char values[] = "\"{}[],:0129x\\\xff ";
-    char text[sizeof tiny_json];
-    size_t i, k, refused = 0;
+    size_t length = strlen(json), i, k, refused = 0;
+    char *text = (char *)malloc(length);
     tool_error error;
-    memcpy(text, tiny_json, sizeof text);
-    for (i = 0; i + 1 < sizeof text; i++) {
+    memcpy(text, json, length);
+    for (i = 0; i < length; i++) {
         for (k = 0; k + 1 < sizeof values; k++) {
             text[i] = values[k];
-            if (compile(text, sizeof text - 1, TINY_VOCAB, &error)) continue;
+            if (compile(text, length, TINY_VOCAB, &error)) continue;
             refused++;
             CHECK(error.message[0] != 0);
         }
-        text[i] = tiny_json[i];
+        text[i] = json[i];
     }
-    CHECK(refused > 10 * sizeof text);
+    CHECK(refused > 10 * length);
+    free(text);
 }
 
-/* tiny_json with `from` replaced by `to` compiles only with this message. */
-static void refuse(const char *from, const char *to, const char *message)
+static void test_changed_json(void)
 {
-    const char *found = strstr(tiny_json, from);
+    change_json(tiny_json);
+    change_json(raw_json);
+}
+
+/* The tokenizer.json with `from` replaced by `to` fails to compile with this message. */
+static void refuse_in(const char *json, const char *from, const char *to, const char *message)
+{
+    const char *found = strstr(json, from);
     char text[4096];
     tool_error error;
     if (!CHECK_THAT(found != NULL, "no %s", from)) return;
-    snprintf(text, sizeof text, "%.*s%s%s", (int)(found - tiny_json), tiny_json, to, found + strlen(from));
+    snprintf(text, sizeof text, "%.*s%s%s", (int)(found - json), json, to, found + strlen(from));
     if (CHECK_THAT(!compile(text, strlen(text), TINY_VOCAB, &error), "%s compiles", to))
         CHECK_THAT(strcmp(error.message, message) == 0, "%s: %s", to, error.message);
+}
+
+static void refuse(const char *from, const char *to, const char *message)
+{
+    refuse_in(tiny_json, from, to, message);
+}
+
+static void test_refused_byte_level(void)
+{
+    refuse_in(raw_json, "\"decoder\":{\"type\":\"ByteLevel\"", "\"decoder\":{\"type\":\"Fuse\"",
+        "ByteLevel must be both pre_tokenizer and decoder, or neither");
+    refuse_in(raw_json, "\"pre_tokenizer\":{\"type\":\"ByteLevel\"",
+        "\"pre_tokenizer\":null,\"post_processor\":{\"x\":1",
+        "ByteLevel must be both pre_tokenizer and decoder, or neither");
+    refuse_in(raw_json, "\"use_regex\":true", "\"use_regex\":1", "\"use_regex\" is neither true nor false");
+    refuse_in(raw_json, "\"BPE\"", "\"BPE\",\"byte_fallback\":true", "ByteLevel with byte_fallback is not supported");
+    refuse_in(raw_json, "\"NFC\"", "\"NFKC\"", "normalizer \"NFKC\" is not supported");
+    refuse_in(raw_json, "\"id\":6,\"content\":\"  \"", "\"id\":8,\"content\":\"b \"",
+        "token 6, \"  \", is neither made of bytes nor an added token");
+    refuse_in(raw_json, "\"id\":7,\"content\":\"XY\"", "\"id\":7,\"content\":\"\u00e9\"",
+        "added token \"\xc3\xa9\" is letters for bytes: not supported");
+    refuse_in(raw_json, "\"id\":6,", "\"id\":5,", "added token \"  \" has id 5, the vocabulary gives it 6");
+    refuse_in(raw_json, "\u0120 \u0120", "\u0120 \u2581", "merge 1: \"\xe2\x96\x81\" is not in the vocabulary");
 }
 
 static void test_refused_forms(void)
@@ -838,6 +991,299 @@ static void test_refused_forms(void)
     refuse("\"content\":\"XY\",\"special\"", "\"content\":\"XY\",\"odd\"",
         "an added token has the key \"odd\", which is not known");
     refuse("\"lstrip\":true,", "", "an added token lacks \"lstrip\"");
+}
+
+/* ---- tokenizer.model --------------------------------------------------------------------------------- */
+
+static void pb_varint(tool_buffer *out, uint64_t value)
+{
+    for (; value > 127; value >>= 7) tool_buffer_u8(out, (uint8_t)(value | 128));
+    tool_buffer_u8(out, (uint8_t)value);
+}
+
+static void pb_number(tool_buffer *out, uint32_t field, uint64_t value)
+{
+    pb_varint(out, field << 3);
+    pb_varint(out, value);
+}
+
+static void pb_bytes(tool_buffer *out, uint32_t field, const void *bytes, size_t size)
+{
+    pb_varint(out, field << 3 | 2);
+    pb_varint(out, size);
+    tool_buffer_add(out, bytes, size);
+}
+
+static void pb_message(tool_buffer *out, uint32_t field, tool_buffer *message)
+{
+    pb_bytes(out, field, message->data, message->size);
+    tool_buffer_free(message);
+}
+
+static void pb_piece(tool_buffer *out, const char *text, float score, sp_type type)
+{
+    tool_buffer piece = { NULL, 0, 0, false };
+    pb_bytes(&piece, 1, text, strlen(text));
+    tool_buffer_u8(&piece, 2 << 3 | 5);
+    tool_buffer_u32(&piece, jmb_bits_of(score));
+    pb_number(&piece, 3, type);
+    pb_message(out, 1, &piece);
+}
+
+/* A model of six normal pieces; what varies is one of its settings, or one more piece. */
+typedef struct model_spec {
+    uint64_t kind;
+    bool bytes, suffix, collapse, raw_spaces;
+    const char *normalizer, *charsmap, *piece; /* NULL: none */
+    sp_type type;                              /* of that piece */
+} model_spec;
+
+static const model_spec good_spec = { SP_BPE, false, false, false, false, NULL, NULL, NULL, SP_NORMAL };
+enum { MODEL_VOCAB = 12 };
+
+static tool_buffer make_model(const model_spec *spec)
+{
+    tool_buffer out = { NULL, 0, 0, false }, trainer = { NULL, 0, 0, false }, normalizer = { NULL, 0, 0, false };
+    pb_piece(&out, "<unk>", 0, SP_UNKNOWN);
+    pb_piece(&out, "<s>", 0, SP_CONTROL);
+    pb_piece(&out, "\xe2\x96\x81", -1, SP_NORMAL);
+    pb_piece(&out, "a", -2, SP_NORMAL);
+    pb_piece(&out, "aa", -9, SP_NORMAL);
+    pb_piece(&out, "aaa", -9, SP_NORMAL);
+    pb_piece(&out, "\xe2\x96\x81" "a", -3, SP_NORMAL);
+    pb_piece(&out, "[X]", 0, SP_USER_DEFINED);
+    if (spec->piece) pb_piece(&out, spec->piece, -4, spec->type);
+    pb_number(&trainer, 3, spec->kind);
+    pb_number(&trainer, 24, spec->suffix);
+    pb_number(&trainer, 35, spec->bytes);
+    pb_message(&out, 2, &trainer);
+    if (spec->normalizer) pb_bytes(&normalizer, 1, spec->normalizer, strlen(spec->normalizer));
+    if (spec->charsmap) pb_bytes(&normalizer, 2, spec->charsmap, strlen(spec->charsmap));
+    pb_number(&normalizer, 4, spec->collapse);
+    pb_number(&normalizer, 5, !spec->raw_spaces);
+    pb_message(&out, 3, &normalizer);
+    return out;
+}
+
+static bool compile_model(const uint8_t *data, size_t size, tool_error *error)
+{
+    tool_buffer out = { NULL, 0, 0, false };
+    uint8_t *copy = (uint8_t *)malloc(size + (size == 0)); /* so that a read beyond is seen */
+    bool ok;
+    memcpy(copy, data, size);
+    ok = tokenizer_compile_model(copy, size, NULL, MODEL_VOCAB, &out, error);
+    tool_buffer_free(&out);
+    free(copy);
+    return ok;
+}
+
+static void test_model(void)
+{
+    static const int32_t plain[] = { 6, 4 }, defined[] = { 6, 7, 3 }, unknown[] = { 2, 0, 3 };
+    static const int32_t special[] = { 1, 6 }, as_text[] = { 2, 0, 3 };
+    tool_buffer data = make_model(&good_spec);
+    text_model m;
+    tool_error error;
+    size_t length;
+    memset(&m, 0, sizeof m);
+    if (CHECK_THAT(tokenizer_compile_model(data.data, data.size, NULL, MODEL_VOCAB, &m.section, &error), "%s",
+            error.message)
+        && text_load(&m, MODEL_VOCAB)) {
+        static const struct {
+            const char *text;
+            bool special;
+            const int32_t *want;
+            size_t count;
+        } rows[] = { { "aaa", false, plain, 2 }, { "a[X]a", false, defined, 3 }, { "bca", false, unknown, 3 },
+            { "<s>a", true, special, 2 }, { "<s>a", false, as_text, 3 }, { "", false, NULL, 0 } };
+        size_t i;
+        char *text;
+        for (i = 0; i < sizeof rows / sizeof *rows; i++) {
+            ids got = encode(&m, rows[i].text, strlen(rows[i].text), rows[i].special);
+            CHECK_THAT(same_ids(&got, rows[i].want, rows[i].count), "other tokens for \"%s\"", rows[i].text);
+            free(got.items);
+        }
+        text = decode(&m, defined, 3, 0, &length);
+        CHECK_THAT(strcmp(text, "a[X]a") == 0, "\"%s\"", text);
+        free(text);
+    }
+    text_close(&m);
+    tool_buffer_free(&data);
+}
+
+/* Every beginning is refused: remove_extra_whitespaces false, which is not the default, comes last. */
+static void test_cut_model(void)
+{
+    tool_buffer data = make_model(&good_spec);
+    tool_error error;
+    size_t size, whole = 0;
+    for (size = 0; size < data.size; size++) {
+        bool ok = compile_model(data.data, size, &error);
+        whole += ok;
+        CHECK(ok || error.message[0] != 0);
+    }
+    CHECK_THAT(whole == 0, "%zu cut models compile", whole);
+    CHECK_THAT(compile_model(data.data, data.size, &error), "%s", error.message);
+    tool_buffer_free(&data);
+}
+
+static void test_changed_model(void)
+{
+    tool_buffer data = make_model(&good_spec);
+    tool_error error;
+    size_t i, refused = 0;
+    unsigned value;
+    for (i = 0; i < data.size; i++) {
+        uint8_t good = data.data[i];
+        for (value = 0; value < 256; value++) {
+            data.data[i] = (uint8_t)value;
+            if (compile_model(data.data, data.size, &error)) continue;
+            refused++;
+            CHECK(error.message[0] != 0);
+        }
+        data.data[i] = good;
+    }
+    CHECK_THAT(refused > 100 * data.size, "only %zu refused", refused);
+    tool_buffer_free(&data);
+}
+
+static void refuse_spec(const model_spec *spec, const char *message)
+{
+    tool_buffer data = make_model(spec);
+    tool_error error;
+    if (CHECK_THAT(!compile_model(data.data, data.size, &error), "compiles, and not \"%s\"", message))
+        CHECK_THAT(strcmp(error.message, message) == 0, "%s", error.message);
+    tool_buffer_free(&data);
+}
+
+static void refuse_bytes(const char *bytes, size_t size, const char *message)
+{
+    tool_error error;
+    if (CHECK_THAT(!compile_model((const uint8_t *)bytes, size, &error), "compiles, and not \"%s\"", message))
+        CHECK_THAT(strstr(error.message, message) != NULL, "%s", error.message);
+}
+
+static void test_refused_models(void)
+{
+    model_spec spec = good_spec;
+    spec.kind = 1;
+    refuse_spec(&spec, "SentencePiece model type \"unigram\" is not supported, only bpe");
+    spec = good_spec;
+    spec.suffix = true;
+    refuse_spec(&spec, "treat_whitespace_as_suffix is not supported");
+    spec = good_spec;
+    spec.collapse = true;
+    refuse_spec(&spec, "remove_extra_whitespaces is not supported");
+    spec = good_spec;
+    spec.raw_spaces = true;
+    refuse_spec(&spec, "escape_whitespaces false is not supported");
+    spec = good_spec;
+    spec.normalizer = "nmt_nfkc";
+    spec.charsmap = "xyz";
+    refuse_spec(&spec, "SentencePiece normalizer \"nmt_nfkc\" is not supported");
+    spec = good_spec;
+    spec.bytes = true;
+    refuse_spec(&spec, "byte_fallback without a piece <0x00> of type byte");
+    spec = good_spec;
+    spec.piece = "b";
+    spec.type = SP_UNUSED;
+    refuse_spec(&spec, "piece \"b\" of type unused is not supported");
+    spec.type = SP_BYTE;
+    refuse_spec(&spec, "piece \"b\" is of type byte and names none");
+    spec.type = SP_UNKNOWN;
+    refuse_spec(&spec, "pieces 0 and 8 are both of type unknown");
+    spec.type = SP_NORMAL;
+    spec.piece = "ab";
+    refuse_spec(&spec, "piece 8 has a character that is no piece: not supported");
+    spec.piece = "\xff";
+    refuse_spec(&spec, "not a valid model at byte 117: a piece is not valid UTF-8");
+    refuse_bytes("", 0, "it has no pieces");
+    refuse_bytes("\x0a", 1, "it ends inside a number");
+    refuse_bytes("\x0a\x05" "ab", 4, "a field goes on after the end");
+    refuse_bytes("\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 11, "a field goes on after the end");
+    refuse_bytes("\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02", 11, "a number is too long");
+    refuse_bytes("\x0a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x00", 12, "a number is too long");
+    refuse_bytes("\x0b\x0c", 2, "a field of a type that is not supported");
+    refuse_bytes("\x02\x00", 2, "a field has a wrong number");
+    refuse_bytes("\x08\x00", 2, "a field has the wrong type");
+    refuse_bytes("\x0a\x00", 2, "a piece has no text or too much");
+    refuse_bytes("\x0a\x05\x0a\x01" "a\x18\x07", 7, "a piece has an unknown type");
+    refuse_bytes("\x0a\x08\x0a\x01" "a\x15\x00\x00\xc0\x7f", 10, "a score is not finite");
+}
+
+/* ---- tokenizer_config.json ----------------------------------------------------------------------------- */
+
+/* Compiles tiny_json with a tokenizer_config.json; false with a message. */
+static bool compile_with(text_model *m, const char *config, tool_error *error)
+{
+    json_doc json, extra;
+    bool ok = json_parse(&json, tiny_json, strlen(tiny_json), error)
+        && json_parse(&extra, config, strlen(config), error);
+    memset(m, 0, sizeof *m);
+    if (!CHECK_THAT(ok, "%s", error->message)) return false;
+    ok = tokenizer_compile_json(json_root(&json), json_root(&extra), TINY_VOCAB, &m->section, error);
+    json_free(&json);
+    json_free(&extra);
+    return ok;
+}
+
+static void refuse_config(const char *config, const char *message)
+{
+    text_model m;
+    tool_error error;
+    if (CHECK_THAT(!compile_with(&m, config, &error), "%s compiles", config))
+        CHECK_THAT(strcmp(error.message, message) == 0, "%s", error.message);
+    tool_buffer_free(&m.section);
+}
+
+static void test_config_tokens(void)
+{
+    text_model m;
+    tool_error error;
+    bool ok = compile_with(&m, "{\"added_tokens_decoder\":{\"0\":{\"content\":\"<unk>\"},"
+        "\"10\":{\"content\":\"<e>\",\"special\":true},\"4\":{\"content\":\"ab\",\"rstrip\":true}}}", &error);
+    if (CHECK_THAT(ok, "%s", error.message) && text_load(&m, TINY_VOCAB)) {
+        CHECK(jmb_token_lookup(m.t, "<e>", 3) == 10);
+        CHECK(m.t->token_flags[10] == (JMB_TOKEN_ADDED | JMB_TOKEN_SPECIAL));
+        CHECK(m.t->token_flags[4] == (JMB_TOKEN_MODEL | JMB_TOKEN_ADDED | JMB_TOKEN_RSTRIP | JMB_TOKEN_NORMALISED));
+        CHECK(m.t->token_flags[0] == (JMB_TOKEN_MODEL | JMB_TOKEN_ADDED | JMB_TOKEN_SPECIAL));
+    }
+    text_close(&m);
+    refuse_config("{\"added_tokens_decoder\":{\"4\":{\"content\":\"<e>\"}}}",
+        "added_tokens_decoder: id 4 is \"<e>\", in the tokenizer \"ab\"");
+    refuse_config("{\"added_tokens_decoder\":{\"10\":{\"content\":\"ab\"}}}",
+        "added_tokens_decoder: token \"ab\" has id 10, the tokenizer gives it 4");
+    refuse_config("{\"added_tokens_decoder\":{\"12\":{\"content\":\"x\"}}}",
+        "added_tokens_decoder: \"12\" is no id from 0 to 11");
+    refuse_config("{\"added_tokens_decoder\":{\"10\":{\"content\":\"\"}}}",
+        "added_tokens_decoder: token 10 has no \"content\"");
+    refuse_config("{\"added_tokens_decoder\":[1]}", "\"added_tokens_decoder\" is not an object");
+}
+
+/* What config.json does not tell is looked up in the tokenizer. */
+static void test_config_ids(void)
+{
+    char folder[PATH_ROOM], path[PATH_ROOM + 32];
+    static const char config[] = "{\"bos_token\":\"<unk>\",\"eos_token\":{\"content\":\"XY\"}}";
+    text_model m;
+    jmb_header header;
+    tool_error error;
+    temp_path(folder, "ids");
+    mkdir(folder, 0777);
+    snprintf(path, sizeof path, "%s/tokenizer_config.json", folder);
+    file_write(path, config, strlen(config));
+    if (text_open_string(&m, tiny_json, TINY_VOCAB)) {
+        memset(&header, 0, sizeof header);
+        header.vocab = TINY_VOCAB;
+        header.bos = JMB_NO_TOKEN;
+        CHECK_THAT(tokenizer_fill_ids(folder, &m.section, &header, &error), "%s", error.message);
+        CHECK(header.bos == 0 && header.eos_count == 1 && header.eos0 == 9);
+        header.bos = header.eos0 = 5;
+        CHECK(tokenizer_fill_ids(folder, &m.section, &header, &error));
+        CHECK(header.bos == 5 && header.eos_count == 1 && header.eos0 == 5);
+    }
+    unlink(path);
+    text_close(&m);
 }
 
 static void test_reading_folders(void)
@@ -952,10 +1398,13 @@ static void put(char **out, const char *text)
     *out += strlen(text);
 }
 
+/* Where write_folder's tokenizer puts a blank in front: "first", "always" or "never". */
+static const char *folder_prefix = "never";
+
 /* A folder with the given special tokens, template and configuration. */
 static void write_folder(char folder[PATH_ROOM], const char *const *specials, const char *config, const char *jinja)
 {
-    char path[PATH_ROOM + 32], text[4096], *out = text, number[160];
+    char path[PATH_ROOM + 32], text[4096], *out = text, number[240];
     int i;
     temp_path(folder, "chat");
     mkdir(folder, 0777);
@@ -966,6 +1415,9 @@ static void write_folder(char folder[PATH_ROOM], const char *const *specials, co
         put(&out, "\"special\":true,\"normalized\":false,\"lstrip\":false,\"rstrip\":false,\"single_word\":false}");
     }
     put(&out, "],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"},");
+    snprintf(number, sizeof number, "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\","
+        "\"prepend_scheme\":\"%s\",\"split\":false},", folder_prefix);
+    put(&out, number);
     put(&out, "\"decoder\":{\"type\":\"Fuse\"},\"model\":{\"type\":\"BPE\",\"unk_token\":\"?\",");
     put(&out, "\"vocab\":{\"?\":0,\"\\u2581\":1,\"a\":2,\"b\":3,\"\\u2581a\":4},\"merges\":[\"\\u2581 a\"]}}");
     snprintf(path, sizeof path, "%s/tokenizer.json", folder);
@@ -1064,13 +1516,155 @@ static void test_chat_detection(void)
     tool_buffer_free(&strings.bytes);
 }
 
+static const char *const mistral_specials[] = { "<s>", "</s>", "[INST]", "[/INST]", NULL };
+static const char *const early_specials[] = { "<s>", "</s>", NULL };
+
+/* A first turn, and the next one after a reply, in the tokens of these texts. */
+static void check_mistral(const char *const *specials, const char *first, const char *next)
+{
+    static const jamba_message talk[] = { { "user", "a b" }, { "assistant", "b" }, { "user", "a" } };
+    chat_model c;
+    tool_error problem;
+    jamba_error error;
+    char folder[PATH_ROOM];
+    memset(&c, 0, sizeof c);
+    write_folder(folder, specials, "{\"chat_template\":\"{{bos_token}}[INST]\"}", NULL);
+    if (text_open_folder(&c.text, folder, 20)
+        && CHECK_THAT(chat_format_strings(folder, NULL, &c.strings, &problem), "%s", problem.message)) {
+        chat_strings(&c, -1);
+        check_chat(&c, talk, 1, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY, first);
+        check_chat(&c, talk, 3, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY, next);
+        check_chat(&c, NULL, 0, JAMBA_CHAT_CONTINUE, "</s>");
+        CHECK(chat_fail(&c, "system", "a", 0, &error) == JAMBA_ERR_UNSUPPORTED);
+    }
+    tool_buffer_free(&c.strings.bytes);
+    text_close(&c.text);
+}
+
+/* A text has a blank in front where the tokenizer puts one at its start: of every text after a special token, or
+ * of the whole only, and then the format does. */
+static void test_mistral_chat(void)
+{
+    static const char *const plain[] = { "never", "always" };
+    char folder[PATH_ROOM];
+    int i;
+    for (i = 0; i < 2; i++) {
+        folder_prefix = plain[i];
+        check_mistral(mistral_specials, "<s>[INST]a b[/INST]", "<s>[INST]a b[/INST]b</s>[INST]a[/INST]");
+        check_mistral(early_specials, "<s>[INST] a b [/INST]", "<s>[INST] a b [/INST] b</s>[INST] a [/INST]");
+    }
+    folder_prefix = "first";
+    check_mistral(mistral_specials, "<s>[INST] a b[/INST]", "<s>[INST] a b[/INST] b</s>[INST] a[/INST]");
+    check_mistral(early_specials, "<s> [INST] a b [/INST]", "<s> [INST] a b [/INST] b</s> [INST] a [/INST]");
+    folder_prefix = "never";
+    write_folder(folder, early_specials, "{\"chat_template\":\"[INST] <<SYS>>\"}", NULL);
+    check_format(folder, NULL, NULL, "-");
+    check_format(folder, "mistral", "mistral", "<s>");
+}
+
+static void append(ids *out, ids part)
+{
+    out->items = (int32_t *)realloc(out->items, (out->count + part.count + 1) * sizeof *out->items);
+    memcpy(out->items + out->count, part.items, part.count * sizeof *part.items);
+    out->count += part.count;
+    free(part.items);
+}
+
+/* Mistral's own tools encode every text on its own and put tokens between: the format must give the same. */
+static void test_shared_mistral(const char *name, uint32_t vocab, const char *const parts[])
+{
+    static const jamba_message talk[] = { { "user", "Hello you" }, { "assistant", "I am here." }, { "user", "So?" } };
+    char folder[PATH_ROOM];
+    chat_model c;
+    tool_error problem;
+    ids got, want = { NULL, 0 };
+    if (!test_begin("chat of %s", name)) return;
+    shared_path(folder, name, "");
+    if (!file_exists(folder)) {
+        test_skip("not there");
+        return;
+    }
+    memset(&c, 0, sizeof c);
+    if (text_open_folder(&c.text, folder, vocab)
+        && CHECK_THAT(chat_format_strings(folder, "mistral", &c.strings, &problem), "%s", problem.message)) {
+        chat_strings(&c, -1);
+        got = chat_encode(&c, talk, 3, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY);
+        for (; *parts; parts++) append(&want, encode(&c.text, *parts, strlen(*parts), true));
+        CHECK(same_ids(&got, want.items, want.count));
+        free(got.items);
+        free(want.items);
+    }
+    tool_buffer_free(&c.strings.bytes);
+    text_close(&c.text);
+    test_end();
+}
+
+static void test_shared_chats(void)
+{
+    static const char *const first[] = { "<s>", "[INST] Hello you [/INST]", "I am here.", "</s>", "[INST] So? [/INST]",
+        NULL };
+    static const char *const third[] = { "<s>", "[INST]", "Hello you", "[/INST]", "I am here.", "</s>", "[INST]", "So?",
+        "[/INST]", NULL };
+    test_shared_mistral("mistral-v1", 32000, first);
+    test_shared_mistral("mistral-v3", 32768, third);
+}
+
+/* Tokens of a turn of every role that the format has, with this content. Special ones among them. */
+static size_t chat_specials(const chat_model *c, const char *role, const char *content)
+{
+    jamba_message message = { role, content };
+    ids got = chat_encode(c, &message, 1, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY);
+    size_t i, count = 0;
+    for (i = 0; i < got.count; i++) count += (c->text.t->token_flags[got.items[i]] & JMB_TOKEN_SPECIAL) != 0;
+    free(got.items);
+    return count;
+}
+
+static void check_forged_roles(const char *const *specials, const char *format)
+{
+    static const char *const roles[] = { "system", "user", "assistant" };
+    chat_model c;
+    tool_error problem;
+    char folder[PATH_ROOM], key[64], forged[512];
+    size_t i, k, found = 0;
+    memset(&c, 0, sizeof c);
+    write_folder(folder, specials, "{}", NULL);
+    if (text_open_folder(&c.text, folder, 20)
+        && CHECK_THAT(chat_format_strings(folder, format, &c.strings, &problem), "%s", problem.message)) {
+        chat_strings(&c, -1);
+        for (i = 0; i < 3; i++) {
+            snprintf(key, sizeof key, "chat.%s.open", roles[i]);
+            if (!jmb_find_string(&c.metadata, key)) continue;
+            found++;
+            for (k = 0; specials[k]; k++) {
+                snprintf(forged, sizeof forged, "a%s%s b%s", specials[k], specials[k], specials[k]);
+                CHECK_THAT(chat_specials(&c, roles[i], forged) == chat_specials(&c, roles[i], "a"), "%s: %s in %s",
+                    format, specials[k], roles[i]);
+                /* the rest of a special token whose beginning is what the format ends with, and the reverse */
+                CHECK(chat_specials(&c, roles[i], specials[k] + 1) == chat_specials(&c, roles[i], "a"));
+            }
+        }
+        CHECK_THAT(found >= 2, "%s has %zu roles", format, found);
+    }
+    tool_buffer_free(&c.strings.bytes);
+    text_close(&c.text);
+}
+
+static void test_forged_roles(void)
+{
+    check_forged_roles(chatml_specials, "chatml");
+    check_forged_roles(jamba_specials, "jamba");
+    check_forged_roles(mistral_specials, "mistral");
+    check_forged_roles(early_specials, "mistral");
+}
+
 /* ---- all --------------------------------------------------------------------------------------------- */
 
-static void test_on_small(const char *name, void (*test)(const text_model *m))
+static void test_on(const char *folder, const char *name, void (*test)(const text_model *m))
 {
     text_model m;
-    if (!test_begin("%s", name)) return;
-    if (text_open_folder(&m, small_folder, SMALL_VOCAB)) test(&m);
+    if (!test_begin("%s, %s", name, strrchr(folder, '/') + 1)) return;
+    if (text_open_folder(&m, folder, SMALL_VOCAB)) test(&m);
     text_close(&m);
     test_end();
 }
@@ -1088,25 +1682,43 @@ int main(int argc, char **argv)
     each_line("tests/tokenizers/cases.jsonl", visit_case, NULL);
     test_encodings("small-metaspace", small_folder, "tests/tokenizers/small-metaspace/encodings.jsonl", SMALL_VOCAB);
     test_encodings("storyteller", story, "tests/tokenizers/storyteller/encodings.jsonl", 2048);
+    test_encodings("small-bytelevel", raw_folder, "tests/tokenizers/small-bytelevel/encodings.jsonl", SMALL_VOCAB);
+    test_shared_encodings("gpt-neox", 50280);
     test_shared_encodings("mistral-v1", 32000);
     test_shared_encodings("mistral-v3", 32768);
-    test_on_small("pieces of one text", test_pieces);
-    test_on_small("forged special tokens", test_forging);
-    test_on_small("counts and capacity", test_capacity);
-    test_on_small("tokens by text and back", test_lookup);
-    test_on_small("text that is not UTF-8", test_invalid_utf8);
-    test_on_small("long texts", test_long_words);
-    test_on_small("streams", test_stream);
-    test_on_small("memory runs out", test_failing_memory);
+    test_shared_model("mistral-v1", 32000);
+    test_shared_model("mistral-v3", 32768);
+    test_on(small_folder, "pieces of one text", test_pieces);
+    test_on(small_folder, "forged special tokens", test_forging);
+    test_on(small_folder, "counts and capacity", test_capacity);
+    test_on(small_folder, "tokens by text and back", test_lookup);
+    test_on(small_folder, "text that is not UTF-8", test_invalid_utf8);
+    test_on(small_folder, "long texts", test_long_words);
+    test_on(raw_folder, "long texts", test_long_words);
+    test_alone("marks in any number", test_many_marks);
+    test_on(small_folder, "streams", test_stream);
+    test_alone("streams of a byte-level tokenizer", test_raw_stream);
+    test_on(small_folder, "memory runs out", test_failing_memory);
+    test_on(raw_folder, "memory runs out", test_failing_memory);
     test_alone("no tokenizer", test_no_tokenizer);
     test_alone("damaged sections", test_damaged_section);
     test_alone("wrong fields of a section", test_section_errors);
     test_alone("tokenizer.json cut off", test_cut_json);
     test_alone("tokenizer.json with bytes changed", test_changed_json);
     test_alone("forms that are refused", test_refused_forms);
+    test_alone("byte-level forms that are refused", test_refused_byte_level);
+    test_alone("a tokenizer.model", test_model);
+    test_alone("tokenizer.model cut off", test_cut_model);
+    test_alone("tokenizer.model with bytes changed", test_changed_model);
+    test_alone("models that are refused", test_refused_models);
     test_alone("folders", test_reading_folders);
+    test_alone("tokens of tokenizer_config.json", test_config_tokens);
+    test_alone("first and last tokens of tokenizer_config.json", test_config_ids);
     test_alone("chatml", test_chatml);
     test_alone("jamba chat", test_jamba_chat);
     test_alone("chat formats detected", test_chat_detection);
+    test_alone("mistral chat", test_mistral_chat);
+    test_shared_chats();
+    test_alone("forged roles in chats", test_forged_roles);
     return test_summary();
 }

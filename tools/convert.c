@@ -73,12 +73,13 @@ static void parse_options(options *o, int argc, char **argv)
     if (!o->out && !o->dry_run) tool_usage(tool, usage, "no output file given", NULL);
 }
 
-/* The text part of the file: tokenizer, chat format and names. */
-static bool make_text(const options *o, const convert_plan *plan, convert_text *text, tool_error *error)
+/* The text part of the file: tokenizer, chat format and names; and the tokens that only the tokenizer knows. */
+static bool make_text(const options *o, convert_plan *plan, convert_text *text, tool_error *error)
 {
     memset(text, 0, sizeof *text);
     if (!tool_strings_add(&text->strings, "architecture", plan->family->name)) return tool_no_memory(error);
     if (!tokenizer_compile(o->dir, plan->model.header.vocab, &text->tokenizer, error)) return false;
+    if (!tokenizer_fill_ids(o->dir, &text->tokenizer, &plan->model.header, error)) return false;
     if (!chat_format_strings(o->dir, o->chat, &text->strings, error)) return false;
     if (text->tokenizer.failed || text->strings.bytes.failed) return tool_no_memory(error);
     return true;

@@ -1,0 +1,1235 @@
+/* programs.c - models made in memory, block by block: what is refused, and that the rest computes alike
+ *
+ * A program is a header and blocks with random weights, written as a file whose hash is correct. Some break
+ * one rule of the format; the others hold any mix of blocks, sizes and types, and must give the same logits
+ * for every instruction set, chunk, executor and time budget. The memory of a file ends with its last byte,
+ * so that a sanitizer sees a read behind it. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* feenableexcept */
+#endif
+#include "support.h"
+
+#include <fenv.h>
+
+/* ---- files in memory ---------------------------------------------------------------------------- */
+
+enum { MOST_BLOCKS = 10 };
+
+typedef struct program {
+    jmb_header header;
+    jmb_block blocks[MOST_BLOCKS];
+    uint64_t random; /* state of the generator of weights */
+    uint32_t type;   /* of the tensors; JMB_TYPES: each has one of its own */
+    const uint8_t *strings, *tokenizer;
+} program;
+
+typedef struct image {
+    uint8_t *data;
+    size_t size;
+} image;
+
+static uint32_t pick(uint64_t *random, uint32_t low, uint32_t high)
+{
+    return low + (uint32_t)(random_next(random) >> 32) % (high - low + 1);
+}
+
+/* In [-1, 1]. */
+static float pick_float(uint64_t *random)
+{
+    return (float)((int32_t)pick(random, 0, 2000) - 1000) / 1000;
+}
+
+static void store(uint8_t *p, uint64_t value, int bytes)
+{
+    int i;
+    for (i = 0; i < bytes; i++) p[i] = (uint8_t)(value >> (8 * i));
+}
+
+#define STORE_u16(p, value) store(p, value, 2)
+#define STORE_u32(p, value) store(p, value, 4)
+#define STORE_u64(p, value) store(p, value, 8)
+#define STORE_f32(p, value) store(p, jmb_bits_of(value), 4)
+
+static program start_program(uint32_t vocab, uint32_t hidden, uint32_t type)
+{
+    program p;
+    memset(&p, 0, sizeof p);
+    p.header.version = JMB_VERSION_MAJOR;
+    p.header.vocab = vocab;
+    p.header.hidden = hidden;
+    p.header.context = 512;
+    p.header.eps = 1e-5f;
+    p.header.bos = p.header.pad = JMB_NO_TOKEN;
+    p.type = type;
+    p.random = 1;
+    return p;
+}
+
+/* Sizes small and odd; the caller changes what matters to it. */
+static jmb_block *add_block(program *p, uint32_t kind)
+{
+    uint32_t unit = p->header.blocks++;
+    jmb_block *b = &p->blocks[unit];
+    memset(b, 0, sizeof *b);
+    b->kind = kind;
+    b->unit = unit;
+    b->act = JMB_ACT_SILU;
+    b->eps = b->inner_eps = 1e-5f;
+    b->scale = 0.25f;
+    b->dt_max = 1;
+    b->heads = 2;
+    b->kv_heads = b->n_groups = 1;
+    b->head_dim = 6;
+    b->d_inner = 18;
+    b->d_state = 5;
+    b->d_conv = 3;
+    b->dt_rank = 3;
+    b->intermediate = 19;
+    b->experts = 3;
+    b->top_k = 2;
+    if (kind == JMB_LINEAR) b->input = JMB_FROM_A;
+    if (kind == JMB_LINEAR) b->output = JMB_SET_A;
+    return b;
+}
+
+static float random_weight(uint32_t role, uint64_t *random)
+{
+    float value = 0.3f * pick_float(random);
+    switch (role) {
+    case JMB_ROLE_A: return -0.01f - fabsf(value);
+    case JMB_ROLE_ROPE: return fabsf(value);
+    case JMB_ROLE_NORM:
+    case JMB_ROLE_FINAL_NORM:
+    case JMB_ROLE_DT_NORM:
+    case JMB_ROLE_B_NORM:
+    case JMB_ROLE_C_NORM:
+    case JMB_ROLE_GATE_NORM: return 1 + value;
+    default: return value;
+    }
+}
+
+/* One weight of 32 or 16 bits. */
+static void fill_float(uint8_t *panel, const jmb_tensor *t, size_t row, size_t col, uint64_t *random)
+{
+    float value = random_weight(t->role, random);
+    uint8_t *half = panel + (col / 2 * 32 + row * 2 + col % 2) * 2;
+    switch (t->type) {
+    case JMB_F32: STORE_f32(panel + (col * 16 + row) * 4, value); break;
+    case JMB_F16: STORE_u16(half, jmb_float_to_f16(value)); break;
+    default: STORE_u16(half, jmb_bits_of(value) >> 16); break;
+    }
+}
+
+/* A row of q8 or q4: any codes, scales that make the weights as large as the other types'. */
+static void fill_codes(uint8_t *panel, const jmb_tensor *t, size_t row, uint64_t *random)
+{
+    size_t cols = jmb_pad64(t->cols), block = t->type == JMB_Q8 ? 64 : 32, col, i;
+    uint8_t *scales = panel + cols * (t->type == JMB_Q8 ? 16 : 8);
+    for (col = 0; col < cols; col++) {
+        if (t->type == JMB_Q8) {
+            panel[col / 4 * 64 + row * 4 + col % 4] = (uint8_t)(col < t->cols ? pick(random, 1, 255) : 128);
+        } else {
+            uint8_t *pair = &panel[col / 32 * 256 + col % 16 / 4 * 64 + row * 4 + col % 4];
+            *pair = (uint8_t)(*pair | pick(random, 0, 15) << (col % 32 < 16 ? 0 : 4));
+        }
+    }
+    for (i = 0; i < cols / block; i++)
+        STORE_u16(scales + (i * 16 + row) * 2, jmb_float_to_f16(0.002f + 0.001f * pick_float(random)));
+}
+
+static void fill_tensor(uint8_t *data, const jmb_tensor *t, uint64_t *random)
+{
+    size_t bytes = (size_t)jmb_panel_bytes(t->type, t->cols), count = (size_t)t->bytes / bytes, i, row, col;
+    size_t matrices = jmb_roles[t->role].paired ? 2 : 1;
+    for (i = 0; i < count; i++) {
+        size_t first = i / matrices * 16, rows = t->rows - first < 16 ? t->rows - first : 16;
+        for (row = 0; row < rows; row++) {
+            if (t->type >= JMB_Q8) fill_codes(data + i * bytes, t, row, random);
+            for (col = 0; t->type < JMB_Q8 && col < t->cols; col++)
+                fill_float(data + i * bytes, t, row, col, random);
+        }
+    }
+}
+
+/* The tensors of the program with their types; free() them. */
+static jmb_tensor *list_tensors(program *p)
+{
+    uint32_t type = p->type == JMB_TYPES ? JMB_F32 : p->type, i;
+    jmb_tensor *t;
+    p->header.tensors = jmb_list_tensors(&p->header, p->blocks, type, NULL);
+    t = (jmb_tensor *)calloc(p->header.tensors, sizeof *t);
+    jmb_list_tensors(&p->header, p->blocks, type, t);
+    for (i = 0; p->type == JMB_TYPES && i < p->header.tensors; i++) {
+        bool expert = t[i].role == JMB_ROLE_GATE_UP || t[i].role == JMB_ROLE_DOWN;
+        t[i].type = jmb_role_type(t[i].role, pick(&p->random, 0, JMB_TYPES - 1));
+        if (expert && t[i].index > 0) t[i].type = t[i - 2].type;
+        t[i].bytes = jmb_tensor_bytes(&t[i]);
+    }
+    return t;
+}
+
+static void write_metadata(const program *p, const jmb_parts *parts, const jmb_tensor *tensors, uint8_t *data)
+{
+    const jmb_header *h = &p->header;
+    uint32_t i;
+    memcpy(data, jmb_magic, sizeof jmb_magic);
+#define JMB_X(type, name, at) STORE_##type(data + (at), h->name);
+    JMB_HEADER_FIELDS(JMB_X)
+#undef JMB_X
+    for (i = 0; i < h->blocks; i++) {
+        uint8_t *record = data + parts->program + i * JMB_BLOCK_BYTES;
+#define JMB_X(type, name) STORE_##type(record + 4 * JMB_AT_##name, p->blocks[i].name);
+        JMB_BLOCK_FIELDS(JMB_X)
+#undef JMB_X
+    }
+    for (i = 0; i < h->tensors; i++) {
+        uint8_t *record = data + parts->directory + i * JMB_ENTRY_BYTES;
+#define JMB_X(type, name, at) STORE_##type(record + (at), tensors[i].name);
+        JMB_ENTRY_FIELDS(JMB_X)
+#undef JMB_X
+    }
+    if (p->strings) memcpy(data + parts->strings, p->strings, (size_t)h->strings_size);
+    if (p->tokenizer) memcpy(data + parts->tokenizer, p->tokenizer, (size_t)h->tokenizer_size);
+}
+
+static void repair_identity(uint8_t *data)
+{
+    jmb_identity(data, jmb_load_u64(data + 24), data + 32);
+}
+
+/* The file; image_free() it. Same program and state of the generator, same file. */
+static image write_image(program *p)
+{
+    jmb_tensor *tensors = list_tensors(p);
+    jmb_parts parts = jmb_place_parts(&p->header);
+    image file;
+    void *data;
+    uint32_t i;
+    p->header.data_offset = parts.data;
+    p->header.file_size = jmb_place_tensors(tensors, p->header.tensors, parts.data);
+    file.size = (size_t)p->header.file_size;
+    test_require(posix_memalign(&data, 64, file.size) == 0, "out of memory", "");
+    memset(data, 0, file.size);
+    file.data = (uint8_t *)data;
+    for (i = 0; i < p->header.tensors; i++) {
+        jmb_tensor *t = &tensors[i];
+        fill_tensor(file.data + t->offset, t, &p->random);
+        t->hash = jmb_hash64(JMB_HASH_SEED, file.data + t->offset, (size_t)t->bytes);
+    }
+    write_metadata(p, &parts, tensors, file.data);
+    repair_identity(file.data);
+    free(tensors);
+    return file;
+}
+
+static void image_free(image *file)
+{
+    free(file->data);
+    file->data = NULL;
+}
+
+static jamba_model *load_image(const image *file, jamba_cpu cpu)
+{
+    jamba_model_params params;
+    memset(&params, 0, sizeof params);
+    params.cpu = cpu;
+    params.verify = true;
+    return load_model(jamba_from_memory(file->data, file->size), &params);
+}
+
+static jamba_session *open_session(const jamba_model *model, const jamba_session_params *params)
+{
+    jamba_session *session;
+    jamba_error error;
+    test_require(
+        jamba_session_create(&session, model, params, &error) == JAMBA_OK, "cannot make a session", error.message);
+    return session;
+}
+
+/* One block of every kind: attention, mamba, mamba2, mlp, moe, and an mlp and a linear over stream a. */
+static program every_kind(uint32_t type)
+{
+    program p = start_program(40, 24, type);
+    add_block(&p, JMB_ATTENTION)->flags = JMB_ROPE | JMB_BIAS;
+    add_block(&p, JMB_MAMBA)->flags = JMB_CONV_BIAS;
+    add_block(&p, JMB_MAMBA2);
+    add_block(&p, JMB_MLP)->output = JMB_SET_A;
+    add_block(&p, JMB_LINEAR);
+    add_block(&p, JMB_MLP)->input = JMB_FROM_X_PLUS_A;
+    add_block(&p, JMB_MOE);
+    return p;
+}
+
+/* ---- what is refused ---------------------------------------------------------------------------- */
+
+static void check_refused(const image *file, jamba_result code, const char *words, uint64_t offset)
+{
+    jamba_model *model;
+    jamba_error error;
+    jamba_result result;
+    memset(&error, 0, sizeof error);
+    result = jamba_model_load(&model, jamba_from_memory(file->data, file->size), NULL, &error);
+    CHECK_THAT(result == code && error.code == code && strstr(error.message, words) && error.offset == offset,
+        "'%s' at %llu: result %d at %llu, '%s'", words, (unsigned long long)offset, (int)result,
+        (unsigned long long)error.offset, error.message);
+    jamba_model_free(model);
+}
+
+/* Blocks 1, 8 and 9 are alike; 8 has the tensors of 1. */
+static program breakable_program(void)
+{
+    static const uint32_t kinds[MOST_BLOCKS] = { JMB_ATTENTION, JMB_MLP, JMB_MAMBA, JMB_MAMBA2, JMB_MOE, JMB_MLP,
+        JMB_LINEAR, JMB_MLP, JMB_MLP, JMB_MLP };
+    program p = start_program(16, 20, JMB_F32);
+    int i;
+    for (i = 0; i < MOST_BLOCKS; i++) add_block(&p, kinds[i]);
+    p.blocks[5].output = JMB_SET_A;
+    p.blocks[7].input = JMB_FROM_A;
+    p.blocks[8].unit = 1;
+    return p;
+}
+
+enum { A_NAN = 0x7fc00000, TWO = 0x40000000 }; /* floats as their bits */
+
+/* One field of one block changed; the error is at field `at` of that block. */
+static void test_refused_blocks(void)
+{
+    static const struct {
+        uint32_t block, field, value;
+        jamba_result code;
+        const char *words;
+        uint32_t at;
+    } changes[] = {
+        { 9, JMB_AT_unit, 0, JAMBA_ERR_FORMAT, "block 9 has the tensors of block 0, but differs", 0 },
+        { 9, JMB_AT_unit, 2, JAMBA_ERR_FORMAT, "block 9 has the tensors of block 2, but differs", 0 },
+        { 9, JMB_AT_unit, 8, JAMBA_ERR_FORMAT, "block 9 has the tensors of block 8, but differs", 0 },
+        { 8, JMB_AT_intermediate, 20, JAMBA_ERR_FORMAT, "differs", 0 },
+        { 4, JMB_AT_output, JMB_SET_A, JAMBA_ERR_UNSUPPORTED, "moe", JMB_AT_output },
+        { 0, JMB_AT_input, JMB_FROM_A, JAMBA_ERR_FORMAT, "block 0 reads stream a", JMB_AT_input },
+        { 4, JMB_AT_input, JMB_FROM_X_PLUS_A, JAMBA_ERR_FORMAT, "block 4 reads stream a", JMB_AT_input },
+        { 5, JMB_AT_output, JMB_ADD_TO_X, JAMBA_ERR_FORMAT, "block 6 reads stream a", 32 + JMB_AT_input },
+        { 2, JMB_AT_heads, 33, JAMBA_ERR_FORMAT, "heads is 33, outside 1 to 32", JMB_AT_heads },
+        { 3, JMB_AT_dt_min, A_NAN, JAMBA_ERR_FORMAT, "dt_min", 0 },
+        { 3, JMB_AT_dt_max, A_NAN, JAMBA_ERR_FORMAT, "dt_max", 0 },
+        { 3, JMB_AT_dt_min, TWO, JAMBA_ERR_FORMAT, "dt_min", 0 },
+        { 6, JMB_AT_input, JMB_FROM_X, JAMBA_ERR_UNSUPPORTED, "linear", JMB_AT_input },
+        { 6, JMB_AT_output, JMB_ADD_TO_X, JAMBA_ERR_UNSUPPORTED, "linear", JMB_AT_input },
+        { 4, JMB_AT_rank, 4, JAMBA_ERR_UNSUPPORTED, "adapters in a moe block", 0 },
+        { 0, JMB_AT_head_dim, 0, JAMBA_ERR_FORMAT, "head_dim is 0", JMB_AT_head_dim },
+    };
+    program p = breakable_program();
+    image file = write_image(&p);
+    jamba_model *model = load_image(&file, JAMBA_CPU_BEST);
+    size_t i;
+    CHECK(model != NULL);
+    jamba_model_free(model);
+    for (i = 0; i < sizeof changes / sizeof changes[0]; i++) {
+        uint64_t block = JMB_HEADER_BYTES + changes[i].block * JMB_BLOCK_BYTES;
+        uint8_t *field = file.data + block + 4 * changes[i].field;
+        uint32_t before = jmb_load_u32(field);
+        STORE_u32(field, changes[i].value);
+        repair_identity(file.data);
+        check_refused(&file, changes[i].code, changes[i].words, block + 4 * changes[i].at);
+        STORE_u32(field, before);
+    }
+    image_free(&file);
+}
+
+static void check_program_refused(program *p, const char *words, uint64_t offset)
+{
+    image file = write_image(p);
+    check_refused(&file, JAMBA_ERR_FORMAT, words, offset);
+    image_free(&file);
+}
+
+static void test_refused_tokens(void)
+{
+    program p = start_program(16, 8, JMB_F32);
+    add_block(&p, JMB_MLP);
+    p.header.pad = 16;
+    check_program_refused(&p, "pad is token 16", 100);
+    p.header.pad = JMB_NO_TOKEN;
+    p.header.eos_count = 3;
+    p.header.eos2 = 16;
+    check_program_refused(&p, "eos is 16", 116);
+}
+
+static void test_refused_strings(void)
+{
+    static const uint8_t twice[] = { 1, 0, 0, 0, 1, 0, 0, 0, 'k', '1', 1, 0, 0, 0, 1, 0, 0, 0, 'k', '2' };
+    static const uint8_t escape[] = { 1, 0, 0, 0, 3, 0, 0, 0, 'k', '!', 0x1b, '[' };
+    program p = start_program(16, 8, JMB_F32);
+    uint64_t strings;
+    add_block(&p, JMB_MLP);
+    p.header.tensors = jmb_list_tensors(&p.header, p.blocks, p.type, NULL);
+    strings = jmb_place_parts(&p.header).strings;
+    p.strings = twice;
+    p.header.strings_size = sizeof twice;
+    check_program_refused(&p, "string k stands there twice", strings + 10);
+    p.strings = escape;
+    p.header.strings_size = sizeof escape;
+    check_program_refused(&p, "string is damaged", strings);
+}
+
+/* ---- x beside the embedding --------------------------------------------------------------------- */
+
+static bool all_finite(const float *values, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; i++)
+        if (!jmb_finite(values[i])) return false;
+    return true;
+}
+
+static void check_wide(uint32_t kind, uint32_t type, uint32_t hidden)
+{
+    static const int32_t tokens[] = { 3, 0, 11, 3, 7 };
+    program p = start_program(12, hidden, type);
+    jamba_model *model;
+    image file;
+    add_block(&p, kind)->input = JMB_FROM_X_AND_E;
+    file = write_image(&p);
+    model = load_image(&file, JAMBA_CPU_BEST);
+    if (CHECK(model != NULL)) {
+        float *logits = model_logits(model, NULL, tokens, 5, 0);
+        CHECK_THAT(logits && all_finite(logits, 12 * 5), "%s %s of %u: a logit is not finite", jmb_kind_names[kind],
+            jmb_type_names[type], hidden);
+        free(logits);
+    }
+    jamba_model_free(model);
+    image_free(&file);
+}
+
+static void test_wide_inputs(void)
+{
+    static const uint32_t kinds[] = { JMB_MLP, JMB_MOE, JMB_MAMBA, JMB_MAMBA2, JMB_ATTENTION };
+    uint32_t type;
+    size_t i;
+    for (i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        for (type = 0; type < JMB_TYPES; type++) check_wide(kinds[i], type, 37);
+        check_wide(kinds[i], JMB_F32, 4096);
+        check_wide(kinds[i], JMB_Q8, 4096);
+    }
+}
+
+/* ---- random programs ---------------------------------------------------------------------------- */
+
+enum { PROGRAMS = 300, PROGRAM_BLOCKS = 4, TOKENS = 17 };
+
+static void random_mamba(jmb_block *b, uint64_t *random)
+{
+    b->d_inner = b->heads * pick(random, 1, 20);
+    b->d_state = pick(random, 1, 18);
+    b->d_conv = pick(random, 1, 5);
+    b->dt_rank = pick(random, 1, 20);
+    b->n_groups = pick(random, 0, 1) ? b->kv_heads : 1; /* divides heads */
+    b->dt_min = pick(random, 0, 1) ? 0.01f : 0;
+    b->dt_max = pick(random, 0, 1) ? 0.7f : INFINITY;
+    if (b->kind == JMB_MAMBA && b->flags & JMB_DT_NORM) {
+        b->d_inner /= b->heads;
+        b->heads = 1;
+    }
+}
+
+static void random_sizes(jmb_block *b, uint64_t *random)
+{
+    b->flags = pick(random, 0, 31) & jmb_known_flags(b->kind);
+    b->act = pick(random, 0, 1) ? JMB_ACT_GELU : JMB_ACT_SILU;
+    b->kv_heads = pick(random, 1, 3);
+    b->heads = b->kv_heads * pick(random, 1, 3);
+    b->head_dim = pick(random, 1, 20);
+    if (b->flags & JMB_ROPE) b->head_dim *= 2;
+    b->intermediate = pick(random, 1, 70);
+    b->experts = pick(random, 1, 9);
+    b->top_k = pick(random, 1, b->experts < 3 ? b->experts : 3);
+    if ((b->kind == JMB_ATTENTION || b->kind == JMB_MLP) && pick(random, 0, 2) == 0) b->rank = pick(random, 1, 20);
+    if (b->kind == JMB_MAMBA || b->kind == JMB_MAMBA2) random_mamba(b, random);
+}
+
+/* Streams that the format allows here; `a_set`: an earlier block has written stream a. */
+static void random_streams(jmb_block *b, bool a_set, uint64_t *random)
+{
+    if (b->kind == JMB_LINEAR) return;
+    if (pick(random, 0, 1)) b->input = pick(random, 0, JMB_INPUTS - 1);
+    if (!a_set && b->input != JMB_FROM_X_AND_E) b->input = JMB_FROM_X;
+    if (b->kind != JMB_MOE && pick(random, 0, 2) == 0) b->output = JMB_SET_A;
+}
+
+/* The tensors of an earlier block, one time in four. */
+static void random_share(program *p, jmb_block *b, uint64_t *random)
+{
+    uint32_t own = b->unit;
+    const jmb_block *owner;
+    if (own == 0 || pick(random, 0, 3)) return;
+    owner = &p->blocks[pick(random, 0, own - 1)];
+    if (owner->unit == (uint32_t)(owner - p->blocks)) *b = *owner;
+}
+
+static program random_program(uint64_t seed)
+{
+    uint64_t random = seed;
+    program p = start_program(pick(&random, 2, 40), pick(&random, 1, 80), JMB_TYPES);
+    uint32_t count = pick(&random, 1, PROGRAM_BLOCKS);
+    bool a_set = false;
+    p.header.head = pick(&random, 0, 1);
+    while (p.header.blocks < count) {
+        jmb_block *b = add_block(&p, pick(&random, 1, a_set ? JMB_LINEAR : JMB_MAMBA2));
+        random_sizes(b, &random);
+        random_streams(b, a_set, &random);
+        random_share(&p, b, &random);
+        a_set = a_set || b->output == JMB_SET_A;
+    }
+    p.random = random;
+    return p;
+}
+
+/* A clock whose every reading is later than any budget. */
+static uint64_t slow_clock(void *user)
+{
+    return *(uint64_t *)user += 50;
+}
+
+typedef struct trial {
+    uint64_t seed;
+    size_t vocab;
+    jamba_kv_type kv_type;
+    int32_t tokens[TOKENS];
+    float *expected; /* (TOKENS, vocab) */
+} trial;
+
+static void check_same(const trial *t, const jamba_model *model, const char *how, jamba_session_params params,
+    uint64_t budget)
+{
+    float *logits;
+    params.kv_type = t->kv_type;
+    logits = model_logits(model, &params, t->tokens, TOKENS, budget);
+    CHECK_THAT(logits && memcmp(logits, t->expected, TOKENS * t->vocab * sizeof *logits) == 0,
+        "seed %llu: %s differs, chunk %d", (unsigned long long)t->seed, how, (int)params.chunk);
+    free(logits);
+}
+
+static void check_chunks(const trial *t, const jamba_model *model, const char *cpu)
+{
+    static const int32_t chunks[] = { 1, 3, 7 };
+    jamba_session_params params;
+    int i;
+    memset(&params, 0, sizeof params);
+    for (i = 0; i < 3; i++) {
+        params.chunk = chunks[i];
+        check_same(t, model, cpu, params, 0);
+    }
+}
+
+static void check_schedules(const trial *t, const jamba_model *model)
+{
+    uint64_t order = t->seed, time = 1;
+    jamba_executor shuffled = { run_shuffled, NULL, 3, false };
+    jamba_session_params params;
+    memset(&params, 0, sizeof params);
+    shuffled.user = &order;
+    params.now_us = slow_clock;
+    params.now_user = &time;
+    params.chunk = 6;
+    check_same(t, model, "a budget of 1 us", params, 1);
+    params.executor = &shuffled;
+    check_same(t, model, "an executor that shuffles", params, 0);
+    params.chunk = 5;
+    check_same(t, model, "a shuffling executor with a budget", params, 1);
+}
+
+/* The last logits alone, twice from one session whose scratch memory comes dirty. */
+static void check_reset(const trial *t, const jamba_model *model)
+{
+    counter c;
+    jamba_allocator allocator = counter_open(&c);
+    jamba_session_params params;
+    jamba_session *session;
+    int i;
+    memset(&params, 0, sizeof params);
+    params.allocator = &allocator;
+    params.kv_type = t->kv_type;
+    params.chunk = 4;
+    params.context = TOKENS;
+    session = open_session(model, &params);
+    for (i = 0; i < 2; i++) {
+        const float *last = t->expected + (TOKENS - 1) * t->vocab, *logits;
+        jamba_session_reset(session);
+        CHECK(jamba_eval(session, t->tokens, TOKENS - 5 * (size_t)i) == JAMBA_OK);
+        if (i == 1) CHECK(jamba_eval(session, t->tokens + TOKENS - 5, 5) == JAMBA_OK);
+        logits = jamba_logits(session);
+        CHECK_THAT(logits && memcmp(logits, last, t->vocab * sizeof *logits) == 0, "seed %llu: differs %s",
+            (unsigned long long)t->seed, i ? "after a reset" : "without on_logits");
+    }
+    jamba_session_free(session);
+}
+
+static void check_cpus(trial *t, const image *file)
+{
+    static const struct {
+        const char *name;
+        jamba_cpu cpu;
+    } cpus[] = { { "AVX2", JAMBA_CPU_AVX2 }, { "AVX-512", JAMBA_CPU_AVX512 }, { "NEON", JAMBA_CPU_NEON },
+        { "plain C", JAMBA_CPU_BEST } };
+    size_t i;
+    for (i = 0; i < 3; i++) {
+        jamba_model *model = load_image(file, cpus[i].cpu);
+        if (model) check_chunks(t, model, cpus[i].name);
+        jamba_model_free(model);
+    }
+}
+
+static void check_program(uint64_t seed)
+{
+    program p = random_program(seed);
+    image file = write_image(&p);
+    jamba_model *model = load_image(&file, JAMBA_CPU_SCALAR), *best = load_image(&file, JAMBA_CPU_BEST);
+    jamba_session_params params;
+    trial t;
+    int i;
+    t.seed = seed;
+    t.vocab = p.header.vocab;
+    t.kv_type = seed % 2 ? JAMBA_KV_F32 : JAMBA_KV_F16;
+    for (i = 0; i < TOKENS; i++) t.tokens[i] = (int32_t)pick(&p.random, 0, p.header.vocab - 1);
+    memset(&params, 0, sizeof params);
+    params.kv_type = t.kv_type;
+    params.chunk = TOKENS;
+    t.expected = model && best ? model_logits(model, &params, t.tokens, TOKENS, 0) : NULL;
+    if (CHECK_THAT(t.expected != NULL, "seed %llu: does not run", (unsigned long long)seed)) {
+        CHECK_THAT(all_finite(t.expected, TOKENS * t.vocab), "seed %llu: not finite", (unsigned long long)seed);
+        check_cpus(&t, &file);
+        check_schedules(&t, best);
+        check_reset(&t, best);
+    }
+    free(t.expected);
+    jamba_model_free(model);
+    jamba_model_free(best);
+    image_free(&file);
+}
+
+static void test_random_programs(void)
+{
+    uint64_t seed;
+    for (seed = 1; seed <= PROGRAMS; seed++) check_program(seed);
+}
+
+/* ---- numbers that are none ---------------------------------------------------------------------- */
+
+/* What jamba_sample() says after evaluating tokens 0, 1 and 2. */
+static int32_t sample_after(const jamba_model *model)
+{
+    static const int32_t tokens[] = { 0, 1, 2 };
+    jamba_session *session = open_session(model, NULL);
+    int32_t token;
+    CHECK(jamba_eval(session, tokens, 3) == JAMBA_OK);
+    token = jamba_sample(session, NULL);
+    if (token < 0) CHECK((int32_t)jamba_session_error(session)->code == token);
+    jamba_session_free(session);
+    return token;
+}
+
+/* The first number of a tensor that can be none: a weight, or the scale of the first codes. */
+static size_t number_offset(const jmb_tensor *t)
+{
+    return t->type == JMB_Q8 ? jmb_pad64(t->cols) * 16 : t->type == JMB_Q4 ? jmb_pad64(t->cols) * 8 : 0;
+}
+
+static void store_number(uint8_t *p, uint32_t type, float value)
+{
+    switch (type) {
+    case JMB_F32: STORE_f32(p, value); break;
+    case JMB_BF16: STORE_u16(p, jmb_bits_of(value) >> 16); break;
+    default: STORE_u16(p, jmb_float_to_f16(value)); break;
+    }
+}
+
+/* Infinity is harmless where it saturates: dt, the gates and the scores of a router may. */
+static bool must_stay_finite(uint32_t role)
+{
+    switch (role) {
+    case JMB_ROLE_EMBED:
+    case JMB_ROLE_NORM:
+    case JMB_ROLE_FINAL_NORM:
+    case JMB_ROLE_GATE_NORM:
+    case JMB_ROLE_CONV:
+    case JMB_ROLE_CONV_B:
+    case JMB_ROLE_CONV_C:
+    case JMB_ROLE_A:
+    case JMB_ROLE_D: return true;
+    default: return false;
+    }
+}
+
+/* Stores `value` at one place of every tensor in turn. */
+static void check_values(image *file, const jamba_model *model, float value)
+{
+    const jmb_metadata *m = &model->metadata;
+    uint32_t i;
+    for (i = 0; i < m->header.tensors; i++) {
+        const jmb_tensor *t = &m->tensors[i];
+        uint8_t *first = file->data + t->offset + number_offset(t), before[4];
+        char name[64];
+        int32_t token;
+        if (!jmb_is_nan(value) && !must_stay_finite(t->role)) continue;
+        memcpy(before, first, 4);
+        store_number(first, t->type, value);
+        token = sample_after(model);
+        CHECK_THAT(token == JAMBA_ERR_NUMERIC, "%s in %s (%s): sampled %d", jmb_is_nan(value) ? "NaN" : "Inf",
+            jmb_tensor_name(t, name), jmb_type_names[t->type], (int)token);
+        memcpy(first, before, 4);
+    }
+    CHECK(sample_after(model) >= 0);
+}
+
+static void check_values_of(uint32_t type, uint32_t cpu)
+{
+    program p = every_kind(type);
+    image file;
+    jamba_model *model;
+    p.blocks[2].dt_max = INFINITY;
+    p.blocks[6].top_k = p.blocks[6].experts; /* all of them count */
+    file = write_image(&p);
+    model = load_image(&file, (jamba_cpu)cpu);
+    if (model) {
+        check_values(&file, model, NAN);
+        check_values(&file, model, INFINITY);
+    }
+    jamba_model_free(model);
+    image_free(&file);
+}
+
+static void test_values(void)
+{
+    uint32_t type, cpu;
+    for (type = 0; type < JMB_TYPES; type++)
+        for (cpu = JAMBA_CPU_SCALAR; cpu <= JAMBA_CPU_NEON; cpu++) check_values_of(type, cpu);
+}
+
+/* NaN in all of an expert's router row, though the top one of four alone is used. */
+static void check_router(uint32_t flags, uint32_t cpu)
+{
+    program p = start_program(16, 20, JMB_F32);
+    jmb_block *b = add_block(&p, JMB_MOE);
+    image file;
+    jamba_model *model;
+    uint32_t expert, col;
+    b->flags = flags;
+    b->experts = 4;
+    b->top_k = 1;
+    file = write_image(&p);
+    model = load_image(&file, (jamba_cpu)cpu);
+    for (expert = 0; model && expert < 4; expert++) {
+        uint8_t *router = file.data + model->metadata.tensors[2].offset, before[20 * 64];
+        CHECK(model->metadata.tensors[2].role == JMB_ROLE_ROUTER && model->metadata.tensors[2].bytes == sizeof before);
+        memcpy(before, router, sizeof before);
+        for (col = 0; col < 20; col++) STORE_u32(router + (col * 16 + expert) * 4, A_NAN);
+        CHECK_THAT(sample_after(model) == JAMBA_ERR_NUMERIC, "router row %u", expert);
+        memcpy(router, before, sizeof before);
+    }
+    if (model) CHECK(sample_after(model) >= 0);
+    jamba_model_free(model);
+    image_free(&file);
+}
+
+static void test_router(void)
+{
+    uint32_t cpu;
+    for (cpu = JAMBA_CPU_BEST; cpu <= JAMBA_CPU_NEON; cpu++) {
+        check_router(0, cpu);
+        check_router(JMB_RENORMALISE, cpu);
+    }
+}
+
+/* ---- callbacks ---------------------------------------------------------------------------------- */
+
+typedef enum callback { FROM_NOTHING, FROM_LOGITS, FROM_PROGRESS, FROM_FILTER } callback;
+
+typedef struct intruder {
+    jamba_session *session;
+    int calls;
+} intruder;
+
+/* Tries everything that a callback must not do. */
+static void intrude(intruder *in)
+{
+    static const int32_t token = 5;
+    jamba_session *s = in->session;
+    jamba_session_info before, after;
+    jamba_sampler sampler;
+    memset(&sampler, 0, sizeof sampler);
+    in->calls++;
+    jamba_session_describe(s, &before);
+    CHECK(jamba_eval(s, &token, 1) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_step(s, 0) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_feed(s, &token, 1) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_sample(s, NULL) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_sample(s, &sampler) == JAMBA_ERR_ARGUMENT);
+    CHECK(strstr(jamba_session_error(s)->message, "callback") != NULL);
+    jamba_session_reset(s);
+    jamba_session_describe(s, &after);
+    CHECK(before.position == after.position && before.pending == after.pending);
+}
+
+static void intrude_from_logits(void *user, int32_t position, const float *logits)
+{
+    (void)position;
+    (void)logits;
+    intrude((intruder *)user);
+}
+
+static bool intrude_from_progress(void *user, const char *stage, uint64_t done, uint64_t total)
+{
+    (void)stage;
+    (void)done;
+    (void)total;
+    intrude((intruder *)user);
+    return true;
+}
+
+static void intrude_from_filter(void *user, float *logits, int32_t vocab)
+{
+    (void)logits;
+    (void)vocab;
+    intrude((intruder *)user);
+}
+
+/* Evaluates seven tokens, samples one and evaluates it: logits of the last, and the sampler as it ends. */
+static void run_intruded(const jamba_model *model, callback from, float *logits, uint64_t *seed, int *calls)
+{
+    static const int32_t tokens[] = { 1, 2, 3, 4, 5, 6, 7 };
+    intruder in = { NULL, 0 };
+    jamba_session_params params;
+    jamba_sampler sampler;
+    int32_t next;
+    memset(&params, 0, sizeof params);
+    memset(&sampler, 0, sizeof sampler);
+    params.chunk = 3;
+    params.logits_user = params.progress_user = sampler.filter_user = &in;
+    if (from == FROM_LOGITS) params.on_logits = intrude_from_logits;
+    if (from == FROM_PROGRESS) params.progress = intrude_from_progress;
+    if (from == FROM_FILTER) sampler.filter = intrude_from_filter;
+    sampler.temperature = 1;
+    sampler.repeat_penalty = 1.1f;
+    in.session = open_session(model, &params);
+    CHECK(jamba_eval(in.session, tokens, 7) == JAMBA_OK);
+    next = jamba_sample(in.session, &sampler);
+    CHECK(next >= 0 && jamba_eval(in.session, &next, 1) == JAMBA_OK);
+    memset(logits, 0, 40 * sizeof *logits);
+    if (CHECK(jamba_logits(in.session) != NULL)) memcpy(logits, jamba_logits(in.session), 40 * sizeof *logits);
+    *seed = sampler.seed;
+    *calls = in.calls;
+    jamba_session_free(in.session);
+}
+
+static void test_intruders(void)
+{
+    static const int calls[] = { 0, 8, 4, 1 }; /* tokens; passes of 3, 3, 1 and 1; samples */
+    program p = every_kind(JMB_F32);
+    image file = write_image(&p);
+    jamba_model *model = load_image(&file, JAMBA_CPU_BEST);
+    float expected[40], logits[40];
+    uint64_t seed, expected_seed;
+    int from, seen;
+    run_intruded(model, FROM_NOTHING, expected, &expected_seed, &seen);
+    for (from = FROM_LOGITS; from <= FROM_FILTER; from++) {
+        run_intruded(model, (callback)from, logits, &seed, &seen);
+        CHECK_THAT(seen == calls[from], "callback %d: %d calls", from, seen);
+        CHECK_THAT(seed == expected_seed && memcmp(logits, expected, sizeof logits) == 0, "callback %d", from);
+    }
+    jamba_model_free(model);
+    image_free(&file);
+}
+
+static bool refuse_progress(void *user, const char *stage, uint64_t done, uint64_t total)
+{
+    CHECK(strcmp(stage, "eval") == 0 && done <= total);
+    ++*(int *)user;
+    return false;
+}
+
+/* Every pass is stopped: each step does one, and the last, which leaves nothing to do, is none that stops. */
+static void test_stopped_passes(void)
+{
+    static const int32_t tokens[] = { 1, 2, 3, 4, 5, 6, 7 };
+    program p = every_kind(JMB_Q8);
+    image file = write_image(&p);
+    jamba_model *model = load_image(&file, JAMBA_CPU_BEST);
+    float *expected = model_logits(model, NULL, tokens, 7, 0);
+    jamba_session_params params;
+    jamba_session_info info;
+    jamba_session *session;
+    const float *last;
+    int calls = 0, done;
+    memset(&params, 0, sizeof params);
+    params.chunk = 2;
+    params.progress = refuse_progress;
+    params.progress_user = &calls;
+    session = open_session(model, &params);
+    CHECK(jamba_feed(session, tokens, 7) == JAMBA_OK);
+    for (done = 2; done < 7; done += 2) {
+        CHECK(jamba_step(session, 0) == JAMBA_ERR_ABORTED);
+        CHECK(jamba_session_error(session)->code == JAMBA_ERR_ABORTED);
+        jamba_session_describe(session, &info);
+        CHECK_THAT(info.position == done && info.pending == 7 - done, "position %d", (int)info.position);
+        CHECK(jamba_logits(session) == NULL);
+    }
+    CHECK(jamba_step(session, 0) == JAMBA_OK && calls == 4);
+    last = jamba_logits(session);
+    CHECK(expected && last && memcmp(last, expected + 6 * 40, 40 * sizeof *last) == 0);
+    jamba_session_free(session);
+    jamba_model_free(model);
+    image_free(&file);
+    free(expected);
+}
+
+typedef struct turned_clock {
+    int readings;
+} turned_clock;
+
+/* An hour back after the first reading. */
+static uint64_t read_turned(void *user)
+{
+    turned_clock *clock = (turned_clock *)user;
+    return clock->readings++ ? 10000000000u - 3600000000u : 10000000000u;
+}
+
+static void test_calls(void)
+{
+    static const int32_t tokens[] = { 1, 2, 3 };
+    turned_clock clock = { 0 };
+    program p = every_kind(JMB_F32);
+    image file = write_image(&p);
+    jamba_model *model = load_image(&file, JAMBA_CPU_BEST);
+    jamba_session_params params;
+    jamba_session_info info;
+    jamba_session *session;
+    memset(&params, 0, sizeof params);
+    params.now_us = read_turned;
+    params.now_user = &clock;
+    session = open_session(model, &params);
+    CHECK(jamba_feed(session, NULL, 3) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_session_error(session)->code == JAMBA_ERR_ARGUMENT);
+    CHECK(strstr(jamba_session_error(session)->message, "tokens") != NULL);
+    jamba_session_describe(session, &info);
+    CHECK(info.pending == 0);
+    CHECK(jamba_feed(session, tokens, 3) == JAMBA_OK);
+    CHECK(jamba_step(session, 1000000) == JAMBA_PENDING);
+    CHECK_THAT(clock.readings == 2, "the clock was read %d times", clock.readings);
+    jamba_session_free(session);
+    jamba_model_free(model);
+    image_free(&file);
+}
+
+/* ---- the caller's floating-point exceptions ----------------------------------------------------- */
+
+#if defined(__GLIBC__) && (defined(__x86_64__) || defined(__i386__))
+
+/* "?", "a", "b", "ab" and the merge of a and b. */
+static const uint8_t small_tokenizer[] = { JMB_TOKENIZER_KIND, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, /* header */
+    0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 5, 0, 0, 0, /* offsets */
+    1, 1, 1, 1, /* flags */
+    1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, /* merges */
+    '?', 'a', 'b', 'a', 'b' };
+
+typedef struct trap {
+    image good, bad[3]; /* bad: dt_min or dt_max are NaN, or the wrong way round */
+    jamba_model *model;
+    jamba_session *session;
+} trap;
+
+static bool trap_load(const trap *t)
+{
+    jamba_model_params params;
+    jamba_model *model;
+    jamba_model_info info;
+    bool ok;
+    memset(&params, 0, sizeof params);
+    params.verify = true;
+    ok = jamba_model_load(&model, jamba_from_memory(t->good.data, t->good.size), &params, NULL) == JAMBA_OK;
+    jamba_model_describe(model, &info);
+    jamba_model_free(model);
+    return ok && info.blocks == 7;
+}
+
+static bool trap_bad_files(const trap *t)
+{
+    int i;
+    for (i = 0; i < 3; i++) {
+        jamba_model *model;
+        jamba_source source = jamba_from_memory(t->bad[i].data, t->bad[i].size);
+        if (jamba_model_load(&model, source, NULL, NULL) != JAMBA_ERR_FORMAT) return false;
+    }
+    return true;
+}
+
+static bool trap_encode(const trap *t)
+{
+    int32_t tokens[8];
+    char text[16];
+    size_t count, length;
+    if (jamba_encode(t->model, "abxba", 5, JAMBA_TEXT_BOS, tokens, 8, &count, NULL) != JAMBA_OK) return false;
+    if (count != 4 || tokens[0] != 3 || tokens[1] != 0) return false;
+    return jamba_decode(t->model, tokens, count, 0, text, sizeof text, &length, NULL) == JAMBA_OK && length == 5;
+}
+
+static bool trap_eval(const trap *t)
+{
+    static const int32_t tokens[] = { 1, 2, 3, 4, 5 };
+    return jamba_eval(t->session, tokens, 5) == JAMBA_OK && jamba_logits(t->session) != NULL;
+}
+
+static bool trap_sample(const trap *t)
+{
+    jamba_sampler sampler;
+    bool ok = trap_eval(t) && jamba_sample(t->session, NULL) >= 0;
+    memset(&sampler, 0, sizeof sampler);
+    sampler.temperature = 0.7f;
+    sampler.repeat_penalty = 1.3f;
+    ok = ok && jamba_sample(t->session, &sampler) >= 0;
+    sampler.min_p = 0.1f;
+    sampler.top_p = 0.9f;
+    sampler.top_k = 9;
+    return ok && jamba_sample(t->session, &sampler) >= 0;
+}
+
+/* Fields that are NaN are refused, not compared. */
+static bool trap_bad_samplers(const trap *t)
+{
+    int i;
+    bool ok = trap_eval(t);
+    for (i = 0; i < 4 && ok; i++) {
+        jamba_sampler sampler;
+        float *fields[4];
+        const uint32_t bits = A_NAN;
+        memset(&sampler, 0, sizeof sampler);
+        fields[0] = &sampler.temperature;
+        fields[1] = &sampler.top_p;
+        fields[2] = &sampler.min_p;
+        fields[3] = &sampler.repeat_penalty;
+        memcpy(fields[i], &bits, 4);
+        ok = jamba_sample(t->session, &sampler) == JAMBA_ERR_ARGUMENT;
+    }
+    return ok;
+}
+
+/* Runs `step` in a child process whose every floating-point exception is a signal. */
+static void check_trap(const trap *t, const char *what, bool (*step)(const trap *t))
+{
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) {
+        feenableexcept(FE_ALL_EXCEPT);
+        _exit(step(t) && fegetexcept() == FE_ALL_EXCEPT ? 0 : 3);
+    }
+    if (!CHECK(child > 0 && waitpid(child, &status, 0) == child)) return;
+    CHECK_THAT(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: status %d", what, status);
+}
+
+static image trap_image(uint32_t dt_min, uint32_t dt_max)
+{
+    program p = every_kind(JMB_Q8);
+    image file;
+    uint8_t *block;
+    p.tokenizer = small_tokenizer;
+    p.header.tokenizer_size = sizeof small_tokenizer;
+    file = write_image(&p);
+    block = file.data + JMB_HEADER_BYTES + 2 * JMB_BLOCK_BYTES;
+    STORE_u32(block + 4 * JMB_AT_dt_min, dt_min);
+    STORE_u32(block + 4 * JMB_AT_dt_max, dt_max);
+    repair_identity(file.data);
+    return file;
+}
+
+static void test_traps(void)
+{
+    trap t;
+    int i;
+    t.good = trap_image(0, TWO);
+    t.bad[0] = trap_image(A_NAN, TWO);
+    t.bad[1] = trap_image(0, A_NAN);
+    t.bad[2] = trap_image(A_NAN, A_NAN);
+    t.model = load_image(&t.good, JAMBA_CPU_BEST);
+    test_require(t.model != NULL, "does not load:", "a file with a tokenizer");
+    t.session = open_session(t.model, NULL);
+    check_trap(&t, "load", trap_load);
+    check_trap(&t, "load of NaN", trap_bad_files);
+    check_trap(&t, "encode", trap_encode);
+    check_trap(&t, "eval", trap_eval);
+    check_trap(&t, "sample", trap_sample);
+    check_trap(&t, "samplers of NaN", trap_bad_samplers);
+    jamba_session_free(t.session);
+    jamba_model_free(t.model);
+    image_free(&t.good);
+    for (i = 0; i < 3; i++) image_free(&t.bad[i]);
+    test_end();
+}
+
+#else
+
+static void test_traps(void)
+{
+    test_skip("needs glibc on x86");
+}
+
+#endif
+
+/* ---- sampling ----------------------------------------------------------------------------------- */
+
+typedef struct sampling {
+    image file;
+    jamba_model *model;
+    jamba_session *session; /* has seen the tokens 1, 2, 2, 2, 3 */
+} sampling;
+
+static sampling sampling_open(void)
+{
+    static const int32_t tokens[] = { 1, 2, 2, 2, 3 };
+    program p = every_kind(JMB_F32);
+    sampling s;
+    s.file = write_image(&p);
+    s.model = load_image(&s.file, JAMBA_CPU_BEST);
+    test_require(s.model != NULL, "does not load:", "a block of every kind");
+    s.session = open_session(s.model, NULL);
+    CHECK(jamba_eval(s.session, tokens, 5) == JAMBA_OK);
+    return s;
+}
+
+static void sampling_close(sampling *s)
+{
+    jamba_session_free(s->session);
+    jamba_model_free(s->model);
+    image_free(&s->file);
+}
+
+static void copy_logits(void *user, float *logits, int32_t vocab)
+{
+    memcpy(user, logits, (size_t)vocab * sizeof *logits);
+}
+
+static void check_penalty(const sampling *s, int32_t window, float penalty, const char *punished)
+{
+    const float *logits = jamba_logits(s->session);
+    float seen[40];
+    jamba_sampler sampler;
+    int i;
+    memset(&sampler, 0, sizeof sampler);
+    sampler.repeat_penalty = penalty;
+    sampler.repeat_window = window;
+    sampler.filter = copy_logits;
+    sampler.filter_user = seen;
+    CHECK(jamba_sample(s->session, &sampler) >= 0);
+    for (i = 0; i < 40; i++) {
+        bool hit = i < 4 && punished[i] == 'x';
+        float want = !hit ? logits[i] : logits[i] > 0 ? logits[i] / penalty : logits[i] * penalty;
+        CHECK_THAT(seen[i] == want, "window %d: logit %d is %g, not %g", (int)window, i, (double)seen[i], (double)want);
+    }
+}
+
+static void test_penalty(void)
+{
+    static const float refused[] = { 1e-39f, 1e6f, -1, 9e-4f, 1001, NAN, INFINITY };
+    sampling s = sampling_open();
+    jamba_sampler sampler;
+    size_t i;
+    check_penalty(&s, 1000000, 1.5f, ".xxx");
+    check_penalty(&s, 0, 1.5f, ".xxx");
+    check_penalty(&s, 5, 1e3f, ".xxx");
+    check_penalty(&s, 4, 1e-3f, "..xx");
+    check_penalty(&s, 1, 2, "...x");
+    memset(&sampler, 0, sizeof sampler);
+    for (i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        sampler.repeat_penalty = refused[i];
+        CHECK_THAT(jamba_sample(s.session, &sampler) == JAMBA_ERR_ARGUMENT, "penalty %g", (double)refused[i]);
+        CHECK(jamba_session_error(s.session)->code == JAMBA_ERR_ARGUMENT);
+    }
+    sampling_close(&s);
+}
+
+enum { DRAWS = 20000 };
+
+static void count_draws(const sampling *s, jamba_sampler sampler, int counts[40])
+{
+    int i;
+    memset(counts, 0, 40 * sizeof *counts);
+    for (i = 0; i < DRAWS; i++) {
+        int32_t token = jamba_sample(s->session, &sampler);
+        if (CHECK(token >= 0 && token < 40)) counts[token]++;
+    }
+}
+
+/* Each logit 0.1 below the one before, in an order of its own. */
+static void write_ladder(void *user, float *logits, int32_t vocab)
+{
+    int32_t i;
+    (void)user;
+    for (i = 0; i < vocab; i++) logits[i * 7 % vocab] = -0.1f * (float)i;
+}
+
+/* top_k of the whole vocabulary sorts and drops nothing. Two samples of one distribution over `kept` tokens:
+ * chi-square stays within five deviations of its mean. */
+static void check_draws(const sampling *s, float temperature, float min_p, int kept)
+{
+    jamba_sampler sampler;
+    int plain[40], sorted[40], i;
+    double square = 0;
+    memset(&sampler, 0, sizeof sampler);
+    sampler.temperature = temperature;
+    sampler.min_p = min_p;
+    sampler.filter = write_ladder;
+    sampler.seed = 7;
+    count_draws(s, sampler, plain);
+    sampler.top_k = 40;
+    sampler.seed = 8;
+    count_draws(s, sampler, sorted);
+    for (i = 0; i < 40; i++) {
+        int token = i * 7 % 40, both = plain[token] + sorted[token], off = plain[token] - sorted[token];
+        CHECK_THAT((plain[token] > 0) == (i < kept) && (sorted[token] > 0) == (i < kept),
+            "min_p %g: token %d of rank %d is drawn %d and %d times", (double)min_p, token, i, plain[token],
+            sorted[token]);
+        if (both > 0) square += (double)off * off / both;
+    }
+    CHECK_THAT(square <= kept - 1 + 5 * sqrt(2.0 * kept), "min_p %g: chi-square %.1f of %d tokens", (double)min_p,
+        square, kept);
+}
+
+static void test_draws(void)
+{
+    sampling s = sampling_open();
+    check_draws(&s, 1, 0, 40);
+    check_draws(&s, 3, 0, 40);
+    check_draws(&s, 1, 0.1f, 24);
+    check_draws(&s, 0.5f, 0.1f, 12);
+    check_draws(&s, 1, 0.6f, 6);
+    check_draws(&s, 1, 1, 1);
+    sampling_close(&s);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } tests[] = {
+        { "blocks that are refused", test_refused_blocks },
+        { "tokens that are refused", test_refused_tokens },
+        { "strings that are refused", test_refused_strings },
+        { "x beside the embedding", test_wide_inputs },
+        { "random programs", test_random_programs },
+        { "NaN and infinity in a tensor", test_values },
+        { "NaN in a router row", test_router },
+        { "calls from callbacks", test_intruders },
+        { "passes that are stopped", test_stopped_passes },
+        { "no tokens, and a clock set back", test_calls },
+        { "repeat penalty", test_penalty },
+        { "draws without and with order", test_draws },
+    };
+    size_t i;
+    test_start(argc, argv);
+    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
+        if (!test_begin("%s", tests[i].name)) continue;
+        tests[i].run();
+        test_end();
+    }
+    if (test_begin("floating-point exceptions that trap")) test_traps();
+    return test_summary();
+}
