@@ -125,7 +125,23 @@ mutate m2_no_gate jamba.h 'v_store(y + i, v_mul(v_load(y + i), v_silu(v_load(z +
 mutate m2_no_clamp jamba.h 'dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt));' ''
 mutate m2_decode_no_clamp jamba.h 'dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt));' \
     'if (p->rows > 1) dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt));'
+mutate m2_order tools/families.h 'case ROWS_Z: *total = zubc + b->heads; return 0;' \
+    'case ROWS_Z: *total = zubc + b->heads; return b->d_inner;' \
+    'case ROWS_ZU: *total = zubc + b->heads; return b->d_inner;' 'case ROWS_ZU: *total = zubc + b->heads; return 0;'
+mutate m2_norm_eps_of_blocks tools/families.h 'b->inner_eps = (float)plan->settings[SET_INNER_EPS];' \
+    'b->inner_eps = (float)plan->settings[SET_EPS];'
+mutate m2_norm_eps_fixed tools/families.h 'b->inner_eps = (float)plan->settings[SET_INNER_EPS];' 'b->inner_eps = 1e-5f;'
+mutate m2_norm_before_gate jamba.h \
+    'for (i = 0; i < op->block->d_inner; i += 16) v_store(y + i, v_mul(v_load(y + i), v_silu(v_load(z + i))));' '' \
+    'v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part(w + i, n))' \
+    'v_mul(v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part(w + i, n)), v_silu(v_load_part(z + i, n)))'
 # ---- shared blocks
+mutate zamba_halves tools/families.h 'source->step = rule->rows == ROWS_EVEN || rule->rows == ROWS_ODD ? 2 : 1;' \
+    'source->step = 1;' 'case ROWS_ODD: *total = 2 * rows; return 1;' 'case ROWS_ODD: *total = 2 * rows; return rows;'
+mutate zamba_scale tools/families.h '(float)(1 / sqrt(plan->settings[SET_SCALE_DIM]))' \
+    '(float)(1 / sqrt((double)b->head_dim))'
+mutate no_abab tools/families.h 'uint32_t base = plan->hybrids[ordinal % plan_get(plan, SET_MEM_BLOCKS)].block;' \
+    'uint32_t base = plan->hybrids[0].block;'
 mutate concat_swapped jamba.h 'jmb_emit_join(b, JMB_OP_BESIDE, b->x, b->e, n)' 'jmb_emit_join(b, JMB_OP_BESIDE, b->e, b->x, n)'
 mutate shared_residual jamba.h 'jmb_emit_linear(b, y, &part, 1, add ? (uint32_t)JMB_OP_ADD : 0u);' 'jmb_emit_linear(b, y, &part, 1, JMB_OP_ADD);'
 mutate residual_of_sum jamba.h 'jmb_emit_join(b, JMB_OP_SUM, b->x, b->a, n)' 'jmb_emit_join(b, JMB_OP_SUM, b->x, b->a, b->x), in = b->x'
