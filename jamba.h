@@ -1522,13 +1522,12 @@ static jamba_result jmb_check_mamba2(const jmb_block *b, uint64_t at, jamba_erro
 /* mamba and mamba2 */
 static jamba_result jmb_check_mamba(const jmb_block *b, uint64_t at, jamba_error *error)
 {
+    uint32_t most_heads = b->kind == JMB_MAMBA ? (uint32_t)JMB_MAX_MAMBA_HEADS : (uint32_t)JMB_MAX_HEADS;
     JMB_TRY(jmb_check_range(error, "d_inner", b->d_inner, 1, JMB_MAX_INNER, at + 4 * JMB_AT_d_inner));
     JMB_TRY(jmb_check_range(error, "d_state", b->d_state, 1, JMB_MAX_STATE, at + 4 * JMB_AT_d_state));
     JMB_TRY(jmb_check_range(error, "d_conv", b->d_conv, 1, JMB_MAX_CONV, at + 4 * JMB_AT_d_conv));
-    JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_HEADS, at + 4 * JMB_AT_heads));
+    JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, most_heads, at + 4 * JMB_AT_heads));
     JMB_TRY(jmb_check_positive(error, "inner_eps", b->inner_eps, at + 4 * JMB_AT_inner_eps));
-    if (b->kind == JMB_MAMBA)
-        JMB_TRY(jmb_check_range(error, "heads", b->heads, 1, JMB_MAX_MAMBA_HEADS, at + 4 * JMB_AT_heads));
     if (b->d_inner % b->heads)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at, "d_inner %u is not a multiple of %u heads", b->d_inner, b->heads);
     if (b->kind == JMB_MAMBA2) return jmb_check_mamba2(b, at, error);
@@ -4447,7 +4446,6 @@ typedef struct jmb_kernels {
 #define v_load JMB_K(jmb_v_load)
 #define v_store JMB_K(jmb_v_store)
 #define v_load_f16 JMB_K(jmb_v_load_f16)
-#define v_store_f16 JMB_K(jmb_v_store_f16)
 #define v_pair_f16 JMB_K(jmb_v_pair_f16)
 #define v_pair_bf16 JMB_K(jmb_v_pair_bf16)
 #define v_add JMB_K(jmb_v_add)
@@ -4503,11 +4501,6 @@ JMB_FN void v_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
 JMB_FN v16 v_load_f16(const uint16_t *p)
 {
     return _mm512_maskz_cvtph_ps(JMB_ALL, _mm256_loadu_si256((const __m256i *)(const void *)p));
-}
-JMB_FN void v_store_f16(uint16_t *p, v16 a)
-{
-    __m256i h = _mm512_maskz_cvtps_ph(JMB_ALL, a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm256_storeu_si256((__m256i *)(void *)p, h);
 }
 JMB_FN v16 v_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
 JMB_FN v16 v_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
@@ -4603,11 +4596,6 @@ JMB_FN v16 v_load_f16(const uint16_t *p)
 {
     return v_make(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)),
         _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 8))));
-}
-JMB_FN void v_store_f16(uint16_t *p, v16 a)
-{
-    _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
-    _mm_storeu_si128((__m128i *)(void *)(p + 8), _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 JMB_FN v16 v_add(v16 a, v16 b) { return v_make(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
 JMB_FN v16 v_sub(v16 a, v16 b) { return v_make(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
@@ -4743,12 +4731,6 @@ JMB_FN v16 v_load_f16(const uint16_t *p)
 {
     JMB_EACH(v16, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))));
 }
-JMB_FN void v_store_f16(uint16_t *p, v16 a)
-{
-    int i;
-    JMB_UNROLLED
-    for (i = 0; i < 4; i++) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.q[i])));
-}
 JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(v16, vaddq_f32(a.q[i], b.q[i])); }
 JMB_FN v16 v_sub(v16 a, v16 b) { JMB_EACH(v16, vsubq_f32(a.q[i], b.q[i])); }
 JMB_FN v16 v_mul(v16 a, v16 b) { JMB_EACH(v16, vmulq_f32(a.q[i], b.q[i])); }
@@ -4876,12 +4858,6 @@ JMB_FN v16 v_set1(float x) { JMB_EACH(x); }
 JMB_FN v16 v_load(const float *p) { JMB_EACH(p[i]); }
 JMB_FN void v_store(float *p, v16 a) { memcpy(p, a.f, sizeof a.f); }
 JMB_FN v16 v_load_f16(const uint16_t *p) { JMB_EACH(jmb_f16_to_float(p[i])); }
-JMB_FN void v_store_f16(uint16_t *p, v16 a)
-{
-    int i;
-    JMB_ROLLED
-    for (i = 0; i < 16; i++) p[i] = (uint16_t)jmb_float_to_f16(a.f[i]);
-}
 JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(a.f[i] + b.f[i]); }
 JMB_FN v16 v_sub(v16 a, v16 b) { JMB_EACH(a.f[i] - b.f[i]); }
 JMB_FN v16 v_mul(v16 a, v16 b) { JMB_EACH(a.f[i] * b.f[i]); }
@@ -5518,7 +5494,7 @@ JMB_KERNEL void JMB_K(jmb_choose_experts)(float *probability, uint32_t experts, 
         if (taken[e]) chosen[n++] = (int32_t)e;
 }
 
-/* weight_e = softmax over all experts of W_router x, kept for the top k (Mixtral: divided by their sum). */
+/* weight_e = softmax over all experts of W_router x, kept for the top k, divided by their sum where asked. */
 JMB_KERNEL void JMB_K(jmb_run_route)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_block *b = op->block;
@@ -6362,9 +6338,9 @@ static void jmb_build_mamba_head(
     jmb_emit_linear(b, low, parts, 1, m->heads > 1 ? (uint32_t)JMB_OP_EXACT : 0u);
 }
 
-/* u, z = W n;  u = act(conv(u));  dt, B, C = W_x u, in Jamba each with its norm;
+/* u, z = W n;  u = act(conv(u));  dt, B, C = W_x u, each with its norm where asked;
  * dt = softplus(W_dt dt + bias);  h = exp(dt A) h + dt u B;  y = h C + D u;  out = W_out (y silu(z))
- * With several heads (Zamba), W_x, W_dt, B and C are each head's own. */
+ * With several heads, W_x, W_dt, B and C are each head's own. */
 static void jmb_build_mamba(jmb_builder *b)
 {
     const jmb_block *m = b->block;
@@ -7472,7 +7448,6 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef v_load
 #undef v_store
 #undef v_load_f16
-#undef v_store_f16
 #undef v_pair_f16
 #undef v_pair_bf16
 #undef v_add
