@@ -228,7 +228,7 @@ typedef struct jamba_model_params {   /* zero means default, everywhere */
 typedef struct jamba_model_info {
     const char *architecture; /* what the converter wrote, "" when absent */
     const char *isa;          /* kernels in use, such as "avx512" */
-    const char *type;         /* storage type of the linears: "f32", "f16", "bf16", "q8" */
+    const char *type;         /* storage type of the linears: "f32", "f16", "bf16", "q8", "q4" */
     int32_t vocab, hidden, blocks, attention_blocks, recurrent_blocks;
     int32_t context; /* trained context length in tokens */
     int32_t token_bos, token_pad; /* -1 when the model has none */
@@ -252,13 +252,15 @@ JAMBA_API const char *jamba_model_meta(const jamba_model *model, const char *key
 
 /* ---- session: one timeline; one thread at a time ------------------------ */
 
-typedef enum jamba_kv_type { JAMBA_KV_F16 = 0, JAMBA_KV_F32 } jamba_kv_type;
+/* q8: 8 bits and a scale for each head of each key and value. */
+typedef enum jamba_kv_type { JAMBA_KV_F16 = 0, JAMBA_KV_F32, JAMBA_KV_Q8 } jamba_kv_type;
 
 typedef struct jamba_session_params { /* zero means default, everywhere */
     const jamba_allocator *allocator; /* NULL: the model's */
     const jamba_executor *executor;   /* NULL: serial, or OpenMP where compiled with it; copied */
     int32_t threads;                  /* for OpenMP; 0: its default, 1: serial */
-    uint64_t (*now_us)(void *user);   /* NULL: the system's clock, monotonic but where -std=c99 hides that */
+    uint64_t (*now_us)(void *user);   /* NULL: the system's clock, monotonic but where -std=c99 hides that; called
+                                         from any thread of the executor */
     void *now_user;
     int32_t context;       /* tokens; 0: the model's, at most 8192 */
     int32_t chunk;         /* prefill tokens per pass; 0: 64. Bigger is faster and takes more scratch */
@@ -303,6 +305,13 @@ JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens,
 JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us);
 /* jamba_feed() and jamba_step(session, 0) in one call. */
 JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count);
+/* Evaluates `count` different sessions of one model together: tokens[i] is queued for sessions[i] (NULL: none),
+ * then all queues are worked off in common passes, so that the weights are read once for all. Each session ends
+ * with the bits that it would have alone. The first one lends its executor and its scratch: a pass holds at most
+ * its `chunk` tokens. Errors are those of jamba_feed(), for any of them: then no token is queued and
+ * jamba_session_error(sessions[0]) tells. JAMBA_ERR_ABORTED when a progress callback stops it: what is left stays
+ * queued. */
+JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const int32_t *tokens, size_t count);
 /* `vocab` floats after the last token, valid until the next call on this session. NULL before the
  * first token and while tokens are pending. */
 JAMBA_API const float *jamba_logits(const jamba_session *session);
@@ -451,6 +460,19 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #define JMB_INLINE static inline
 #define JMB_UNUSED
 #define JMB_RESTRICT __restrict
+#endif
+
+/* Atomic operations for tasks that run at once; without them executors get one phase at a time. */
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__GCC_ATOMIC_LLONG_LOCK_FREE) && \
+    __GCC_ATOMIC_LLONG_LOCK_FREE == 2
+#define JMB_ATOMICS 1
+#define JMB_ATOMIC_LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+#define JMB_ATOMIC_STORE(p, value) __atomic_store_n(p, value, __ATOMIC_RELEASE)
+#define JMB_ATOMIC_DECREMENT(p) __atomic_sub_fetch(p, 1, __ATOMIC_ACQ_REL)
+#define JMB_ATOMIC_SWAP(p, old, value) \
+    __atomic_compare_exchange_n(p, old, value, true, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+#else
+#define JMB_ATOMICS 0
 #endif
 
 /* How this file finds itself again. */
@@ -707,6 +729,7 @@ static void *jmb_place(jmb_layout *layout, uint64_t count, uint64_t size)
 #define JMB_POSIX 1
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -916,6 +939,25 @@ static uint64_t jmb_clock_us(void *user)
 }
 
 #endif
+
+/* While a thread waits for others: a few instructions, and now and then the rest of its time slice. */
+JMB_UNUSED static void jmb_relax(uint32_t waits)
+{
+#if defined(_WIN32)
+    if (waits % 1024 == 0) SwitchToThread();
+    else YieldProcessor();
+#else
+#if defined(JMB_POSIX)
+    if (waits % 1024 == 0) sched_yield();
+#endif
+#if JMB_X86 && defined(__GNUC__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+    __asm__ __volatile__("yield");
+#endif
+    (void)waits;
+#endif
+}
 
 /* ===========================================================================================
  * >>hash - SHA-256 for identities (FIPS 180-4), and a fast 64-bit hash for tensor data
@@ -4150,12 +4192,13 @@ typedef enum jmb_op_kind {
     JMB_OP_NORM,     /* out[0] = w[0] in / rms(in) */
     JMB_OP_QUANTISE, /* codes = in, for the linears that follow */
     JMB_OP_LINEAR,   /* out[i] = w[i] in + low_w[i] low[i] + bias[i], for each part i */
-    JMB_OP_CONV,     /* out[0] = act(w[0] * out[0] + bias[0]) over time, in place */
+    JMB_OP_CONV,     /* out[i] = act(w[i] * out[i] + bias[i]) over time, in place, for each part i */
     JMB_OP_SCAN,     /* out[0] = selective scan of out[0], gated */
     JMB_OP_SCAN2,    /* the same with one decay a head, not gated */
     JMB_OP_GATE,     /* out[0] = grouped norm of out[0] * silu(in) */
     JMB_OP_CACHE,    /* rotates q and k, appends k and v to the KV cache */
-    JMB_OP_ATTEND,   /* out[0] = softmax(q K) V */
+    JMB_OP_ATTEND,   /* softmax(q K) V of each page in the window */
+    JMB_OP_MERGE,    /* out[0] = those of all pages together; back to ATTEND while pages are left */
     JMB_OP_ROUTE,    /* experts and weights of each row */
     JMB_OP_GROUP,    /* sorts the rows by expert */
     JMB_OP_EXPERT_UP,
@@ -4167,15 +4210,17 @@ enum { JMB_MAX_PARTS = 5 };
 
 enum { /* jmb_op.flags */
     JMB_OP_ADD = 1,      /* add to what out holds: the residual */
-    JMB_OP_LAST = 2,     /* only the rows whose logits are wanted */
+    JMB_OP_LAST = 2,     /* only the rows whose logits are wanted, one after the other */
     JMB_OP_ASSIGNED = 4, /* rows are (token, expert) assignments, `fan` a token */
     JMB_OP_CODES = 8,    /* the input is the quantised copy */
-    JMB_OP_EXACT = 16    /* write no lane beyond the width: out is a column range */
+    JMB_OP_EXACT = 16,   /* write no lane beyond the width: out is a column range */
+    JMB_OP_SLABS = 32    /* a task is a range of columns, not a row */
 };
 
 typedef struct jmb_op {
     jmb_op_kind kind;
     uint32_t flags, parts;
+    uint32_t chain; /* operations from here on that run as one phase, task by task; 0 inside a chain */
     const jmb_block *block;
     jmb_view in, out[JMB_MAX_PARTS];
     const jmb_tensor *w[JMB_MAX_PARTS], *bias[JMB_MAX_PARTS];
@@ -4185,7 +4230,7 @@ typedef struct jmb_op {
     uint32_t group;                         /* panels in a task */
     float eps;
     uint64_t conv_at, state_at; /* floats into the session's recurrent state */
-    uint64_t kv_at;             /* elements of one page, of the layers before */
+    uint64_t kv_at, scale_at;   /* of the layers before, in one page: elements, and scales of q8 */
 } jmb_op;
 
 /* Which expert runs which row, of one moe block in one pass. n = rows * top_k assignments. */
@@ -4195,30 +4240,47 @@ typedef struct jmb_routing {
     int32_t *start;  /* (experts + 1) first assignment of each expert */
     int32_t *row;    /* (n) row of each assignment, sorted by expert, then row */
     float *share;    /* (n) its weight */
+    int32_t *used;   /* (1 + experts) how many experts have a row, then which, ascending */
 } jmb_routing;
 
 enum { JMB_STREAMS = 4 }; /* panels read side by side for few rows */
 enum { JMB_PAGE = 256 }; /* keys in a KV page, and in a softmax block */
+enum { JMB_QUERIES = 8 }; /* queries of one KV head that share a reading of its page */
+enum { JMB_WIDE = 64 }; /* vectors of the KV cache that are widened to floats at a time */
 
-/* One KV page of one layer: for each KV head, K as [PAGE/16][head_dim][16 keys], then V as [PAGE][stride]. */
+/* One layer's share of a KV page: for each KV head, K as [PAGE/16][head_dim][16 keys], then V as
+ * [PAGE][stride]. q8 adds, behind all elements of the page, PAGE scales for K and PAGE for V a head. */
 static uint64_t jmb_page_elements(const jmb_block *b)
 {
     return (uint64_t)b->kv_heads * JMB_PAGE * (b->head_dim + jmb_pad16(b->head_dim));
 }
 
-/* What one pass works on: `rows` tokens of one session, from `position` on. */
-typedef struct jmb_pass {
+/* Consecutive rows of a pass that belong to one session: their place in time, and its memory. */
+typedef struct jmb_span {
+    struct jamba_session *session;
+    uint32_t first, rows; /* of the pass */
+    uint32_t position;    /* of the first row */
     const int32_t *tokens; /* (rows) */
-    uint32_t rows, position;
-    uint32_t first_logit; /* rows before it need no logits */
+    float *state;
+    uint8_t *kv; /* pages, each of all layers */
+    size_t page_bytes;
+    jamba_kv_type kv_type;
+} jmb_span;
+
+/* What one pass works on: `rows` tokens of one session or several. */
+typedef struct jmb_pass {
+    uint32_t rows, span_count;
+    jmb_span *spans;
     uint32_t capacity;    /* rows that the scratch holds */
+    uint32_t wanted;      /* rows whose logits are wanted */
+    uint32_t *wanted_row; /* (wanted) */
+    float **logits;       /* (wanted) where they go */
     float *scratch;
     uint8_t *codes;   /* quantised rows, see jmb_codes_bytes */
     size_t codes_row; /* bytes between them */
-    float *state;
-    uint8_t *kv;
-    uint32_t kv_bytes; /* 2 or 4 an element */
-    uint32_t pages;    /* a layer */
+    uint64_t page_elements; /* of all layers */
+    float *partials;        /* attention: (capacity) running sums, then (capacity) of the window's pages */
+    uint32_t window;        /* first page of the window */
     jmb_routing routing;
 } jmb_pass;
 
@@ -4227,10 +4289,12 @@ JMB_INLINE float *jmb_row(const jmb_pass *p, const jmb_view *v, size_t row)
     return p->scratch + (size_t)v->offset * p->capacity + row * v->stride + v->col;
 }
 
-static uint8_t *jmb_kv_page(const jmb_pass *p, const jmb_op *op, size_t page)
+/* The span that holds a row. */
+static const jmb_span *jmb_span_of(const jmb_pass *p, uint32_t row)
 {
-    size_t elements = (size_t)op->kv_at * p->pages + page * (size_t)jmb_page_elements(op->block);
-    return p->kv + elements * p->kv_bytes;
+    const jmb_span *span = p->spans;
+    while (row - span->first >= span->rows) span++;
+    return span;
 }
 
 /* A quantised row of k floats: codes s8 [k up to 64], then a float scale for each 64 and an int32 sum of
@@ -4247,8 +4311,125 @@ static uint32_t jmb_panels(const jmb_tensor *t)
 
 static uint32_t jmb_op_rows(const jmb_op *op, const jmb_pass *p)
 {
-    if (op->flags & JMB_OP_LAST) return p->rows - p->first_logit;
+    if (op->flags & JMB_OP_LAST) return p->wanted;
     return op->flags & JMB_OP_ASSIGNED ? p->rows * op->in.fan : p->rows;
+}
+
+/* Columns of one span that a task works on, all its rows together. */
+typedef struct jmb_slab {
+    const jmb_span *span;
+    uint32_t begin, end;
+} jmb_slab;
+
+/* Whole blocks of quantised numbers; more of them where rows are few. */
+static uint32_t jmb_slab_width(const jmb_pass *p)
+{
+    return p->rows < 8 ? 64 * (8 / p->rows) : 64;
+}
+
+static uint32_t jmb_slabs(const jmb_pass *p, uint32_t width)
+{
+    return (width + jmb_slab_width(p) - 1) / jmb_slab_width(p);
+}
+
+static jmb_slab jmb_slab_of(const jmb_pass *p, uint32_t width, uint32_t task)
+{
+    uint32_t count = jmb_slabs(p, width);
+    jmb_slab slab;
+    slab.span = p->spans + task / count;
+    slab.begin = task % count * jmb_slab_width(p);
+    slab.end = slab.begin + jmb_slab_width(p);
+    if (slab.end > width) slab.end = width;
+    return slab;
+}
+
+/* Pages that a softmax over this span's last row takes. */
+static uint32_t jmb_span_pages(const jmb_span *span)
+{
+    return (span->position + span->rows + JMB_PAGE - 1) / JMB_PAGE;
+}
+
+/* Attention works through the pages in windows, so that partial results of all pages need not be kept:
+ * as many pages at a time as there are rows to spare. */
+static uint32_t jmb_pages_left(const jmb_pass *p)
+{
+    uint32_t most = 0, i;
+    for (i = 0; i < p->span_count; i++)
+        if (jmb_span_pages(&p->spans[i]) > most) most = jmb_span_pages(&p->spans[i]);
+    return most - p->window;
+}
+
+static uint32_t jmb_window_pages(const jmb_pass *p)
+{
+    uint32_t left = jmb_pages_left(p), spare = p->capacity / p->rows;
+    return left < spare ? left : spare;
+}
+
+/* Rows of one span whose queries of one KV head are worked on together. */
+static uint32_t jmb_query_rows(const jmb_block *b)
+{
+    uint32_t group = b->heads / b->kv_heads;
+    return group < JMB_QUERIES ? JMB_QUERIES / group : 1;
+}
+
+static uint32_t jmb_row_tiles(const jmb_span *span, const jmb_block *b)
+{
+    return (span->rows + jmb_query_rows(b) - 1) / jmb_query_rows(b);
+}
+
+static uint32_t jmb_attend_tasks(const jmb_op *op, const jmb_pass *p)
+{
+    uint32_t tiles = 0, i;
+    for (i = 0; i < p->span_count; i++) tiles += jmb_row_tiles(&p->spans[i], op->block);
+    return tiles * op->block->kv_heads * jmb_window_pages(p);
+}
+
+/* One KV head's share of one page. */
+typedef struct jmb_kv_head {
+    jamba_kv_type type;
+    const uint8_t *k, *v;
+    float *k_scale, *v_scale; /* q8: a scale for each key */
+    size_t dim, stride;
+} jmb_kv_head;
+
+static size_t jmb_kv_bytes(jamba_kv_type type)
+{
+    return type == JAMBA_KV_F32 ? 4 : type == JAMBA_KV_Q8 ? 1 : 2;
+}
+
+static jmb_kv_head jmb_kv_head_of(const jmb_pass *p, const jmb_op *op, const jmb_span *span, size_t page, size_t head)
+{
+    uint8_t *at = span->kv + page * span->page_bytes;
+    size_t bytes = jmb_kv_bytes(span->kv_type);
+    jmb_kv_head h;
+    h.type = span->kv_type;
+    h.dim = op->block->head_dim;
+    h.stride = jmb_pad16(h.dim);
+    h.k = at + ((size_t)op->kv_at + head * JMB_PAGE * (h.dim + h.stride)) * bytes;
+    h.v = h.k + JMB_PAGE * h.dim * bytes;
+    h.k_scale = (float *)(void *)(at + (size_t)p->page_elements * bytes) + op->scale_at + head * 2 * JMB_PAGE;
+    h.v_scale = h.k_scale + JMB_PAGE;
+    return h;
+}
+
+/* Floats of a partial result of attention: the output of a head, then the maximum and sum of its softmax. */
+static size_t jmb_partial_floats(const jmb_block *b)
+{
+    return jmb_pad16(b->head_dim) + 16;
+}
+
+/* Slot 0 holds what stands for a row, slot 1 + i the i-th page of the window. */
+static float *jmb_partial(const jmb_pass *p, const jmb_block *b, uint32_t slot, uint32_t row, uint32_t head)
+{
+    size_t place = slot == 0 ? row : p->capacity + (size_t)(slot - 1) * p->rows + row;
+    return p->partials + (place * b->heads + head) * jmb_partial_floats(b);
+}
+
+static uint32_t jmb_conv_tasks(const jmb_op *op, const jmb_pass *p)
+{
+    uint32_t tasks = 0, i;
+    for (i = 0; i < op->parts; i++) tasks += jmb_slabs(p, op->out[i].width);
+    return tasks * p->span_count;
 }
 
 /* How many tasks `op` has in this pass. */
@@ -4257,11 +4438,12 @@ static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
     switch (op->kind) {
     case JMB_OP_LINEAR:
     case JMB_OP_EXPERT_DOWN: return op->first_task[op->parts];
-    case JMB_OP_EXPERT_UP: return op->first_task[1] * op->block->experts;
-    case JMB_OP_CONV:
-    case JMB_OP_SCAN: return (op->out[0].width + 15) / 16;
-    case JMB_OP_SCAN2: return op->block->heads;
-    case JMB_OP_ATTEND: return p->rows * op->block->heads;
+    case JMB_OP_EXPERT_UP: return op->first_task[1] * (uint32_t)p->routing.used[0];
+    case JMB_OP_CONV: return jmb_conv_tasks(op, p);
+    case JMB_OP_SCAN: return jmb_slabs(p, op->out[0].width) * p->span_count;
+    case JMB_OP_SCAN2: return op->block->heads * p->span_count;
+    case JMB_OP_ATTEND: return jmb_attend_tasks(op, p);
+    case JMB_OP_MERGE: return p->rows * op->block->heads;
     case JMB_OP_GROUP: return 1;
     default: return jmb_op_rows(op, p);
     }
@@ -4317,7 +4499,8 @@ static float jmb_weight(const jmb_tensor *t, size_t row, size_t col)
 static void jmb_run_embed(const jmb_pass *p, const jmb_op *op, uint32_t row)
 {
     float *out = jmb_row(p, &op->out[0], row);
-    size_t i, token = (size_t)p->tokens[row];
+    const jmb_span *span = jmb_span_of(p, row);
+    size_t i, token = (size_t)span->tokens[row - span->first];
     for (i = 0; i < op->out[0].width; i++) out[i] = jmb_weight(op->w[0], token, i);
     for (; i < op->out[0].stride; i++) out[i] = 0;
     if (op->out[1].width) memcpy(jmb_row(p, &op->out[1], row), out, op->out[0].stride * sizeof *out);
@@ -4346,6 +4529,8 @@ static void jmb_run_group(const jmb_pass *p, const jmb_op *op, uint32_t task)
     }
     for (i = experts; i > 0; i--) r->start[i] = r->start[i - 1];
     r->start[0] = 0;
+    for (i = 0, r->used[0] = 0; i < experts; i++)
+        if (r->start[i + 1] > r->start[i]) r->used[++r->used[0]] = (int32_t)i;
 }
 
 typedef void (*jmb_run_fn)(const jmb_pass *p, const jmb_op *op, uint32_t task);
@@ -4461,6 +4646,7 @@ typedef struct jmb_kernels {
 #define v_pow2 JMB_K(jmb_v_pow2)
 #define v_select_gt JMB_K(jmb_v_select_gt)
 #define v_store_i8 JMB_K(jmb_v_store_i8)
+#define v_load_i8 JMB_K(jmb_v_load_i8)
 #define vb64 JMB_K(jmb_vb64)
 #define vb_load JMB_K(jmb_vb_load)
 #define vb_levels JMB_K(jmb_vb_levels)
@@ -4535,6 +4721,11 @@ JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
 JMB_FN void v_store_i8(int8_t *p, v16 a)
 {
     _mm_storeu_si128((__m128i *)(void *)p, _mm512_maskz_cvtepi32_epi8(JMB_ALL, _mm512_maskz_cvtps_epi32(JMB_ALL, a)));
+}
+JMB_FN v16 v_load_i8(const int8_t *p)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm512_maskz_cvtepi32_ps(JMB_ALL, _mm512_maskz_cvtepi8_epi32(JMB_ALL, bytes));
 }
 JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
 {
@@ -4634,6 +4825,12 @@ JMB_FN void v_store_i8(int8_t *p, v16 a)
     __m256i w = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
     w = _mm256_permute4x64_epi64(w, 0xd8);
     _mm_storeu_si128((__m128i *)(void *)p, _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+}
+JMB_FN v16 v_load_i8(const int8_t *p)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return v_make(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))));
 }
 JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
 {
@@ -4754,6 +4951,12 @@ JMB_FN void v_store_i8(int8_t *p, v16 a)
     int16x8_t low = vcombine_s16(vmovn_s32(vcvtq_s32_f32(a.q[0])), vmovn_s32(vcvtq_s32_f32(a.q[1])));
     int16x8_t high = vcombine_s16(vmovn_s32(vcvtq_s32_f32(a.q[2])), vmovn_s32(vcvtq_s32_f32(a.q[3])));
     vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+JMB_FN v16 v_load_i8(const int8_t *p)
+{
+    int16x8_t low = vmovl_s8(vld1_s8(p)), high = vmovl_s8(vld1_s8(p + 8));
+    JMB_EACH(v16, vcvtq_f32_s32(vmovl_s16(i < 2 ? (i ? vget_high_s16(low) : vget_low_s16(low))
+                                               : (i & 1 ? vget_high_s16(high) : vget_low_s16(high)))));
 }
 JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
 {
@@ -4884,6 +5087,7 @@ JMB_FN void v_store_i8(int8_t *p, v16 a)
     JMB_ROLLED
     for (i = 0; i < 16; i++) p[i] = (int8_t)a.f[i];
 }
+JMB_FN v16 v_load_i8(const int8_t *p) { JMB_EACH((float)p[i]); }
 JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
 {
     int i;
@@ -5131,9 +5335,9 @@ JMB_KERNEL void JMB_K(jmb_run_sum)(const jmb_pass *p, const jmb_op *op, uint32_t
 /* RMSNorm (Zhang and Sennrich 2019): y = w x / rms(x). Weights are padded to 16 with zeros. */
 JMB_KERNEL void JMB_K(jmb_run_norm)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    size_t row = op->flags & JMB_OP_LAST ? task + p->first_logit : task, i, width = op->in.width;
+    size_t row = op->flags & JMB_OP_LAST ? p->wanted_row[task] : task, i, width = op->in.width;
     const float *x = jmb_row(p, &op->in, row), *w = (const float *)(const void *)op->w[0]->data;
-    float *y = jmb_row(p, &op->out[0], row);
+    float *y = jmb_row(p, &op->out[0], task);
     v16 scale = JMB_K(jmb_rms)(x, width, op->eps);
     for (i = 0; i + 16 <= width; i += 16) v_store(y + i, v_mul(v_mul(v_load(x + i), scale), v_load(w + i)));
     if (i < width) v_store(y + i, v_mul(v_mul(v_load_part(x + i, width - i), scale), v_load(w + i)));
@@ -5163,17 +5367,31 @@ JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, f
     for (i = 0; i < 2; i++) sums[i] = (int32_t)v_sum(v_add(v[2 * i], v[2 * i + 1]));
 }
 
-JMB_KERNEL void JMB_K(jmb_run_quantise)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+/* Blocks [begin, end) of one row. */
+JMB_FN void JMB_K(jmb_quantise_row)(const jmb_pass *p, const jmb_op *op, size_t row, size_t begin, size_t end)
 {
-    size_t row = op->flags & JMB_OP_LAST ? task + p->first_logit : task, width = op->in.width, b;
+    size_t width = op->in.width, b;
     const float *x = jmb_row(p, &op->in, row);
     int8_t *codes = (int8_t *)(p->codes + row * p->codes_row);
     float *scale = (float *)(void *)(codes + jmb_pad64(width));
     int32_t *sums = (int32_t *)(void *)(scale + jmb_pad64(width) / 64);
-    for (b = 0; b * 64 < width; b++) {
+    for (b = begin; b < end; b++) {
         size_t n = width - b * 64 < 64 ? width - b * 64 : 64;
         JMB_K(jmb_quantise_block)(x + b * 64, n, codes + b * 64, scale + b, sums + b * 2);
     }
+}
+
+JMB_KERNEL void JMB_K(jmb_run_quantise)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    jmb_slab slab;
+    size_t row;
+    if (!(op->flags & JMB_OP_SLABS)) {
+        JMB_K(jmb_quantise_row)(p, op, task, 0, (op->in.width + 63) / 64);
+        return;
+    }
+    slab = jmb_slab_of(p, op->in.width, task);
+    for (row = slab.span->first; row < slab.span->first + slab.span->rows; row++)
+        JMB_K(jmb_quantise_row)(p, op, row, slab.begin / 64, (slab.end + 63) / 64);
 }
 
 /* ---- linears -------------------------------------------------------------------------------- */
@@ -5444,7 +5662,7 @@ JMB_FN int JMB_K(jmb_outputs_step)(const jmb_tensor *w, size_t rows)
 JMB_FN void JMB_K(jmb_put)(const jmb_pass *p, const jmb_op *op, size_t part, size_t row, size_t i, v16 y)
 {
     const jmb_view *view = &op->out[part];
-    float *out = jmb_row(p, view, op->flags & JMB_OP_LAST ? row - p->first_logit : row) + i * 16;
+    float *out = (op->flags & JMB_OP_LAST ? p->logits[row] : jmb_row(p, view, row)) + i * 16;
     if (op->flags & JMB_OP_ADD) y = v_add(v_load(out), y);
     if ((op->flags & JMB_OP_EXACT) && i * 16 + 16 > view->width) v_store_part(out, y, view->width - i * 16);
     else v_store(out, y);
@@ -5453,19 +5671,18 @@ JMB_FN void JMB_K(jmb_put)(const jmb_pass *p, const jmb_op *op, size_t part, siz
 /* y = W x (+ b), for the panels of one task and every row. */
 JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    size_t begin = op->flags & JMB_OP_LAST ? p->first_logit : 0, end = begin + jmb_op_rows(op, p);
-    size_t part = 0, i, stop, row, rows[JMB_TILE_ROWS];
+    size_t end = jmb_op_rows(op, p), part = 0, i, stop, row, rows[JMB_TILE_ROWS];
     v16 y[JMB_STREAMS * JMB_TILE_ROWS];
     jmb_part_in l;
     int step, n, count, c, t;
     while (task >= op->first_task[part + 1]) part++;
     l = JMB_K(jmb_part_at)(p, op, part);
-    step = JMB_K(jmb_outputs_step)(l.w, end - begin);
+    step = JMB_K(jmb_outputs_step)(l.w, end);
     i = (size_t)(task - op->first_task[part]) * op->group;
     stop = i + op->group < jmb_panels(l.w) ? i + op->group : jmb_panels(l.w);
     for (; i < stop; i += (size_t)step) {
         count = stop - i < (size_t)step ? (int)(stop - i) : step;
-        for (row = begin; row < end; row += JMB_TILE_ROWS) {
+        for (row = 0; row < end; row += JMB_TILE_ROWS) {
             n = end - row < JMB_TILE_ROWS ? (int)(end - row) : JMB_TILE_ROWS;
             for (t = 0; t < n; t++) rows[t] = row + (size_t)t;
             JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
@@ -5538,7 +5755,7 @@ JMB_KERNEL void JMB_K(jmb_run_expert_up)(const jmb_pass *p, const jmb_op *op, ui
 {
     const jmb_routing *r = &p->routing;
     jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
-    uint32_t expert = task / op->first_task[1], first = task % op->first_task[1] * op->group;
+    uint32_t expert = (uint32_t)r->used[1 + task / op->first_task[1]], first = task % op->first_task[1] * op->group;
     size_t i, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), rows[JMB_TILE_ROWS];
     int step = JMB_K(jmb_outputs_step)(l.w, (size_t)(r->start[expert + 1] - r->start[expert])), count, n, c, t;
     v16 y[JMB_STREAMS * JMB_TILE_ROWS];
@@ -5601,14 +5818,14 @@ JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, 
 /* ---- Mamba ---------------------------------------------------------------------------------- */
 
 /* u_t = act(b + sum_j w_j u_{t-K+1+j}), oldest first, for 16 channels. State: the last K-1 inputs. */
-JMB_KERNEL void JMB_K(jmb_run_conv)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+JMB_FN void JMB_K(jmb_conv_tile)(
+    const jmb_pass *p, const jmb_op *op, size_t part, const jmb_span *span, float *state, size_t at)
 {
-    size_t taps = op->block->d_conv, at = (size_t)task * 16, row, j;
-    const float *w = (const float *)(const void *)op->w[0]->data + at * taps;
-    float *state = p->state + op->conv_at + at * (taps - 1);
-    v16 bias = op->bias[0] ? v_load((const float *)(const void *)op->bias[0]->data + at) : v_set1(0);
-    for (row = 0; row < p->rows; row++) {
-        float *u = jmb_row(p, &op->out[0], row) + at;
+    size_t taps = op->block->d_conv, row, j;
+    const float *w = (const float *)(const void *)op->w[part]->data + at * taps;
+    v16 bias = op->bias[part] ? v_load((const float *)(const void *)op->bias[part]->data + at) : v_set1(0);
+    for (row = span->first; row < span->first + span->rows; row++) {
+        float *u = jmb_row(p, &op->out[part], row) + at;
         v16 newest = v_load(u), sum = bias;
         for (j = 0; j + 1 < taps; j++) {
             v16 past = v_load(state + j * 16);
@@ -5619,6 +5836,19 @@ JMB_KERNEL void JMB_K(jmb_run_conv)(const jmb_pass *p, const jmb_op *op, uint32_
         if (taps > 1) v_store(state + (taps - 2) * 16, newest);
         v_store(u, JMB_K(jmb_activation)(sum, op->block->act));
     }
+}
+
+JMB_KERNEL void JMB_K(jmb_run_conv)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    size_t part = 0, past = op->block->d_conv - 1, conv_at = (size_t)op->conv_at, at;
+    jmb_slab slab;
+    while (task >= jmb_slabs(p, op->out[part].width) * p->span_count) {
+        task -= jmb_slabs(p, op->out[part].width) * p->span_count;
+        conv_at += op->out[part++].stride * past;
+    }
+    slab = jmb_slab_of(p, op->out[part].width, task);
+    for (at = slab.begin; at < slab.end; at += 16)
+        JMB_K(jmb_conv_tile)(p, op, part, slab.span, slab.span->state + conv_at + at * past, at);
 }
 
 /* Where B and C of 16 channels begin in a row: the same for all, or that of each one's head. */
@@ -5647,17 +5877,17 @@ JMB_FN v16 JMB_K(jmb_of_heads)(const float *row, size_t n, const jmb_lanes_of *h
 
 /* Selective scan (Gu and Dao 2023) of 16 channels:
  *     dt = softplus(dt + bias);  h_n = exp(dt A_n) h_n + dt u B_n;  y = sum_n h_n C_n + D u;  out = y silu(z) */
-JMB_KERNEL void JMB_K(jmb_run_scan)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+JMB_FN void JMB_K(jmb_scan_tile)(const jmb_pass *p, const jmb_op *op, const jmb_span *span, size_t at)
 {
     const jmb_block *m = op->block;
-    size_t d_state = m->d_state, at = (size_t)task * 16, row, n;
+    size_t d_state = m->d_state, row, n;
     const float *a = (const float *)(const void *)op->w[0]->data + at * d_state;
     v16 skip = v_load((const float *)(const void *)op->w[1]->data + at);
     v16 bias = v_load((const float *)(const void *)op->bias[0]->data + at);
-    float *h = p->state + op->state_at + at * d_state;
+    float *h = span->state + op->state_at + at * d_state;
     jmb_lanes_of heads;
     JMB_K(jmb_find_heads)(m, at, &heads);
-    for (row = 0; row < p->rows; row++) {
+    for (row = span->first; row < span->first + span->rows; row++) {
         float *out = jmb_row(p, &op->out[0], row) + at;
         const float *b = jmb_row(p, &op->out[2], row), *c = jmb_row(p, &op->out[3], row);
         v16 u = v_load(out), dt = JMB_K(jmb_softplus)(v_add(v_load(jmb_row(p, &op->in, row) + at), bias));
@@ -5674,16 +5904,24 @@ JMB_KERNEL void JMB_K(jmb_run_scan)(const jmb_pass *p, const jmb_op *op, uint32_
     }
 }
 
+JMB_KERNEL void JMB_K(jmb_run_scan)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    jmb_slab slab = jmb_slab_of(p, op->out[0].width, task);
+    size_t at;
+    for (at = slab.begin; at < slab.end; at += 16) JMB_K(jmb_scan_tile)(p, op, slab.span, at);
+}
+
 /* Mamba-2 (Dao and Gu 2024), one head: the decay exp(dt A) is one number a head and token, B and C are
  * those of the head's group. dt is clamped as the reference does in prefill, for every token alike. */
-JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32_t head)
+JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_block *m = op->block;
-    size_t d_state = m->d_state, width = m->d_inner / m->heads, group = head / (m->heads / m->n_groups), row, i, n;
+    const jmb_span *span = p->spans + task / m->heads;
+    size_t head = task % m->heads, d_state = m->d_state, width = m->d_inner / m->heads, group = head / (m->heads / m->n_groups), row, i, n;
     const float *a = (const float *)(const void *)op->w[0]->data, *d = (const float *)(const void *)op->w[1]->data;
-    float *state = p->state + op->state_at + head * jmb_pad16(width) * d_state;
+    float *state = span->state + op->state_at + head * jmb_pad16(width) * d_state;
     float bias = ((const float *)(const void *)op->bias[0]->data)[head];
-    for (row = 0; row < p->rows; row++) {
+    for (row = span->first; row < span->first + span->rows; row++) {
         float *out = jmb_row(p, &op->out[0], row) + head * width;
         const float *b = jmb_row(p, &op->out[2], row) + group * d_state;
         const float *c = jmb_row(p, &op->out[3], row) + group * d_state;
@@ -5737,13 +5975,13 @@ JMB_FN void JMB_K(jmb_rotate)(float *x, size_t half, const float *sine, const fl
 
 /* Rotary position embedding (Su et al. 2021) of q and k, the angle formed in single precision as the
  * reference does. */
-JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t row)
+JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t row, uint32_t at)
 {
     const jmb_block *b = op->block;
     float sine[JMB_MAX_HEAD_DIM / 2 + 16], cosine[JMB_MAX_HEAD_DIM / 2 + 16];
     const float *frequency = (const float *)(const void *)op->w[0]->data;
     size_t half = b->head_dim / 2, i;
-    v16 position = v_set1((float)(p->position + row)), s, c;
+    v16 position = v_set1((float)at), s, c;
     for (i = 0; i < half; i += 16) {
         JMB_K(jmb_sincos)(v_mul(position, v_load(frequency + i)), &s, &c);
         v_store(sine + i, s);
@@ -5754,117 +5992,270 @@ JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t ro
         JMB_K(jmb_rotate)(jmb_row(p, &op->out[0], row) + i * b->head_dim, half, sine, cosine);
 }
 
+/* Where a head of one key and value goes. */
+JMB_FN void JMB_K(jmb_keep_f32)(const jmb_kv_head *h, size_t key, const float *k, const float *v)
+{
+    float *to_k = (float *)(void *)h->k + key / 16 * h->dim * 16 + key % 16;
+    float *to_v = (float *)(void *)h->v + key * h->stride;
+    size_t i;
+    for (i = 0; i < h->dim; i++) to_k[i * 16] = k[i];
+    for (i = 0; i < h->stride; i++) to_v[i] = i < h->dim ? v[i] : 0;
+}
+
+JMB_FN void JMB_K(jmb_keep_f16)(const jmb_kv_head *h, size_t key, const float *k, const float *v)
+{
+    uint16_t *to_k = (uint16_t *)(void *)h->k + key / 16 * h->dim * 16 + key % 16;
+    uint16_t *to_v = (uint16_t *)(void *)h->v + key * h->stride;
+    size_t i;
+    for (i = 0; i < h->dim; i++) to_k[i * 16] = (uint16_t)jmb_float_to_f16(k[i]);
+    for (i = 0; i < h->stride; i++) to_v[i] = i < h->dim ? (uint16_t)jmb_float_to_f16(v[i]) : 0;
+}
+
+/* s8 codes of one head, `stride` of them, and their scale: NaN when x holds a NaN or infinity. */
+JMB_FN float JMB_K(jmb_code_head)(const float *x, size_t dim, int8_t *codes)
+{
+    v16 top = v_set1(0), taint = v_set1(0), inverse, v;
+    float highest;
+    size_t i;
+    for (i = 0; i < dim; i += 16) {
+        v = v_load_part(x + i, dim - i < 16 ? dim - i : 16);
+        top = v_max(top, v_max(v, v_mul(v, v_set1(-1.0f))));
+        taint = v_fma(v, v_set1(0), taint);
+    }
+    highest = v_highest(top);
+    if (!(highest >= 1e-30f)) highest = 0;
+    inverse = v_set1(highest > 0 ? 1.0f / (highest / 127.0f) : 0);
+    for (i = 0; i < dim; i += 16) {
+        v = v_round(v_mul(v_load_part(x + i, dim - i < 16 ? dim - i : 16), inverse));
+        v_store_i8(codes + i, v_min(v_max(v, v_set1(-127.0f)), v_set1(127.0f)));
+    }
+    return highest / 127.0f + v_sum(taint);
+}
+
+JMB_FN void JMB_K(jmb_keep_q8)(const jmb_kv_head *h, size_t key, const float *k, const float *v)
+{
+    int8_t codes[JMB_MAX_HEAD_DIM], *to_k = (int8_t *)h->k + key / 16 * h->dim * 16 + key % 16;
+    size_t i;
+    h->k_scale[key] = JMB_K(jmb_code_head)(k, h->dim, codes);
+    for (i = 0; i < h->dim; i++) to_k[i * 16] = codes[i];
+    h->v_scale[key] = JMB_K(jmb_code_head)(v, h->dim, (int8_t *)h->v + key * h->stride);
+}
+
 /* The cache holds rotated keys, rounded to its type; prefill reads them back like decode does. */
 JMB_KERNEL void JMB_K(jmb_run_cache)(const jmb_pass *p, const jmb_op *op, uint32_t row)
 {
     const jmb_block *b = op->block;
-    size_t dim = b->head_dim, stride = jmb_pad16(dim), position = p->position + row, key = position % JMB_PAGE, g, i;
-    uint8_t *page = jmb_kv_page(p, op, position / JMB_PAGE);
-    if (b->flags & JMB_ROPE) JMB_K(jmb_rope)(p, op, row);
+    const jmb_span *span = jmb_span_of(p, row);
+    uint32_t position = span->position + row - span->first;
+    size_t key = position % JMB_PAGE, g;
+    if (b->flags & JMB_ROPE) JMB_K(jmb_rope)(p, op, row, position);
     for (g = 0; g < b->kv_heads; g++) {
-        const float *k = jmb_row(p, &op->out[0], row) + g * dim, *v = jmb_row(p, &op->out[1], row) + g * dim;
-        size_t base = g * JMB_PAGE * (dim + stride), k_at = base + key / 16 * dim * 16 + key % 16;
-        size_t v_at = base + JMB_PAGE * dim + key * stride;
-        if (p->kv_bytes == 4) {
-            float *out = (float *)(void *)page;
-            for (i = 0; i < dim; i++) out[k_at + i * 16] = k[i];
-            for (i = 0; i < stride; i++) out[v_at + i] = i < dim ? v[i] : 0;
-        } else {
-            uint16_t *out = (uint16_t *)(void *)page;
-            for (i = 0; i < dim; i++) out[k_at + i * 16] = (uint16_t)jmb_float_to_f16(k[i]);
-            for (i = 0; i < stride; i++) out[v_at + i] = i < dim ? (uint16_t)jmb_float_to_f16(v[i]) : 0;
+        const float *k = jmb_row(p, &op->out[0], row) + g * b->head_dim;
+        const float *v = jmb_row(p, &op->out[1], row) + g * b->head_dim;
+        jmb_kv_head h = jmb_kv_head_of(p, op, span, position / JMB_PAGE, g);
+        switch (span->kv_type) {
+        case JAMBA_KV_F32: JMB_K(jmb_keep_f32)(&h, key, k, v); break;
+        case JAMBA_KV_Q8: JMB_K(jmb_keep_q8)(&h, key, k, v); break;
+        default: JMB_K(jmb_keep_f16)(&h, key, k, v); break;
         }
     }
 }
 
-JMB_FN v16 JMB_K(jmb_load_kv)(const uint8_t *kv, size_t element, uint32_t bytes)
+/* to[i * 16] = element from + i * step of the cache as floats, 16 at a time. Scales are left out. */
+JMB_FN void JMB_K(jmb_widen)(const uint8_t *kv, jamba_kv_type type, size_t from, size_t step, size_t count, float *to)
 {
-    if (bytes == 4) return v_load((const float *)(const void *)kv + element);
-    return v_load_f16((const uint16_t *)(const void *)kv + element);
+    size_t i;
+    switch (type) {
+    case JAMBA_KV_F32:
+        for (i = 0; i < count; i++) v_store(to + i * 16, v_load((const float *)(const void *)kv + from + i * step));
+        break;
+    case JAMBA_KV_Q8:
+        for (i = 0; i < count; i++) v_store(to + i * 16, v_load_i8((const int8_t *)kv + from + i * step));
+        break;
+    default:
+        for (i = 0; i < count; i++)
+            v_store(to + i * 16, v_load_f16((const uint16_t *)(const void *)kv + from + i * step));
+        break;
+    }
 }
-#define v_load_kv JMB_K(jmb_load_kv)
 
-/* Scores of one query against the keys of a page, `count` of them; the rest -3e38. Returns the highest. */
-JMB_FN float JMB_K(jmb_scores)(
-    const jmb_pass *p, const jmb_block *b, const float *q, const uint8_t *page, size_t base, size_t count, float *score)
+/* sum[t] = fma(x[t][i * step], vectors[i * 16...], sum[t]) for i = 0, 1, ...: a chain for each of m. */
+JMB_FN void JMB_K(jmb_chains)(
+    const float *vectors, size_t count, const float *const *x, size_t at, const int m, v16 *sum)
 {
-    v16 top = v_set1(-3e38f), limit = v_set1((float)count);
+    v16 s[JMB_QUERIES];
+    size_t i;
+    int t;
+    JMB_UNROLL
+    for (t = 0; t < m; t++) s[t] = sum[t];
+    for (i = 0; i < count; i++) {
+        v16 v = v_load(vectors + i * 16);
+        JMB_UNROLL
+        for (t = 0; t < m; t++) s[t] = v_fma(v, v_set1(x[t][at + i]), s[t]);
+    }
+    JMB_UNROLL
+    for (t = 0; t < m; t++) sum[t] = s[t];
+}
+
+JMB_KERNEL void JMB_K(jmb_all_chains)(
+    const float *vectors, size_t count, const float *const *x, size_t at, int n, v16 *sum)
+{
+    int t = 0;
+    if (n == JMB_QUERIES) {
+        JMB_K(jmb_chains)(vectors, count, x, at, JMB_QUERIES, sum);
+        return;
+    }
+    for (; t + 4 <= n; t += 4) JMB_K(jmb_chains)(vectors, count, x + t, at, 4, sum + t);
+    for (; t + 2 <= n; t += 2) JMB_K(jmb_chains)(vectors, count, x + t, at, 2, sum + t);
+    if (t < n) JMB_K(jmb_chains)(vectors, count, x + t, at, 1, sum + t);
+}
+
+/* Queries of one KV head against one page. */
+typedef struct JMB_K(jmb_queries) {
+    int n;
+    const float *q[JMB_QUERIES];
+    size_t keys[JMB_QUERIES]; /* that each may see, ascending */
+    float *partial[JMB_QUERIES]; /* out [stride], then maximum and sum */
+    float score[JMB_QUERIES][JMB_PAGE];
+} JMB_K(jmb_queries);
+#define jmb_queries_of JMB_K(jmb_queries)
+
+/* score = scale q K for each query, -3e38 for keys that it may not see. */
+JMB_FN void JMB_K(jmb_scores)(const jmb_kv_head *h, float scale, jmb_queries_of *a)
+{
+    float wide[JMB_WIDE * 16];
     size_t key, i;
-    for (key = 0; key < count; key += 16) {
-        v16 s = v_set1(0);
-        for (i = 0; i < b->head_dim; i++)
-            s = v_fma(v_load_kv(page, base + (key * b->head_dim) + i * 16, p->kv_bytes), v_set1(q[i]), s);
-        s = v_mul(s, v_set1(b->scale));
-        s = v_select_gt(limit, JMB_K(jmb_iota)((float)key), s, v_set1(-3e38f));
-        v_store(score + key, s);
-        top = v_max(s, top);
+    int t;
+    for (key = 0; key < a->keys[a->n - 1]; key += 16) {
+        v16 sum[JMB_QUERIES];
+        for (t = 0; t < a->n; t++) sum[t] = v_set1(0);
+        for (i = 0; i < h->dim; i += JMB_WIDE) {
+            size_t count = h->dim - i < JMB_WIDE ? h->dim - i : (size_t)JMB_WIDE;
+            JMB_K(jmb_widen)(h->k, h->type, key * h->dim + i * 16, 16, count, wide);
+            JMB_K(jmb_all_chains)(wide, count, a->q, i, a->n, sum);
+        }
+        for (t = 0; t < a->n; t++) {
+            v16 lane = JMB_K(jmb_iota)((float)key);
+            if (h->type == JAMBA_KV_Q8) sum[t] = v_mul(sum[t], v_load(h->k_scale + key));
+            sum[t] = v_mul(sum[t], v_set1(scale));
+            v_store(a->score[t] + key, v_select_gt(v_set1((float)a->keys[t]), lane, sum[t], v_set1(-3e38f)));
+        }
     }
-    return v_highest(top);
 }
 
-/* score = exp(score - top) for the first `count`, 0 after; returns their sum. */
-JMB_FN float JMB_K(jmb_weights)(float *score, size_t count, float top)
+/* Scores to weights exp(score - maximum), 0 for keys not seen; keeps maximum and sum. Values of q8 get
+ * their scale through the weights. */
+JMB_FN void JMB_K(jmb_weights)(const jmb_kv_head *h, float *score, size_t keys, float *partial)
 {
-    v16 sum = v_set1(0), limit = v_set1((float)count);
+    v16 top = v_set1(-3e38f), sum = v_set1(0), limit = v_set1((float)keys), w;
     size_t key;
-    for (key = 0; key < count; key += 16) {
-        v16 w = v_exp(v_sub(v_load(score + key), v_set1(top)));
+    for (key = 0; key < keys; key += 16) top = v_max(v_load(score + key), top);
+    partial[h->stride] = v_highest(top);
+    top = v_set1(partial[h->stride]);
+    for (key = 0; key < keys; key += 16) {
+        w = v_exp(v_sub(v_load(score + key), top));
         w = v_select_gt(limit, JMB_K(jmb_iota)((float)key), w, v_set1(0));
-        v_store(score + key, w);
         sum = v_add(sum, w);
+        v_store(score + key, h->type == JAMBA_KV_Q8 ? v_mul(w, v_load(h->v_scale + key)) : w);
     }
-    return v_sum(sum);
+    partial[h->stride + 1] = v_sum(sum);
 }
 
-/* Running softmax over pages (Milakov and Gimelshein 2018). */
-typedef struct JMB_K(jmb_attention) {
-    float top, sum, out[JMB_MAX_HEAD_DIM];
-} JMB_K(jmb_attention);
-#define jmb_attention_sum JMB_K(jmb_attention)
-
-/* Adds one page's block (its own maximum, sum and weighted values) to what stands. */
-JMB_FN void JMB_K(jmb_attend_page)(const jmb_pass *p, const jmb_op *op, const float *q, const uint8_t *page,
-    size_t base, size_t count, jmb_attention_sum *a)
+/* out = weights V, for each query a chain over its keys. */
+JMB_FN void JMB_K(jmb_values)(const jmb_kv_head *h, jmb_queries_of *a)
 {
-    float score[JMB_PAGE], lanes[16], top = JMB_K(jmb_scores)(p, op->block, q, page, base, count, score);
-    float sum = JMB_K(jmb_weights)(score, count, top), highest = a->top > top ? a->top : top;
-    size_t dim = op->block->head_dim, stride = jmb_pad16(dim), i, key;
-    v16 old, fresh;
-    old = v_exp(v_set1(a->top - highest));
-    fresh = v_exp(v_set1(top - highest));
-    v_store(lanes, v_fma(v_set1(sum), fresh, v_mul(v_set1(a->sum), old)));
-    a->sum = lanes[0];
-    a->top = highest;
-    for (i = 0; i < dim; i += 16) {
-        v16 o = v_set1(0);
-        for (key = 0; key < count; key++)
-            o = v_fma(v_set1(score[key]), v_load_kv(page, base + JMB_PAGE * dim + key * stride + i, p->kv_bytes), o);
-        v_store(a->out + i, v_fma(o, fresh, v_mul(v_load(a->out + i), old)));
+    float wide[JMB_WIDE * 16];
+    const float *score[JMB_QUERIES];
+    v16 sum[JMB_QUERIES];
+    size_t i, key, most = a->keys[a->n - 1], common = a->keys[0];
+    int t;
+    for (t = 0; t < a->n; t++) score[t] = a->score[t];
+    for (key = 0; key < most; key += JMB_WIDE) {
+        size_t count = most - key < JMB_WIDE ? most - key : (size_t)JMB_WIDE;
+        size_t shared = common <= key ? 0 : common - key < count ? common - key : count;
+        for (i = 0; i < h->dim; i += 16) {
+            JMB_K(jmb_widen)(h->v, h->type, key * h->stride + i, h->stride, count, wide);
+            for (t = 0; t < a->n; t++) sum[t] = key ? v_load(a->partial[t] + i) : v_set1(0);
+            JMB_K(jmb_all_chains)(wide, shared, score, key, a->n, sum);
+            for (t = 0; t < a->n; t++) { /* the last queries of a prompt see a few keys more */
+                size_t own = a->keys[t] > key + shared ? a->keys[t] - key - shared : 0;
+                if (own > count - shared) own = count - shared;
+                JMB_K(jmb_all_chains)(wide + shared * 16, own, score + t, key + shared, 1, sum + t);
+                v_store(a->partial[t] + i, sum[t]);
+            }
+        }
     }
 }
 
-/* out = softmax(scale q K) V for one row and query head. */
+/* Softmax over one page, of the queries of one KV head in a few rows. */
 JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_block *b = op->block;
-    size_t row = task / b->heads, h = task % b->heads, g = h / (b->heads / b->kv_heads), dim = b->head_dim, i;
-    size_t keys = p->position + row + 1, base = g * JMB_PAGE * (dim + jmb_pad16(dim)), page;
-    const float *q = jmb_row(p, &op->in, row) + h * dim;
-    float *out = jmb_row(p, &op->out[0], row) + h * dim;
-    jmb_attention_sum a;
-    memset(&a, 0, sizeof a);
-    a.top = -3e38f;
-    for (page = 0; page * JMB_PAGE < keys; page++) {
-        size_t count = keys - page * JMB_PAGE < JMB_PAGE ? keys - page * JMB_PAGE : (size_t)JMB_PAGE;
-        JMB_K(jmb_attend_page)(p, op, q, jmb_kv_page(p, op, page), base, count, &a);
+    uint32_t pages = jmb_window_pages(p), slot = task % pages, page = p->window + slot, tile, row, last;
+    uint32_t group = b->heads / b->kv_heads, g = task / pages % b->kv_heads, head = 0;
+    const jmb_span *span = p->spans;
+    jmb_queries_of a;
+    jmb_kv_head h;
+    int t;
+    for (tile = task / pages / b->kv_heads; tile >= jmb_row_tiles(span, b); span++) tile -= jmb_row_tiles(span, b);
+    row = tile * jmb_query_rows(b);
+    last = row + jmb_query_rows(b) < span->rows ? row + jmb_query_rows(b) : span->rows;
+    while (row < last && span->position + row < page * JMB_PAGE) row++; /* rows that end before this page */
+    h = jmb_kv_head_of(p, op, span, page, g);
+    while (row < last) {
+        for (a.n = 0; a.n < JMB_QUERIES && row < last; a.n++) {
+            size_t keys = span->position + row + 1 - page * JMB_PAGE;
+            a.q[a.n] = jmb_row(p, &op->in, span->first + row) + (g * group + head) * b->head_dim;
+            a.keys[a.n] = keys < JMB_PAGE ? keys : (size_t)JMB_PAGE;
+            a.partial[a.n] = jmb_partial(p, b, 1 + slot, span->first + row, g * group + head);
+            if (++head == group) {
+                head = 0;
+                row++;
+            }
+        }
+        JMB_K(jmb_scores)(&h, b->scale, &a);
+        for (t = 0; t < a.n; t++) JMB_K(jmb_weights)(&h, a.score[t], a.keys[t], a.partial[t]);
+        JMB_K(jmb_values)(&h, &a);
     }
-    for (i = 0; i < dim; i++) out[i] = a.out[i] / a.sum;
+}
+
+/* Running softmax (Milakov and Gimelshein 2018): adds one page's block to what stands. */
+JMB_FN void JMB_K(jmb_merge_page)(float *sum, const float *page, size_t stride)
+{
+    float highest = sum[stride] > page[stride] ? sum[stride] : page[stride], lanes[16];
+    v16 old = v_exp(v_set1(sum[stride] - highest)), fresh = v_exp(v_set1(page[stride] - highest));
+    size_t i;
+    v_store(lanes, v_fma(v_set1(page[stride + 1]), fresh, v_mul(v_set1(sum[stride + 1]), old)));
+    sum[stride] = highest;
+    sum[stride + 1] = lanes[0];
+    for (i = 0; i < stride; i += 16)
+        v_store(sum + i, v_fma(v_load(page + i), fresh, v_mul(v_load(sum + i), old)));
+}
+
+/* The pages of the window in order, for one row and query head; after its last page the result. */
+JMB_KERNEL void JMB_K(jmb_run_merge)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const jmb_block *b = op->block;
+    uint32_t row = task / b->heads, head = task % b->heads, slot;
+    const jmb_span *span = jmb_span_of(p, row);
+    uint32_t pages = (span->position + row - span->first) / JMB_PAGE + 1, window = jmb_window_pages(p);
+    float *sum = jmb_partial(p, b, 0, row, head), *out = jmb_row(p, &op->out[0], row) + head * b->head_dim;
+    size_t stride = jmb_pad16(b->head_dim), i;
+    if (p->window >= pages) return;
+    if (p->window == 0) {
+        memset(sum, 0, (stride + 16) * sizeof *sum);
+        sum[stride] = -3e38f;
+    }
+    for (slot = 0; slot < window && p->window + slot < pages; slot++)
+        JMB_K(jmb_merge_page)(sum, jmb_partial(p, b, 1 + slot, row, head), stride);
+    if (p->window + window >= pages)
+        for (i = 0; i < b->head_dim; i++) out[i] = sum[i] / sum[stride + 1];
 }
 
 static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
     { jmb_run_embed, jmb_run_beside, JMB_K(jmb_run_sum), JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
         JMB_K(jmb_run_linear), JMB_K(jmb_run_conv), JMB_K(jmb_run_scan), JMB_K(jmb_run_scan2), JMB_K(jmb_run_gate),
-        JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_route), jmb_run_group,
+        JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_merge), JMB_K(jmb_run_route), jmb_run_group,
         JMB_K(jmb_run_expert_up), JMB_K(jmb_run_expert_down) },
     JMB_K(jmb_run_exp) };
 
@@ -6040,6 +6431,8 @@ typedef struct jmb_plan {
     uint64_t state_floats;   /* recurrent state of one session, padded to lanes */
     uint64_t state_numbers;  /* the same without padding */
     uint64_t page_elements;  /* of all layers, one KV page each */
+    uint64_t page_scales;    /* the same for the scales of q8 */
+    uint64_t partial_floats; /* attention: partial results of one row */
     uint64_t kv_floats;      /* K and V numbers a token */
     uint32_t attention_blocks, recurrent_blocks;
 } jmb_plan;
@@ -6275,24 +6668,35 @@ static void jmb_build_attention(jmb_builder *b)
     op->out[1] = v;
     if (m->flags & JMB_ROPE) op->w[0] = jmb_tensor_of(b, JMB_ROLE_ROPE);
     op->kv_at = b->plan->page_elements;
+    op->scale_at = b->plan->page_scales;
     op = jmb_emit(b, JMB_OP_ATTEND);
     op->in = q;
-    op->out[0] = y;
     op->kv_at = b->plan->page_elements;
+    op->scale_at = b->plan->page_scales;
+    jmb_emit(b, JMB_OP_MERGE)->out[0] = y;
     jmb_output(b, y, JMB_ROLE_O, jmb_bias_role(b, JMB_ROLE_O_BIAS));
     b->plan->page_elements += jmb_page_elements(m);
+    b->plan->page_scales += 2 * (uint64_t)m->kv_heads * JMB_PAGE;
+    if (b->plan->partial_floats < m->heads * jmb_partial_floats(m))
+        b->plan->partial_floats = m->heads * jmb_partial_floats(m);
     b->plan->kv_floats += 2 * (uint64_t)m->kv_heads * m->head_dim;
     b->plan->attention_blocks++;
 }
 
-/* u = act(conv(u)) over time, in place */
-static void jmb_emit_conv(jmb_builder *b, jmb_view u, uint32_t role, uint32_t bias)
+static jmb_op *jmb_emit_conv(jmb_builder *b)
 {
     jmb_op *op = jmb_emit(b, JMB_OP_CONV);
-    op->out[0] = u;
-    op->w[0] = jmb_tensor_of(b, role);
-    if (b->block->flags & JMB_CONV_BIAS) op->bias[0] = jmb_tensor_of(b, bias);
     op->conv_at = b->plan->state_floats;
+    return op;
+}
+
+/* u = act(conv(u)) over time, in place */
+static void jmb_convolve(jmb_builder *b, jmb_op *op, jmb_view u, uint32_t role, uint32_t bias)
+{
+    uint32_t i = op->parts++;
+    op->out[i] = u;
+    op->w[i] = jmb_tensor_of(b, role);
+    if (b->block->flags & JMB_CONV_BIAS) op->bias[i] = jmb_tensor_of(b, bias);
     b->plan->state_floats += (uint64_t)u.stride * (b->block->d_conv - 1);
     b->plan->state_numbers += (uint64_t)u.width * (b->block->d_conv - 1);
 }
@@ -6352,7 +6756,7 @@ static void jmb_build_mamba(jmb_builder *b)
     parts[0] = jmb_part_of(JMB_ROLE_U, jmb_bias_role(b, JMB_ROLE_U_BIAS), u);
     parts[1] = jmb_part_of(JMB_ROLE_Z, jmb_bias_role(b, JMB_ROLE_Z_BIAS), z);
     jmb_emit_linear(b, n, parts, 2, 0);
-    jmb_emit_conv(b, u, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS);
+    jmb_convolve(b, jmb_emit_conv(b), u, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS);
     for (head = 0; head < m->heads; head++) jmb_build_mamba_head(b, head, u, low, dt, B, C);
     jmb_emit_scan(b, JMB_OP_SCAN, u, z, dt, B, C, (uint64_t)u.stride * m->d_state);
     jmb_output(b, u, JMB_ROLE_OUT, jmb_bias_role(b, JMB_ROLE_OUT_BIAS));
@@ -6374,9 +6778,10 @@ static void jmb_build_mamba2(jmb_builder *b)
     parts[3] = jmb_part_of(JMB_ROLE_C, jmb_bias_role(b, JMB_ROLE_C_BIAS), C);
     parts[4] = jmb_part_of(JMB_ROLE_DT, JMB_NO_ROLE, dt);
     jmb_emit_linear(b, n, parts, 5, 0);
-    jmb_emit_conv(b, u, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS);
-    jmb_emit_conv(b, B, JMB_ROLE_CONV_B, JMB_ROLE_CONV_B_BIAS);
-    jmb_emit_conv(b, C, JMB_ROLE_CONV_C, JMB_ROLE_CONV_C_BIAS);
+    op = jmb_emit_conv(b);
+    jmb_convolve(b, op, u, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS);
+    jmb_convolve(b, op, B, JMB_ROLE_CONV_B, JMB_ROLE_CONV_B_BIAS);
+    jmb_convolve(b, op, C, JMB_ROLE_CONV_C, JMB_ROLE_CONV_C_BIAS);
     jmb_emit_scan(b, JMB_OP_SCAN2, u, z, dt, B, C, (uint64_t)m->heads * jmb_pad16(width) * m->d_state);
     op = jmb_emit(b, JMB_OP_GATE);
     op->in = z;
@@ -6449,11 +6854,8 @@ static void jmb_build_head(jmb_builder *b)
     jmb_part part;
     b->block = NULL;
     n = jmb_emit_norm(b, JMB_ROLE_FINAL_NORM, b->x, jmb_temp(b, h->hidden, 1), h->eps, JMB_OP_LAST);
+    memset(&logits, 0, sizeof logits); /* jmb_pass.logits says where */
     logits.width = h->vocab;
-    logits.stride = (uint32_t)jmb_pad16(h->vocab);
-    logits.fan = 1;
-    logits.col = 0;
-    logits.offset = b->plan->row_floats; /* behind all activations, for as many rows as are wanted */
     part = jmb_part_of(h->head ? (uint32_t)JMB_ROLE_HEAD : (uint32_t)JMB_ROLE_EMBED, JMB_NO_ROLE, logits);
     jmb_emit_linear(b, n, &part, 1, JMB_OP_LAST);
 }
@@ -6491,6 +6893,47 @@ static bool jmb_any_block(const jmb_metadata *model, bool (*uses)(const jmb_bloc
     return false;
 }
 
+/* Operations whose tasks are the rows, or ranges of columns of all rows of a span. */
+static bool jmb_runs_by_row(const jmb_op *op)
+{
+    switch (op->kind) {
+    case JMB_OP_EMBED: case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
+    case JMB_OP_CACHE: case JMB_OP_ROUTE: return true;
+    default: return false;
+    }
+}
+
+static bool jmb_runs_by_slab(const jmb_op *op)
+{
+    return op->kind == JMB_OP_SCAN || (op->kind == JMB_OP_CONV && op->parts == 1);
+}
+
+static bool jmb_same_view(const jmb_view *a, const jmb_view *b)
+{
+    return a->offset == b->offset && a->col == b->col && a->width == b->width;
+}
+
+/* Whether task i of `op` needs nothing but task i of the phase that `first` begins. */
+static bool jmb_joins(const jmb_op *first, jmb_op *op)
+{
+    const uint32_t counted = JMB_OP_LAST | JMB_OP_ASSIGNED;
+    if (jmb_runs_by_slab(first) && op->kind == JMB_OP_QUANTISE && jmb_same_view(&first->out[0], &op->in)) {
+        op->flags |= JMB_OP_SLABS;
+        return true;
+    }
+    return jmb_runs_by_row(first) && jmb_runs_by_row(op) && (first->flags & counted) == (op->flags & counted);
+}
+
+/* Phases: operations that need not wait for each other's last task run together, task by task. */
+static void jmb_chain_ops(jmb_plan *plan)
+{
+    uint32_t i, first = 0;
+    for (i = 0; i < plan->count; i++) {
+        if (i == 0 || !jmb_joins(&plan->ops[first], &plan->ops[i])) first = i;
+        plan->ops[first].chain++;
+    }
+}
+
 /* Unrolls the program. Run once with plan->ops NULL to count, once to fill. */
 static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
 {
@@ -6512,6 +6955,7 @@ static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
     op->w[0] = jmb_tensor_of(&b, JMB_ROLE_EMBED);
     for (i = 0; i < model->header.blocks; i++) jmb_build_block(&b, &model->blocks[i]);
     jmb_build_head(&b);
+    if (ops) jmb_chain_ops(plan);
 }
 
 /* ===========================================================================================
@@ -6695,9 +7139,12 @@ struct jamba_session {
     uint32_t context, chunk;
     int32_t *tokens;         /* (context) evaluated, then queued */
     uint32_t position, fed;  /* tokens evaluated, and evaluated or queued */
+    jmb_span memory_of;      /* its state and KV cache, for the spans of a pass */
+    uint32_t pages;          /* KV pages for the whole context */
     jmb_pass pass;           /* rows == 0: between passes */
     uint32_t next_op, next_task;
     float *logits;           /* of the last pass's wanted rows */
+    uint32_t logit_rows;     /* how many */
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
     jamba_memory memory;
@@ -6705,35 +7152,50 @@ struct jamba_session {
     jamba_error error;
 };
 
+static void jmb_routing_layout(jmb_routing *r, const jmb_plan *plan, uint32_t rows, jmb_layout *layout)
+{
+    uint64_t assigned = (uint64_t)rows * plan->top_k;
+    r->expert = (int32_t *)jmb_place(layout, assigned, sizeof(int32_t));
+    r->weight = (float *)jmb_place(layout, assigned, sizeof(float));
+    r->start = (int32_t *)jmb_place(layout, (uint64_t)plan->experts + 1, sizeof(int32_t));
+    r->row = (int32_t *)jmb_place(layout, assigned, sizeof(int32_t));
+    r->share = (float *)jmb_place(layout, assigned, sizeof(float));
+    r->used = (int32_t *)jmb_place(layout, (uint64_t)plan->experts + 1, sizeof(int32_t));
+}
+
+/* What a pass of up to `rows` tokens works in. */
+static void jmb_pass_layout(jmb_pass *p, const jmb_plan *plan, uint32_t rows, jmb_layout *layout)
+{
+    p->capacity = rows;
+    p->page_elements = plan->page_elements;
+    p->spans = (jmb_span *)jmb_place(layout, rows, sizeof *p->spans);
+    p->wanted_row = (uint32_t *)jmb_place(layout, rows, sizeof *p->wanted_row);
+    p->logits = (float **)jmb_place(layout, rows, sizeof *p->logits);
+    p->scratch = (float *)jmb_place(layout, jmb_mul(plan->row_floats, rows), sizeof(float));
+    p->partials = (float *)jmb_place(layout, jmb_mul(plan->partial_floats, 2 * (uint64_t)rows), sizeof(float));
+    p->codes_row = plan->codes_row;
+    p->codes = (uint8_t *)jmb_place(layout, jmb_mul(plan->codes_row, plan->fan), rows);
+    jmb_routing_layout(&p->routing, plan, rows, layout);
+}
+
 /* Places everything a session needs, or measures it. */
 static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
 {
     const jmb_plan *plan = &s->model->plan;
-    const jmb_header *h = &s->model->metadata.header;
-    jmb_pass *p = &s->pass;
-    uint64_t start, logit_rows = s->on_logits ? s->chunk : 1, assigned = (uint64_t)s->chunk * plan->top_k;
+    uint64_t vocab = s->model->metadata.header.vocab, start;
+    jmb_span *own = &s->memory_of;
     jmb_place(layout, 1, sizeof *s);
     s->tokens = (int32_t *)jmb_place(layout, s->context, sizeof *s->tokens);
-    p->capacity = s->chunk;
-    p->scratch = (float *)jmb_place(layout,
-        jmb_add(jmb_mul(plan->row_floats, s->chunk), jmb_mul(jmb_pad16(h->vocab), logit_rows)), sizeof(float));
-    s->logits = p->scratch ? p->scratch + (size_t)plan->row_floats * s->chunk : NULL;
-    p->codes_row = plan->codes_row;
-    p->codes = (uint8_t *)jmb_place(layout, jmb_mul(plan->codes_row, plan->fan), s->chunk);
-    p->routing.expert = (int32_t *)jmb_place(layout, assigned, sizeof(int32_t));
-    p->routing.weight = (float *)jmb_place(layout, assigned, sizeof(float));
-    p->routing.start = (int32_t *)jmb_place(layout, (uint64_t)plan->experts + 1, sizeof(int32_t));
-    p->routing.row = (int32_t *)jmb_place(layout, assigned, sizeof(int32_t));
-    p->routing.share = (float *)jmb_place(layout, assigned, sizeof(float));
-    s->candidates = (float *)jmb_place(layout, h->vocab, sizeof(float));
-    s->order = (int32_t *)jmb_place(layout, h->vocab, sizeof(int32_t));
+    jmb_pass_layout(&s->pass, plan, s->chunk, layout);
+    s->logits = (float *)jmb_place(layout, jmb_mul(jmb_pad16(vocab), s->on_logits ? s->chunk : 1), sizeof(float));
+    s->candidates = (float *)jmb_place(layout, vocab, sizeof(float));
+    s->order = (int32_t *)jmb_place(layout, vocab, sizeof(int32_t));
     s->memory.scratch = (size_t)layout->size;
     start = layout->size;
-    p->state = (float *)jmb_place(layout, plan->state_floats, sizeof(float));
+    own->state = (float *)jmb_place(layout, plan->state_floats, sizeof(float));
     s->memory.state = (size_t)(layout->size - start);
     start = layout->size;
-    p->pages = (s->context + JMB_PAGE - 1) / JMB_PAGE;
-    p->kv = (uint8_t *)jmb_place(layout, jmb_mul(plan->page_elements, p->pages), p->kv_bytes);
+    own->kv = (uint8_t *)jmb_place(layout, s->pages, own->page_bytes);
     s->memory.kv = (size_t)(layout->size - start);
 }
 
@@ -6763,6 +7225,12 @@ static jamba_executor jmb_default_executor(int32_t threads)
     return executor;
 }
 
+static size_t jmb_page_bytes(const jmb_plan *plan, jamba_kv_type type)
+{
+    size_t bytes = (size_t)plan->page_elements * jmb_kv_bytes(type);
+    return type == JAMBA_KV_Q8 ? bytes + (size_t)plan->page_scales * sizeof(float) : bytes;
+}
+
 static jamba_result jmb_check_allocator(const jamba_allocator *allocator, jamba_error *error)
 {
     if (!allocator || (allocator->alloc && allocator->free)) return JAMBA_OK;
@@ -6778,7 +7246,7 @@ static jamba_result jmb_check_session_params(const jamba_session_params *p, jamb
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "chunk is %d, outside 0 to 65536", p->chunk);
     if (p->threads < 0 || p->threads > 4096)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "threads is %d, outside 0 to 4096", p->threads);
-    if (p->kv_type != JAMBA_KV_F16 && p->kv_type != JAMBA_KV_F32)
+    if (p->kv_type != JAMBA_KV_F16 && p->kv_type != JAMBA_KV_F32 && p->kv_type != JAMBA_KV_Q8)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "kv_type %d is not known", (int)p->kv_type);
     if (p->executor && (!p->executor->run || p->executor->width < 1 || p->executor->width > 4096))
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "an executor needs run() and a width of 1 to 4096");
@@ -6805,7 +7273,10 @@ static jamba_result jmb_session_prepare(
     s->context = params->context ? (uint32_t)params->context : trained < 8192 ? trained : 8192;
     s->chunk = params->chunk ? (uint32_t)params->chunk : 64;
     if (s->chunk > s->context) s->chunk = s->context;
-    s->pass.kv_bytes = params->kv_type == JAMBA_KV_F32 ? 4 : 2;
+    s->pages = (s->context + JMB_PAGE - 1) / JMB_PAGE;
+    s->memory_of.session = NULL;
+    s->memory_of.kv_type = params->kv_type;
+    s->memory_of.page_bytes = jmb_page_bytes(&model->plan, params->kv_type);
     jmb_session_layout(s, &measure);
     if (measure.size > SIZE_MAX / 2) return jmb_no_memory(error);
     s->size = (size_t)measure.size;
@@ -6816,82 +7287,235 @@ static void jmb_session_clear(jamba_session *s)
 {
     s->position = s->fed = s->next_op = s->next_task = 0;
     s->pass.rows = 0;
-    memset(s->pass.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
+    memset(s->memory_of.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
 }
 
 /* ---- running ------------------------------------------------------------------------------- */
 
-typedef struct jmb_slice { /* consecutive tasks of one operation */
-    const jamba_session *session;
-    const jmb_op *op;
-    uint32_t first;
-} jmb_slice;
-
-static void jmb_run_task(void *ctx, int index)
+/* Takes up to `rows` of a session's queue into a pass. Logits are wanted for every token, or for the last
+ * of the queue. */
+static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t rows)
 {
-    const jmb_slice *slice = (const jmb_slice *)ctx;
-    const jamba_session *s = slice->session;
+    uint32_t pending = s->fed - s->position, i;
+    jmb_span *span = &p->spans[p->span_count++];
+    *span = s->memory_of;
+    span->session = s;
+    span->first = p->rows;
+    span->rows = rows;
+    span->position = s->position;
+    span->tokens = s->tokens + s->position;
+    s->logit_rows = 0;
+    for (i = s->on_logits ? 0 : rows - 1; i < rows && (s->on_logits || rows == pending); i++) {
+        p->wanted_row[p->wanted] = p->rows + i;
+        p->logits[p->wanted++] = s->logits + s->logit_rows++ * jmb_pad16(s->model->metadata.header.vocab);
+    }
+    p->rows += rows;
+}
+
+/* Begins a pass over what the sessions have queued, as much as it holds. rows == 0: nothing. */
+static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, size_t count)
+{
+    jmb_pass *p = &lead->pass;
+    size_t i;
+    p->rows = p->span_count = p->wanted = p->window = 0;
+    for (i = 0; i < count && p->rows < p->capacity; i++) {
+        uint32_t rows = sessions[i]->fed - sessions[i]->position;
+        if (rows > p->capacity - p->rows) rows = p->capacity - p->rows;
+        if (sessions[i]->on_logits && rows > sessions[i]->chunk) rows = sessions[i]->chunk;
+        if (rows) jmb_pass_join(p, sessions[i], rows);
+    }
+    lead->next_op = lead->next_task = 0;
+}
+
+/* Ends a pass; false when a progress callback asks to stop and there is more to do. */
+static bool jmb_pass_end(jamba_session *lead)
+{
+    jmb_pass *p = &lead->pass;
+    uint32_t i, row;
+    bool more = true;
+    p->rows = 0;
+    for (i = 0; i < p->span_count; i++) p->spans[i].session->position += p->spans[i].rows;
+    for (i = 0; i < p->span_count; i++) {
+        const jmb_span *span = &p->spans[i];
+        jamba_session *s = span->session;
+        for (row = 0; s->on_logits && row < span->rows; row++)
+            s->on_logits(s->logits_user, (int32_t)(span->position + row),
+                s->logits + row * jmb_pad16(s->model->metadata.header.vocab));
+        if (s->progress && !s->progress(s->progress_user, "eval", s->position, s->fed) && s->position < s->fed)
+            more = false;
+    }
+    return more;
+}
+
+static void jmb_run_chain(const jamba_session *s, const jmb_op *op, uint32_t task)
+{
+    const jmb_kernels *kernels = s->model->kernels;
+    uint32_t i;
+    for (i = 0; i < op->chain; i++) kernels->run[op[i].kind](&s->pass, &op[i], task);
+}
+
+/* The phase after the one at `op`, past those without tasks. Attention goes back to its pages while some
+ * are left. */
+static uint32_t jmb_phase_after(const jmb_plan *plan, jmb_pass *p, uint32_t op)
+{
+    if (plan->ops[op].kind == JMB_OP_MERGE) {
+        p->window += jmb_window_pages(p);
+        if (jmb_pages_left(p)) return op - 1;
+        p->window = 0;
+    }
+    for (op += plan->ops[op].chain; op < plan->count; op += plan->ops[op].chain)
+        if (jmb_op_tasks(&plan->ops[op], p)) break;
+    return op;
+}
+
+/* A run of one pass, and its time limit. */
+typedef struct jmb_run {
+    jamba_session *session;
+    uint64_t start, budget_us; /* budget 0: none */
+    const jmb_op *op;          /* executor: the slice's operation and first task */
+    uint32_t first;
+    uint64_t ticket;  /* atomic: phase in the upper half, tasks of it that nobody has taken in the lower */
+    uint32_t working; /* atomic: tasks of the phase that are not done */
+    uint32_t stop;    /* atomic: the budget is spent */
+} jmb_run;
+
+static bool jmb_spent(const jmb_run *run)
+{
+    const jamba_session *s = run->session;
+    return run->budget_us && s->now_us(s->now_user) - run->start >= run->budget_us; /* also when set back */
+}
+
+/* On the calling thread. */
+static bool jmb_run_serial(jmb_run *run)
+{
+    jamba_session *s = run->session;
+    const jmb_plan *plan = &s->model->plan;
     jmb_fp_state saved = jmb_fp_enter();
-    s->model->kernels->run[slice->op->kind](&s->pass, slice->op, slice->first + (uint32_t)index);
+    bool spent = false;
+    while (s->next_op < plan->count && !spent) {
+        const jmb_op *op = &plan->ops[s->next_op];
+        uint32_t tasks = jmb_op_tasks(op, &s->pass);
+        while (s->next_task < tasks && !spent) {
+            jmb_run_chain(s, op, s->next_task++);
+            if (run->budget_us) {
+                jmb_fp_leave(saved);
+                spent = jmb_spent(run);
+                saved = jmb_fp_enter();
+            }
+        }
+        if (s->next_task < tasks) break;
+        s->next_op = jmb_phase_after(plan, &s->pass, s->next_op);
+        s->next_task = 0;
+    }
+    jmb_fp_leave(saved);
+    return s->next_op == plan->count;
+}
+
+static void jmb_slice_task(void *ctx, int index)
+{
+    const jmb_run *run = (const jmb_run *)ctx;
+    jmb_fp_state saved = jmb_fp_enter();
+    jmb_run_chain(run->session, run->op, run->first + (uint32_t)index);
     jmb_fp_leave(saved);
 }
 
-static void jmb_run_slice(jamba_session *s, const jmb_op *op, uint32_t first, uint32_t count)
+/* On an executor whose tasks may run one after the other: one call for each phase, or for four tasks for
+ * each that runs at once between two looks at the clock. */
+static bool jmb_run_slices(jmb_run *run)
 {
-    jmb_slice slice;
-    slice.session = s;
-    slice.op = op;
-    slice.first = first;
-    if (s->executor.run && count > 1) {
-        s->executor.run(s->executor.user, (int)count, jmb_run_task, &slice);
-    } else {
-        uint32_t i;
-        for (i = 0; i < count; i++) jmb_run_task(&slice, (int)i);
-    }
-}
-
-/* Takes the next tokens of the queue. Logits are wanted for the last of all, or for every token. */
-static void jmb_pass_begin(jamba_session *s)
-{
-    uint32_t pending = s->fed - s->position;
-    jmb_pass *p = &s->pass;
-    p->rows = pending < s->chunk ? pending : s->chunk;
-    p->tokens = s->tokens + s->position;
-    p->position = s->position;
-    p->first_logit = s->on_logits ? 0 : p->rows < pending ? p->rows : p->rows - 1;
-    s->next_op = s->next_task = 0;
-}
-
-/* Ends a pass; false when the progress callback asks to stop and there is more to do. */
-static bool jmb_pass_end(jamba_session *s)
-{
-    uint32_t i, rows = s->pass.rows;
-    size_t stride = jmb_pad16(s->model->metadata.header.vocab);
-    s->position += rows;
-    s->pass.rows = 0;
-    for (i = 0; s->on_logits && i < rows; i++)
-        s->on_logits(s->logits_user, (int32_t)(s->pass.position + i), s->logits + i * stride);
-    return !s->progress || s->progress(s->progress_user, "eval", s->position, s->fed) || s->position == s->fed;
-}
-
-/* Runs the pass on from where it stands; false when the budget was spent first. With a budget the clock
- * is read after every task, or after four for each that an executor runs at once. */
-static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
-{
+    jamba_session *s = run->session;
     const jmb_plan *plan = &s->model->plan;
-    bool limited = budget_us != 0;
-    uint32_t width = !limited ? UINT32_MAX : s->executor.run ? (uint32_t)s->executor.width * 4 : 1;
-    for (; s->next_op < plan->count; s->next_op++, s->next_task = 0) {
-        const jmb_op *op = &plan->ops[s->next_op];
-        uint32_t tasks = jmb_op_tasks(op, &s->pass);
-        while (s->next_task < tasks) {
-            uint32_t count = tasks - s->next_task < width ? tasks - s->next_task : width;
-            jmb_run_slice(s, op, s->next_task, count);
+    uint32_t most = run->budget_us ? (uint32_t)s->executor.width * 4 : (uint32_t)INT32_MAX;
+    bool spent = false;
+    while (s->next_op < plan->count && !spent) {
+        uint32_t tasks = jmb_op_tasks(&plan->ops[s->next_op], &s->pass), count;
+        run->op = &plan->ops[s->next_op];
+        while (s->next_task < tasks && !spent) {
+            run->first = s->next_task;
+            count = tasks - run->first < most ? tasks - run->first : most;
+            if (count == 1) jmb_slice_task(run, 0);
+            else s->executor.run(s->executor.user, (int)count, jmb_slice_task, run);
             s->next_task += count;
-            if (limited && s->now_us(s->now_user) - start >= budget_us) return false; /* also when set back */
+            spent = jmb_spent(run);
+        }
+        if (s->next_task < tasks) break;
+        s->next_op = jmb_phase_after(plan, &s->pass, s->next_op);
+        s->next_task = 0;
+    }
+    return s->next_op == plan->count;
+}
+
+#if JMB_ATOMICS
+/* Opens a phase to all threads: whoever finished the last task of the one before, and nobody else. */
+static void jmb_gang_open(jmb_run *run, uint32_t op, uint32_t done)
+{
+    const jmb_plan *plan = &run->session->model->plan;
+    uint32_t left = op < plan->count ? jmb_op_tasks(&plan->ops[op], &run->session->pass) - done : 0;
+    run->working = left;
+    JMB_ATOMIC_STORE(&run->ticket, (uint64_t)op << 32 | left);
+}
+
+/* Holding a task keeps its phase open, so all that it reads stands still. */
+static void jmb_gang_run(jmb_run *run, uint32_t op, uint32_t left)
+{
+    const jamba_session *s = run->session;
+    const jmb_plan *plan = &s->model->plan;
+    jmb_fp_state saved = jmb_fp_enter();
+    jmb_run_chain(s, &plan->ops[op], jmb_op_tasks(&plan->ops[op], &s->pass) - left);
+    jmb_fp_leave(saved);
+    if (jmb_spent(run)) JMB_ATOMIC_STORE(&run->stop, 1u);
+    if (JMB_ATOMIC_DECREMENT(&run->working) == 0)
+        jmb_gang_open(run, jmb_phase_after(plan, &run->session->pass, op), 0);
+}
+
+/* One thread's part of a whole pass. Any number of threads may come, at any time, and leave when it is
+ * over: nobody waits for a thread, only for tasks that some thread has begun. */
+static void jmb_gang_task(void *ctx, int index)
+{
+    jmb_run *run = (jmb_run *)ctx;
+    uint32_t waits = 0;
+    (void)index;
+    while (!JMB_ATOMIC_LOAD(&run->stop)) {
+        uint64_t ticket = JMB_ATOMIC_LOAD(&run->ticket);
+        if (ticket >> 32 == run->session->model->plan.count) return;
+        if ((uint32_t)ticket == 0) {
+            jmb_relax(++waits);
+        } else if (JMB_ATOMIC_SWAP(&run->ticket, &ticket, ticket - 1)) {
+            waits = 0;
+            jmb_gang_run(run, (uint32_t)(ticket >> 32), (uint32_t)ticket);
         }
     }
-    return true;
+}
+
+/* On threads that run at once: one call for the whole pass. */
+static bool jmb_run_gang(jmb_run *run)
+{
+    jamba_session *s = run->session;
+    const jmb_plan *plan = &s->model->plan;
+    jmb_gang_open(run, s->next_op, s->next_task);
+    s->executor.run(s->executor.user, s->executor.width, jmb_gang_task, run);
+    s->next_op = (uint32_t)(run->ticket >> 32);
+    s->next_task = 0;
+    if (s->next_op == plan->count) return true;
+    s->next_task = jmb_op_tasks(&plan->ops[s->next_op], &s->pass) - (uint32_t)run->ticket;
+    return false;
+}
+#endif
+
+/* Runs the pass on from where it stands; false when the budget was spent first. The clock is looked at
+ * after each task. */
+static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
+{
+    jmb_run run;
+    memset(&run, 0, sizeof run);
+    run.session = s;
+    run.start = start;
+    run.budget_us = budget_us;
+    if (!s->executor.run || s->executor.width == 1) return jmb_run_serial(&run);
+#if JMB_ATOMICS
+    if (s->executor.concurrent) return jmb_run_gang(&run);
+#endif
+    return jmb_run_slices(&run);
 }
 
 /* ===========================================================================================
@@ -7308,23 +7932,34 @@ static jamba_result jmb_check_idle(jamba_session *s)
     return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "called from a callback of the same session");
 }
 
-JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count)
+/* Whether `count` more tokens can be queued. */
+static jamba_result jmb_check_tokens(jamba_session *s, const int32_t *tokens, size_t count)
 {
-    uint32_t vocab;
+    uint32_t vocab = s->model->metadata.header.vocab;
     size_t i;
-    if (!session) return JAMBA_ERR_ARGUMENT;
-    JMB_TRY(jmb_check_idle(session));
-    if (!tokens && count) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "tokens must not be NULL");
-    vocab = session->model->metadata.header.vocab;
-    if (count > session->context - session->fed)
-        return jmb_fail(&session->error, JAMBA_ERR_CONTEXT, 0, "%z more tokens do not fit: %u of %u are used", count,
-            session->fed, session->context);
+    JMB_TRY(jmb_check_idle(s));
+    if (!tokens && count) return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "tokens must not be NULL");
+    if (count > s->context - s->fed)
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "%z more tokens do not fit: %u of %u are used", count, s->fed,
+            s->context);
     for (i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
-            return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "token %d is outside the vocabulary of %u",
-                tokens[i], vocab);
-    if (count) memcpy(session->tokens + session->fed, tokens, count * sizeof *tokens);
-    session->fed += (uint32_t)count;
+            return jmb_fail(
+                &s->error, JAMBA_ERR_ARGUMENT, 0, "token %d is outside the vocabulary of %u", tokens[i], vocab);
+    return JAMBA_OK;
+}
+
+static void jmb_enqueue(jamba_session *s, const int32_t *tokens, size_t count)
+{
+    if (count) memcpy(s->tokens + s->fed, tokens, count * sizeof *tokens);
+    s->fed += (uint32_t)count;
+}
+
+JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count)
+{
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_tokens(session, tokens, count));
+    jmb_enqueue(session, tokens, count);
     return JAMBA_OK;
 }
 
@@ -7332,7 +7967,7 @@ static jamba_result jmb_step(jamba_session *s, uint64_t budget_us)
 {
     uint64_t start = budget_us ? s->now_us(s->now_user) : 0;
     while (s->pass.rows || s->position < s->fed) {
-        if (!s->pass.rows) jmb_pass_begin(s);
+        if (!s->pass.rows) jmb_pass_fill(s, &s, 1);
         if (!jmb_pass_run(s, start, budget_us)) return JAMBA_PENDING;
         if (!jmb_pass_end(s)) return jmb_fail(&s->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
     }
@@ -7356,12 +7991,66 @@ JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens,
     return jamba_step(session, 0);
 }
 
+/* Marks the sessions of a batch as busy; *held tells how many. A session that is busy already is there
+ * twice, or calls from a callback. */
+static jamba_result jmb_batch_hold(
+    jamba_session *const *sessions, const int32_t *tokens, size_t count, size_t *held, jamba_error *error)
+{
+    for (*held = 0; *held < count; ++*held) {
+        jamba_session *s = sessions[*held];
+        jamba_result result = JAMBA_OK;
+        if (!s || s->model != sessions[0]->model)
+            return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "session %z of the batch is NULL or of another model", *held);
+        if (s->busy)
+            return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "session %z is in the batch twice, or calls back", *held);
+        if (tokens) result = jmb_check_tokens(s, tokens + *held, 1);
+        if (result != JAMBA_OK) {
+            *error = s->error;
+            return result;
+        }
+        s->busy = true;
+    }
+    return JAMBA_OK;
+}
+
+/* A pass that a time budget left half way is a session's own. */
+static jamba_result jmb_batch_run(jamba_session *const *sessions, size_t count)
+{
+    jamba_session *lead = sessions[0];
+    size_t i;
+    bool more = true;
+    for (i = 0; i < count; i++) {
+        if (!sessions[i]->pass.rows) continue;
+        jmb_pass_run(sessions[i], 0, 0);
+        more = jmb_pass_end(sessions[i]) && more;
+    }
+    while (more) {
+        jmb_pass_fill(lead, sessions, count);
+        if (!lead->pass.rows) return JAMBA_OK;
+        jmb_pass_run(lead, 0, 0);
+        more = jmb_pass_end(lead);
+    }
+    return jmb_fail(&lead->error, JAMBA_ERR_ABORTED, 0, "stopped by a progress callback");
+}
+
+JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const int32_t *tokens, size_t count)
+{
+    jamba_result result;
+    size_t held, i;
+    if (!sessions || !count || !sessions[0]) return JAMBA_ERR_ARGUMENT;
+    result = jmb_batch_hold(sessions, tokens, count, &held, &sessions[0]->error);
+    if (result == JAMBA_OK) {
+        for (i = 0; tokens && i < count; i++) jmb_enqueue(sessions[i], tokens + i, 1);
+        result = jmb_batch_run(sessions, count);
+    }
+    for (i = 0; i < held; i++) sessions[i]->busy = false;
+    return result;
+}
+
 JAMBA_API const float *jamba_logits(const jamba_session *session)
 {
-    uint32_t rows;
     if (!session || session->position == 0 || session->position < session->fed) return NULL;
-    rows = session->on_logits ? session->position - session->pass.position : 1;
-    return session->logits + (rows - 1) * jmb_pad16(session->model->metadata.header.vocab);
+    return session->logits + (session->logit_rows - 1) * jmb_pad16(session->model->metadata.header.vocab);
 }
 
 JAMBA_API int32_t jamba_sample(jamba_session *session, jamba_sampler *sampler)
@@ -7463,6 +8152,7 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef v_pow2
 #undef v_select_gt
 #undef v_store_i8
+#undef v_load_i8
 #undef vi_start
 #undef vi_dot
 #undef vi_float
@@ -7475,8 +8165,7 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef jmb_rows_in
 #undef jmb_part_in
 #undef jmb_lanes_of
-#undef v_load_kv
-#undef jmb_attention_sum
+#undef jmb_queries_of
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
 #elif defined(__clang__)
