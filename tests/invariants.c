@@ -513,6 +513,7 @@ static int32_t *story_tokens(size_t count)
 int main(int argc, char **argv)
 {
     static const char *const story_types[] = { "f32", "bf16", "q8", "q4" };
+    static const jamba_kv_type story_kv[] = { JAMBA_KV_F32, JAMBA_KV_F16, JAMBA_KV_F16, JAMBA_KV_Q8 };
     int i, t;
     test_start(argc, argv);
     for (i = 0; i < GOLDEN_CASES; i++) {
@@ -524,10 +525,10 @@ int main(int argc, char **argv)
         test_subject(folder, c->name, "f32", JAMBA_KV_F32, golden_tokens(c->name, count), count);
         test_subject(folder, c->name, "q8", JAMBA_KV_F16, golden_tokens(c->name, count), count);
         if (strcmp(c->stored, "f32") != 0)
-            test_subject(folder, c->name, c->stored, JAMBA_KV_F16, golden_tokens(c->name, count), count);
+            test_subject(folder, c->name, c->stored, JAMBA_KV_Q8, golden_tokens(c->name, count), count);
     }
     for (t = 0; t < 4; t++)
-        test_subject("examples/storyteller", "storyteller", story_types[t], t == 0 ? JAMBA_KV_F32 : JAMBA_KV_F16,
+        test_subject("examples/storyteller", "storyteller", story_types[t], story_kv[t],
             story_tokens(70), 70);
     return test_summary();
 }

@@ -3,7 +3,8 @@
  * Of the library it uses only the lists of fields, and the numbers of kinds, flags, roles and types.
  *
  * Linears of type q8 round their input as the library promises to: blocks of 64 along the columns, scale = absmax / 127
- * in float, codes to nearest with ties to even, within +-127. */
+ * in float, codes to nearest with ties to even, within +-127. A q8 cache does the same to each head of each key and
+ * value, an f16 cache rounds them to f16. */
 #ifndef NAIVE_H
 #define NAIVE_H
 
@@ -29,7 +30,8 @@ typedef struct naive_model {
     size_t vocab, hidden, block_count, tensor_count, capacity, position;
     bool own_head;
     bool keep_activations; /* q8: do not round them (to see that rounding matters) */
-    double nearest_tie;    /* q8: least distance of an activation from a boundary between two codes, in codes */
+    jamba_kv_type kv;      /* what the keys and values are rounded to; f16 is 0, so naive_open() sets f32 */
+    double nearest_tie;    /* least distance of a rounded number from a boundary between two codes, in codes */
     double eps;
     naive_block *blocks;
     naive_tensor *tensors;
@@ -211,6 +213,7 @@ TEST_UNUSED static naive_model *naive_open(const char *path, size_t capacity)
     size_t size;
     uint8_t *file = file_need(path, &size);
     naive_model *m = naive_parse(file, capacity);
+    m->kv = JAMBA_KV_F32;
     free(file);
     return m;
 }
@@ -276,24 +279,38 @@ static const naive_tensor *naive_find(const naive_model *m, unsigned role, unsig
 
 /* ---- linears ------------------------------------------------------------------------------------ */
 
-/* The input of a q8 linear as the codes keep it. */
-static void naive_round(naive_model *m, const double *x, size_t count, double *out)
+/* The nearest multiple of `step`. */
+static double naive_nearest(naive_model *m, double x, double step)
+{
+    double exact = step > 0 ? x / step : 0, code = rint(exact), tie = 0.5 - fabs(exact - code);
+    if (tie < m->nearest_tie) m->nearest_tie = tie;
+    return code * step;
+}
+
+/* Codes of 8 bits with one scale for each `block` numbers. */
+static void naive_round(naive_model *m, const double *x, size_t count, size_t block, double *out)
 {
     size_t start, i;
-    for (start = 0; start < count; start += 64) {
-        size_t end = start + 64 < count ? start + 64 : count;
+    for (start = 0; start < count; start += block) {
+        size_t end = start + block < count ? start + block : count;
         float most = 0, scale;
         for (i = start; i < end; i++)
             if (fabsf((float)x[i]) > most) most = fabsf((float)x[i]);
         scale = most / 127.0f;
         for (i = start; i < end; i++) {
-            double exact = scale > 0 ? x[i] / (double)scale : 0, code = rint(exact);
-            double tie = 0.5 - fabs(exact - code);
-            if (tie < m->nearest_tie) m->nearest_tie = tie;
-            if (code > 127) code = 127;
-            if (code < -127) code = -127;
-            out[i] = code * (double)scale;
+            out[i] = naive_nearest(m, x[i], (double)scale);
+            if (fabs(out[i]) > 127 * (double)scale) out[i] = out[i] < 0 ? -127 * (double)scale : 127 * (double)scale;
         }
+    }
+}
+
+static void naive_round_f16(naive_model *m, const double *x, size_t count, double *out)
+{
+    size_t i;
+    for (i = 0; i < count; i++) {
+        int exponent;
+        frexp(x[i], &exponent); /* x = 0.5 to 1 times 2^exponent; below 2^-14 all numbers have one distance */
+        out[i] = naive_nearest(m, x[i], ldexp(1, (exponent < -13 ? -13 : exponent) - 11));
     }
 }
 
@@ -301,7 +318,7 @@ static void naive_product(naive_model *m, const naive_tensor *t, const double *w
 {
     double *rounded = (double *)malloc(t->cols * sizeof *rounded);
     size_t row, col;
-    if (t->type >= JMB_Q8 && !m->keep_activations) naive_round(m, x, t->cols, rounded);
+    if (t->type >= JMB_Q8 && !m->keep_activations) naive_round(m, x, t->cols, 64, rounded);
     else memcpy(rounded, x, t->cols * sizeof *rounded);
     for (row = 0; row < t->rows; row++) {
         double sum = 0;
@@ -421,6 +438,13 @@ static void naive_adapt(
     free(more);
 }
 
+static void naive_keep(naive_model *m, const naive_block *b, const double *x, size_t width, double *out)
+{
+    if (m->kv == JAMBA_KV_Q8) naive_round(m, x, width, b->head_dim, out);
+    else if (m->kv == JAMBA_KV_F16) naive_round_f16(m, x, width, out);
+    else memcpy(out, x, width * sizeof *x);
+}
+
 static double *naive_attention(naive_model *m, naive_block *b, const double *a)
 {
     bool biased = (b->flags & JMB_BIAS) != 0;
@@ -436,8 +460,8 @@ static double *naive_attention(naive_model *m, naive_block *b, const double *a)
         naive_rotate(m, b, q, b->heads);
         naive_rotate(m, b, k, b->kv_heads);
     }
-    memcpy(b->keys + m->position * width, k, width * sizeof *k);
-    memcpy(b->values + m->position * width, v, width * sizeof *v);
+    naive_keep(m, b, k, width, b->keys + m->position * width);
+    naive_keep(m, b, v, width, b->values + m->position * width);
     for (head = 0; head < b->heads; head++) /* consecutive query heads share a key head */
         naive_attend(m, b, q + head * b->head_dim, head / (b->heads / b->kv_heads), joined + head * b->head_dim);
     out = naive_affine(m, JMB_ROLE_O, JMB_ROLE_O_BIAS, biased, b->unit, joined);

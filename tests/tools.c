@@ -86,6 +86,11 @@ static void test_logits(void)
     want = model_logits(model, &params, ids, IDS, 0);
     CHECK(run_text("logits", "MODEL --kv f16", ids_text) == 0);
     CHECK_THAT(output_size == size && memcmp(output, want, size) == 0, "--kv f16: other bytes");
+    free(want);
+    params.kv_type = JAMBA_KV_Q8;
+    want = model_logits(model, &params, ids, IDS, 0);
+    CHECK(run_text("logits", "MODEL --kv q8", ids_text) == 0);
+    CHECK_THAT(output_size == size && memcmp(output, want, size) == 0, "--kv q8: other bytes");
     CHECK(run_text("logits", "MODEL", "") == 0 && output_size == 0);
     check_failure("logits", "MODEL", "1 128", 1, "128");
     check_failure("logits", "MODEL", "1 -1", 1, "-1");
@@ -94,7 +99,7 @@ static void test_logits(void)
     check_failure("logits", "MODEL --threads 0", "1", 2, "--threads");
     check_failure("logits", "MODEL --chunk", "1", 2, "--chunk");
     check_failure("logits", "MODEL --cpu pentium", "1", 2, "pentium");
-    check_failure("logits", "MODEL --kv q8", "1", 2, "q8");
+    check_failure("logits", "MODEL --kv q5", "1", 2, "q5");
 #if defined(__x86_64__)
     check_failure("logits", "MODEL --cpu neon", "1", 1, model_path);
 #endif

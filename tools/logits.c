@@ -10,7 +10,7 @@ static const char USAGE[] =
     "  --cpu NAME    highest instruction set: best, scalar, avx2, avx512 or neon (best)\n"
     "  --chunk N     tokens per prefill pass (the library's)\n"
     "  --step        feed one token at a time\n"
-    "  --kv TYPE     of cached keys and values: f32 or f16 (f32)\n"
+    "  --kv TYPE     of cached keys and values: f32, f16 or q8 (f32)\n"
     "  --budget US   work in slices of that many microseconds\n"
     "None of them but --kv changes a bit of the result.\n";
 

@@ -28,10 +28,10 @@ JMB_UNUSED static jamba_cpu run_argument_cpu(const char *tool, const char *usage
 
 JMB_UNUSED static jamba_kv_type run_argument_kv(const char *tool, const char *usage, const char *text)
 {
-    if (text && strcmp(text, "q8") == 0) tool_usage(tool, usage, "not there yet: --kv q8", NULL);
+    if (text && strcmp(text, "q8") == 0) return JAMBA_KV_Q8;
     if (text && strcmp(text, "f32") == 0) return JAMBA_KV_F32;
     if (!text || strcmp(text, "f16") != 0)
-        tool_usage(tool, usage, "--kv needs f16 or f32, not", text ? text : "nothing");
+        tool_usage(tool, usage, "--kv needs f16, f32 or q8, not", text ? text : "nothing");
     return JAMBA_KV_F16;
 }
 
