@@ -15,7 +15,7 @@ static const char USAGE[] =
     "  -r REPEATS    (5)\n"
     "  --context N   tokens in the context before each, not computed; a list such as 0,8192,32768 for several (0)\n"
     "  --batch N     not there yet\n"
-    "  --kv TYPE     of the attention cache: f32, f16 (f16)\n"
+    "  --kv TYPE     of the attention cache: f32, f16 or q8 (f16)\n"
     "  --json        one object per line\n";
 
 enum { DEPTHS_MAX = 16 };
@@ -170,19 +170,12 @@ static void fill_tokens(bench *b)
     }
 }
 
-/* Copies the first page of each attention layer to all those that hold the first `depth` tokens. */
+/* Repeats the first page of keys and values, so that they fill those of `depth` tokens. */
 static void fill_pages(jamba_session *s, int depth)
 {
-    const jmb_plan *plan = &s->model->plan;
+    const jmb_span *memory = &s->memory_of;
     size_t pages = ((size_t)depth + JMB_PAGE - 1) / JMB_PAGE;
-    for (uint32_t i = 0; i < plan->count; i++) {
-        const jmb_op *op = &plan->ops[i];
-        uint8_t *first = op->kind == JMB_OP_CACHE ? jmb_kv_page(&s->pass, op, 0) : NULL;
-        for (size_t page = 1; first && page < pages; page++) {
-            uint8_t *to = jmb_kv_page(&s->pass, op, page);
-            memcpy(to, first, (size_t)(jmb_kv_page(&s->pass, op, 1) - first));
-        }
-    }
+    for (size_t i = 1; i < pages; i++) memcpy(memory->kv + i * memory->page_bytes, memory->kv, memory->page_bytes);
 }
 
 /* As if `depth` tokens had been read: keys and values repeat those of the first page, the recurrent state is
