@@ -14,17 +14,17 @@ static const char USAGE[] =
     "  -n TOKENS     to write, 0 for none (32)\n"
     "  -r REPEATS    (5)\n"
     "  --context N   tokens in the context before each, not computed; a list such as 0,8192,32768 for several (0)\n"
-    "  --batch N     not there yet\n"
+    "  --batch N     also writes with N sessions of the model together (1)\n"
     "  --kv TYPE     of the attention cache: f32, f16 or q8 (f16)\n"
     "  --json        one object per line\n";
 
-enum { DEPTHS_MAX = 16 };
+enum { DEPTHS_MAX = 16, BATCH_MAX = 1024 };
 
 /* Measured at one depth: tokens a second of each repeat. */
 typedef struct depth_result {
     int depth;
     jamba_memory memory; /* of a session that just has room */
-    double *prompt, *decode;
+    double *prompt, *decode, *batch; /* batch: of all sessions together */
 } depth_result;
 
 /* What one token costs. */
@@ -40,6 +40,8 @@ typedef struct bench {
     int prompt, written, repeats, threads;
     depth_result depths[DEPTHS_MAX];
     int depth_count;
+    int batch; /* sessions; the first one is the run's */
+    jamba_session *sessions[BATCH_MAX];
     bool json;
     char cpu[128];
     double load_ms;
@@ -77,6 +79,7 @@ static bool parse_option(bench *b, const char *name, const char *value)
     else if (strcmp(name, "-n") == 0) b->written = parse_count(name, value, 0);
     else if (strcmp(name, "-r") == 0) b->repeats = parse_count(name, value, 1);
     else if (strcmp(name, "--context") == 0) parse_depths(b, name, value);
+    else if (strcmp(name, "--batch") == 0) b->batch = (int)tool_argument_int(TOOL, USAGE, name, value, 1, BATCH_MAX);
     else if (strcmp(name, "--kv") == 0) b->params.kv_type = run_argument_kv(TOOL, USAGE, value);
     else return false;
     return true;
@@ -87,10 +90,9 @@ static void parse_arguments(bench *b, char **argv)
     b->prompt = 128;
     b->written = 32;
     b->repeats = 5;
-    b->depth_count = 1;
+    b->depth_count = b->batch = 1;
     for (char **arg = argv + 1; *arg; arg++) {
         if (strcmp(*arg, "--json") == 0) b->json = true;
-        else if (strcmp(*arg, "--batch") == 0) tool_usage(TOOL, USAGE, "not there yet: --batch", NULL);
         else if ((*arg)[0] == '-') {
             if (!parse_option(b, *arg, arg[1])) tool_usage(TOOL, USAGE, "unknown option", *arg);
             arg++;
@@ -99,6 +101,7 @@ static void parse_arguments(bench *b, char **argv)
     }
     if (!b->run.path) tool_usage(TOOL, USAGE, "a model file is missing", NULL);
     if (b->prompt + b->written == 0) tool_usage(TOOL, USAGE, "-p 0 and -n 0 leave nothing to do", NULL);
+    if (b->batch > 1 && b->written == 0) tool_usage(TOOL, USAGE, "--batch writes, which -n 0 forbids", NULL);
 }
 
 /* ---- what a token costs -------------------------------------------------------------------- */
@@ -209,8 +212,10 @@ static void fill_session(const bench *b, jamba_session *s)
     fill_pages(s, depth);
 }
 
-static void create_session(bench *b)
+/* The sessions of a batch share the first one's executor. */
+static void create_sessions(bench *b)
 {
+    jamba_error error;
     for (int i = 0; i < b->depth_count; i++) {
         jamba_session_params params = b->params;
         params.context = b->depths[i].depth + room(b);
@@ -219,6 +224,10 @@ static void create_session(bench *b)
     }
     b->params.context = deepest(b) + room(b);
     run_create(&b->run, &b->params, b->threads);
+    b->sessions[0] = b->run.session;
+    for (int i = 1; i < b->batch; i++)
+        if (jamba_session_create(&b->sessions[i], b->run.model, &b->params, &error) != JAMBA_OK)
+            tool_die(TOOL, "%s: session %d of the batch: %s", b->run.path, i + 1, error.message);
     fill_tokens(b);
 }
 
@@ -243,13 +252,26 @@ static double write_tokens(const bench *b, int count)
     return tool_seconds() - start;
 }
 
+/* A token for each session, `count` times. */
+static double write_batch(const bench *b, int count)
+{
+    int32_t tokens[BATCH_MAX];
+    double start = tool_seconds();
+    for (int i = 0; i < count; i++) {
+        for (int k = 0; k < b->batch; k++) tokens[k] = b->tokens[(i + k * 7) % b->params.context];
+        run_check(&b->run, jamba_eval_batch(b->sessions, tokens, (size_t)b->batch));
+        for (int k = 0; k < b->batch; k++) run_check(&b->run, jamba_sample(b->sessions[k], NULL));
+    }
+    return tool_seconds() - start;
+}
+
 /* Brings the file into memory and wakes the threads. */
 static void warm_up(const bench *b)
 {
     if (b->prompt > 0) read_prompt(b, b->prompt < 64 ? b->prompt : 64);
     jamba_session_reset(b->run.session);
     write_tokens(b, b->written < 2 ? b->written : 2);
-    if (deepest(b) > 0) fill_session(b, b->run.session);
+    for (int i = 0; i < b->batch && deepest(b) > 0; i++) fill_session(b, b->sessions[i]);
 }
 
 static void measure_depth(const bench *b, const depth_result *at, int repeat)
@@ -258,6 +280,9 @@ static void measure_depth(const bench *b, const depth_result *at, int repeat)
     if (b->prompt > 0) at->prompt[repeat] = b->prompt / read_prompt(b, b->prompt);
     go_to_depth(b->run.session, at->depth);
     if (b->written > 0) at->decode[repeat] = b->written / write_tokens(b, b->written);
+    if (b->batch == 1) return;
+    for (int i = 0; i < b->batch; i++) go_to_depth(b->sessions[i], at->depth);
+    at->batch[repeat] = (double)b->written * b->batch / write_batch(b, b->written);
 }
 
 /* Every repeat goes through the limits and all depths, so that all share the machine's good and bad moments. */
@@ -300,10 +325,10 @@ static int compare_rates(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* What the process holds beyond the file's pages and the session. */
+/* What the process holds beyond the file's pages and the sessions. */
 static double resident_over(const bench *b)
 {
-    return (double)b->resident - (double)b->run.session->size;
+    return (double)b->resident - (double)b->run.session->size * b->batch;
 }
 
 static void print_json_string(const char *text)
@@ -338,43 +363,59 @@ static void print_json_machine(const bench *b)
     if (b->resident_known) printf("\"resident_over_mib\":%.1f,", resident_over(b) / MIB);
 }
 
-static void print_json(const bench *b, const depth_result *at, const char *what, int tokens, const double *sorted,
-    double fraction)
+/* One set of rates to print. */
+typedef struct rate_line {
+    const char *label, *what; /* what: "prompt" or "decode", as in the keys of the objects */
+    int tokens, batch;
+    double *rates;
+    double fraction, ratio; /* of the limit, and of one session alone; 0: does not apply */
+} rate_line;
+
+static double median(const bench *b, double *rates)
 {
+    qsort(rates, (size_t)b->repeats, sizeof *rates, compare_rates);
+    return rates[b->repeats / 2];
+}
+
+static void print_json(const bench *b, const depth_result *at, const rate_line *line)
+{
+    double middle = median(b, line->rates);
     putchar('{');
     print_json_strings(b);
     print_json_machine(b);
     printf("\"file_bytes\":%llu,\"state_bytes\":%zu,\"kv_bytes\":%zu,\"scratch_bytes\":%zu,",
         (unsigned long long)b->run.model->size, at->memory.state, at->memory.kv, at->memory.scratch);
-    printf("\"context\":%d,\"repeats\":%d,\"tokens\":%d,", at->depth, b->repeats, tokens);
-    if (fraction > 0) printf("\"%s_fraction\":%.4f,", what, fraction);
-    printf("\"%s_tokens_per_s\":%.2f,\"min\":%.2f,\"max\":%.2f}\n", what, sorted[b->repeats / 2], sorted[0],
-        sorted[b->repeats - 1]);
+    printf("\"context\":%d,\"batch\":%d,\"repeats\":%d,\"tokens\":%d,", at->depth, line->batch, b->repeats,
+        line->tokens);
+    if (line->fraction > 0) printf("\"%s_fraction\":%.4f,", line->what, line->fraction);
+    if (line->ratio > 0) printf("\"ratio_to_one\":%.3f,", line->ratio);
+    printf("\"%s_tokens_per_s\":%.2f,\"min\":%.2f,\"max\":%.2f}\n", line->what, middle, line->rates[0],
+        line->rates[b->repeats - 1]);
 }
 
-static void print_line(const bench *b, const char *what, int tokens, const double *sorted, double fraction,
-    const char *limit)
+static void print_text(const bench *b, const rate_line *line, const char *limit)
 {
-    printf("%-8s %d tokens  %10.2f tokens/s  (min %.2f, max %.2f)", what, tokens, sorted[b->repeats / 2], sorted[0],
-        sorted[b->repeats - 1]);
-    if (fraction > 0) printf("  %.1f %% of %s", fraction * 100, limit);
+    double middle = median(b, line->rates);
+    printf("%-8s %d tokens  %10.2f tokens/s  (min %.2f, max %.2f)", line->label, line->tokens, middle, line->rates[0],
+        line->rates[b->repeats - 1]);
+    if (line->fraction > 0) printf("  %.1f %% of %s", line->fraction * 100, limit);
+    if (line->ratio > 0) printf("  %d sessions, %.2f times one", line->batch, line->ratio);
     putchar('\n');
 }
 
 static void print_rates(const bench *b, const depth_result *at)
 {
-    double fraction;
-    if (b->prompt > 0) {
-        qsort(at->prompt, (size_t)b->repeats, sizeof(double), compare_rates);
-        fraction = prompt_fraction(b, at->prompt[b->repeats / 2]);
-        if (b->json) print_json(b, at, "prompt", b->prompt, at->prompt, fraction);
-        else print_line(b, "prompt", b->prompt, at->prompt, fraction, "the int8 operations");
-    }
-    if (b->written > 0) {
-        qsort(at->decode, (size_t)b->repeats, sizeof(double), compare_rates);
-        fraction = decode_fraction(b, at->decode[b->repeats / 2]);
-        if (b->json) print_json(b, at, "decode", b->written, at->decode, fraction);
-        else print_line(b, "decode", b->written, at->decode, fraction, "what four streams read");
+    static const char *const limits[] = { "the int8 operations", "what four streams read", "" };
+    rate_line lines[] = { { "prompt", "prompt", b->prompt, 1, at->prompt, 0, 0 },
+        { "decode", "decode", b->written, 1, at->decode, 0, 0 },
+        { "batch", "decode", b->batch > 1 ? b->written : 0, b->batch, at->batch, 0, 0 } };
+    if (b->prompt > 0) lines[0].fraction = prompt_fraction(b, median(b, at->prompt));
+    if (b->written > 0) lines[1].fraction = decode_fraction(b, median(b, at->decode));
+    if (b->batch > 1) lines[2].ratio = median(b, at->batch) / median(b, at->decode);
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        if (lines[i].tokens == 0) continue;
+        if (b->json) print_json(b, at, &lines[i]);
+        else print_text(b, &lines[i], limits[i]);
     }
 }
 
@@ -387,7 +428,7 @@ static void print_machine(const bench *b)
     printf("read     %.1f GB/s in one stream a thread, %.1f in four\n", l->read_1 * 1e-9, l->read_4 * 1e-9);
     if (l->int8 > 0) printf("int8     %.0f Gop/s, a product and its addition being two\n", l->int8 * 1e-9);
     else printf("int8     not measured for %s\n", b->run.info.isa);
-    if (b->resident_known) printf("memory   %.1f MiB resident beyond file and session\n", resident_over(b) / MIB);
+    if (b->resident_known) printf("memory   %.1f MiB resident beyond file and sessions\n", resident_over(b) / MIB);
 }
 
 static void print_depth(const bench *b, const depth_result *at)
@@ -402,11 +443,12 @@ static void print_depth(const bench *b, const depth_result *at)
 static void take_results(bench *b)
 {
     size_t count = (size_t)b->repeats;
-    double *rates = (double *)calloc(count * (size_t)b->depth_count, 2 * sizeof *rates);
+    double *rates = (double *)calloc(count * (size_t)b->depth_count, 3 * sizeof *rates);
     if (!rates) tool_die(TOOL, "out of memory for %d repeats", b->repeats);
     for (int i = 0; i < b->depth_count; i++) {
-        b->depths[i].prompt = rates + (size_t)i * 2 * count;
+        b->depths[i].prompt = rates + (size_t)i * 3 * count;
         b->depths[i].decode = b->depths[i].prompt + count;
+        b->depths[i].batch = b->depths[i].decode + count;
     }
 }
 
@@ -419,7 +461,7 @@ int main(int argc, char **argv)
     parse_arguments(&b, argv);
     load(&b);
     if (b.threads == 0) b.threads = run_default_threads(&b.run);
-    create_session(&b);
+    create_sessions(&b);
     machine_cpu_name(b.cpu);
     take_results(&b);
     measure(&b);
@@ -427,6 +469,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < b.depth_count; i++) print_depth(&b, &b.depths[i]);
     free(b.depths[0].prompt);
     free(b.tokens);
+    for (int i = 1; i < b.batch; i++) jamba_session_free(b.sessions[i]);
     run_close(&b.run);
     return 0;
 }
