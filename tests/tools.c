@@ -7,7 +7,7 @@ static char *output; /* of the last tool */
 static size_t output_size;
 static char errors[4000];
 
-enum { ARGUMENTS = 12 };
+enum { ARGUMENTS = 16 };
 
 /* Runs BUILD/tests' neighbour `tool` with blank separated arguments ("MODEL" and "STORY" stand for the
  * files) and `input`; returns its exit code. */
@@ -223,23 +223,94 @@ static void test_inspect(void)
 
 /* ---- bench, perplexity, chat --------------------------------------------------------------------------- */
 
+/* The number of "key":number in a line of output; -1 when there is none. */
+static double json_number(const char *line, const char *key)
+{
+    char start[60];
+    const char *at;
+    snprintf(start, sizeof start, "\"%s\":", key);
+    at = strstr(line, start);
+    return at ? atof(at + strlen(start)) : -1;
+}
+
+/* Runs bench with --json; every object must have what is promised. Returns how many there are, in lines[]. */
+static int bench_lines(const char *arguments, char *lines[], int capacity)
+{
+    static const char *const strings[] = { "\"cpu\":\"", "\"isa\":\"", "\"file\":\"", "\"type\":\"" };
+    static const char *const numbers[] = { "threads", "load_ms", "read_1_gb_per_s", "read_4_gb_per_s", "file_bytes",
+        "state_bytes", "kv_bytes", "scratch_bytes", "context", "batch", "repeats", "tokens", "min", "max" };
+    int count = 0;
+    size_t i;
+    CHECK_THAT(run_text("bench", arguments, "") == 0, "%s: %s", arguments, errors);
+    for (char *line = strtok(output, "\n"); line && count < capacity; line = strtok(NULL, "\n")) {
+        double prompt = json_number(line, "prompt_tokens_per_s"), decode = json_number(line, "decode_tokens_per_s");
+        double rate = prompt > decode ? prompt : decode;
+        CHECK_THAT(line[0] == '{' && line[strlen(line) - 1] == '}', "'%s'", line);
+        CHECK_THAT(rate > 0 && (prompt < 0) != (decode < 0), "'%s'", line);
+        CHECK_THAT(json_number(line, "min") <= rate && rate <= json_number(line, "max"), "'%s'", line);
+        CHECK_THAT(json_number(line, "read_4_gb_per_s") > 0, "'%s'", line);
+        for (i = 0; i < 4; i++) CHECK_THAT(strstr(line, strings[i]) != NULL, "no %s in '%s'", strings[i], line);
+        for (i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+            CHECK_THAT(json_number(line, numbers[i]) >= 0, "no %s in '%s'", numbers[i], line);
+        lines[count++] = line;
+    }
+    return count;
+}
+
+static void check_number(const char *line, const char *key, double want)
+{
+    CHECK_THAT(json_number(line, key) == want, "%s is %g, not %g, in '%s'", key, json_number(line, key), want, line);
+}
+
 static void test_bench(void)
 {
-    static const char *const keys[] = { "\"cpu\":", "\"isa\":", "\"threads\":", "\"type\":" };
-    char *line;
-    size_t i;
-    int lines = 0;
-    CHECK_THAT(run_text("bench", "STORY -p 8 -n 4 -r 1 -t 1 --json", "") == 0, "%s", errors);
-    CHECK(strstr(output, "prompt_tokens_per_s") && strstr(output, "decode_tokens_per_s"));
-    for (line = strtok(output, "\n"); line; line = strtok(NULL, "\n"), lines++) {
-        CHECK_THAT(line[0] == '{' && line[strlen(line) - 1] == '}', "'%s'", line);
-        CHECK(strstr(line, "_tokens_per_s\":") != NULL);
-        for (i = 0; i < 4; i++) CHECK_THAT(strstr(line, keys[i]) != NULL, "no %s in '%s'", keys[i], line);
-    }
-    CHECK(lines >= 1);
+    char *lines[8];
+    CHECK(bench_lines("STORY -p 8 -n 4 -r 1 -t 1 --json", lines, 8) == 2);
+    check_number(lines[0], "context", 0);
+    check_number(lines[0], "tokens", 8);
+    check_number(lines[1], "tokens", 4);
+    CHECK_THAT(json_number(lines[1], "decode_fraction") > 0, "'%s'", lines[1]);
+    /* A fraction for the prompt where the int8 operations were measured and the weights are integers. */
+    CHECK_THAT((json_number(lines[0], "prompt_fraction") > 0) == (json_number(lines[0], "int8_gop_per_s") > 0), "'%s'",
+        lines[0]);
     CHECK_THAT(run_text("bench", "MODEL -p 3 -n 2 -r 1 -t 2 --context 20", "") == 0 && output_size > 0, "%s", errors);
-    check_failure("bench", "MODEL --batch 2", "", 2, "--batch");
-    check_failure("bench", "MODEL -p x", "", 2, "-p");
+    CHECK(strstr(output, "context  20 tokens") && strstr(output, "read ") && strstr(output, "load "));
+    CHECK(bench_lines("MODEL -p 3 -n 0 -r 3 --json", lines, 8) == 1);
+    check_number(lines[0], "repeats", 3);
+    check_number(lines[0], "prompt_fraction", -1); /* f32 weights */
+}
+
+/* Depths that are not computed, more than the model was trained for among them; batches of sessions. */
+static void test_bench_depths(void)
+{
+    static const double depths[] = { 0, 300, 9000 };
+    char *lines[8];
+    int i;
+    CHECK(bench_lines("STORY -p 5 -n 3 -r 1 -t 2 --context 0,300,9000 --kv f32 --json", lines, 8) == 6);
+    for (i = 0; i < 6; i++) check_number(lines[i], "context", depths[i / 2]);
+    CHECK(json_number(lines[4], "kv_bytes") > 20 * json_number(lines[2], "kv_bytes") / 2);
+    CHECK(json_number(lines[4], "state_bytes") == json_number(lines[0], "state_bytes"));
+    CHECK(bench_lines("STORY -p 0 -n 2 -r 1 -t 1 --context 40,500 --batch 3 --json", lines, 8) == 4);
+    check_number(lines[0], "batch", 1);
+    for (i = 1; i < 4; i += 2) {
+        check_number(lines[i], "batch", 3);
+        CHECK_THAT(json_number(lines[i], "ratio_to_one") > 0, "'%s'", lines[i]);
+    }
+}
+
+static void test_bench_usage(void)
+{
+    static const char *const wrong[][2] = { { "-p x", "-p" }, { "-n -1", "-n" }, { "-r 0", "-r" }, { "-t 0", "-t" },
+        { "-p 0 -n 0", "-n 0" }, { "--context", "--context" }, { "--context -5", "--context" },
+        { "--context 5,", "--context" }, { "--context ,5", "--context" }, { "--context 5,x", "--context" },
+        { "--context 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17", "--context" }, { "--batch 0", "--batch" },
+        { "--batch 2 -n 0", "--batch" }, { "--kv f64", "f64" } };
+    char line[100];
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        snprintf(line, sizeof line, "MODEL %s", wrong[i][0]);
+        check_failure("bench", line, "", 2, wrong[i][1]);
+    }
+    check_failure("bench", "MODEL --context 16777216", "", 1, model_path);
 }
 
 static void test_perplexity(void)
@@ -276,6 +347,8 @@ int main(int argc, char **argv)
         { "tokenize --decode", test_detokenize },
         { "inspect and convert --dry-run", test_inspect },
         { "bench", test_bench },
+        { "bench --context and --batch", test_bench_depths },
+        { "bench: wrong usage", test_bench_usage },
         { "perplexity", test_perplexity },
         { "chat", test_chat },
     };
