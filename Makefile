@@ -4,7 +4,7 @@ BUILD  ?= build
 PREFIX ?= /usr/local
 CFLAGS ?= -O3
 
-FLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 -I. -Wall -Wextra -Wpedantic -Wconversion -Wshadow
+FLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -D_FILE_OFFSET_BITS=64 -I. -Wall -Wextra -Wpedantic -Wconversion -Wshadow
 LIBS  := -lm -pthread
 ifeq ($(WERROR),1)
 FLAGS += -Werror

@@ -223,6 +223,7 @@ typedef struct jamba_model_params {   /* zero means default, everywhere */
     void *progress_user;
     bool no_mmap; /* read the whole file into the heap: safe against truncation by others */
     bool verify;  /* check the hash of every tensor; reads the whole file */
+    bool huge_pages; /* Linux: read the file into memory of huge pages. Not under -std=c99, which hides madvise() */
 } jamba_model_params;
 
 typedef struct jamba_model_info {
@@ -265,6 +266,7 @@ typedef struct jamba_session_params { /* zero means default, everywhere */
     int32_t context;       /* tokens; 0: the model's, at most 8192 */
     int32_t chunk;         /* prefill tokens per pass; 0: 64. Bigger is faster and takes more scratch */
     jamba_kv_type kv_type; /* precision of cached keys and values */
+    bool huge_pages;       /* as for the model: for the session's memory */
     jamba_progress_fn progress; /* tokens of the queue done; called between passes */
     void *progress_user;
     jamba_logits_fn on_logits; /* computes logits for every token; NULL: for the last one of the queue */
@@ -939,6 +941,21 @@ static uint64_t jmb_clock_us(void *user)
 }
 
 #endif
+
+/* Asks for huge pages behind memory that nobody has touched. */
+static void jmb_advise_huge(void *memory, size_t size)
+{
+#if defined(MADV_HUGEPAGE)
+    const uintptr_t page = 4096; /* a larger one makes the call fail, which changes nothing */
+    uintptr_t first = ((uintptr_t)memory + page - 1) / page * page, end = ((uintptr_t)memory + size) / page * page;
+    int before = errno;
+    if (first < end) (void)madvise((void *)first, end - first, MADV_HUGEPAGE);
+    errno = before;
+#else
+    (void)memory;
+    (void)size;
+#endif
+}
 
 /* While a thread waits for others: a few instructions, and now and then the rest of its time slice. */
 JMB_UNUSED static void jmb_relax(uint32_t waits)
@@ -6986,6 +7003,7 @@ static jamba_result jmb_read_all(
     JMB_TRY(jmb_parse_header(&first, header, io->size, error)); /* before reading what is no model */
     data = (uint8_t *)jmb_heap_take(&model->heap, io->size, 1);
     if (!data) return jmb_no_memory(error);
+    if (params->huge_pages) jmb_advise_huge(data, (size_t)io->size);
     for (at = 0; at < io->size;) {
         size_t part = io->size - at < (1u << 26) ? (size_t)(io->size - at) : (size_t)1 << 26;
         if (io->read(io->user, at, data + at, part) != part)
@@ -7007,7 +7025,7 @@ static jamba_result jmb_open_path(
     const char *why = jmb_file_open(&file, path);
     if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", path, why);
     model->size = file.size;
-    if (!params->no_mmap && jmb_file_map(&file)) {
+    if (!params->no_mmap && !params->huge_pages && jmb_file_map(&file)) {
         model->mapping = file.mapping;
         model->data = (const uint8_t *)file.mapping;
     } else {
@@ -7218,6 +7236,7 @@ static jamba_executor jmb_default_executor(int32_t threads)
         executor.run = jmb_openmp_run;
         executor.user = (void *)(intptr_t)threads;
         executor.width = threads;
+        executor.concurrent = true;
     }
 #else
     (void)threads;
@@ -7880,6 +7899,7 @@ JAMBA_API jamba_result jamba_session_create(
     if (!layout.base)
         return jmb_fail(error, JAMBA_ERR_MEMORY, 0,
             "no memory for a session of %z bytes: ask for a smaller context or chunk", prepared.size);
+    if (params && params->huge_pages) jmb_advise_huge(layout.base, prepared.size);
     s = (jamba_session *)(void *)layout.base;
     *s = prepared;
     jmb_session_layout(s, &layout);
