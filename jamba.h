@@ -6218,7 +6218,7 @@ JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint3
     row = tile * jmb_query_rows(b);
     last = row + jmb_query_rows(b) < span->rows ? row + jmb_query_rows(b) : span->rows;
     while (row < last && span->position + row < page * JMB_PAGE) row++; /* rows that end before this page */
-    h = jmb_kv_head_of(p, op, span, page, g);
+    if (row < last) h = jmb_kv_head_of(p, op, span, page, g);
     while (row < last) {
         for (a.n = 0; a.n < JMB_QUERIES && row < last; a.n++) {
             size_t keys = span->position + row + 1 - page * JMB_PAGE;
@@ -7157,7 +7157,7 @@ struct jamba_session {
     uint32_t context, chunk;
     int32_t *tokens;         /* (context) evaluated, then queued */
     uint32_t position, fed;  /* tokens evaluated, and evaluated or queued */
-    jmb_span memory_of;      /* its state and KV cache, for the spans of a pass */
+    jmb_span own;            /* its state and KV cache, as the spans of a pass have them */
     uint32_t pages;          /* KV pages for the whole context */
     jmb_pass pass;           /* rows == 0: between passes */
     uint32_t next_op, next_task;
@@ -7201,7 +7201,7 @@ static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
 {
     const jmb_plan *plan = &s->model->plan;
     uint64_t vocab = s->model->metadata.header.vocab, start;
-    jmb_span *own = &s->memory_of;
+    jmb_span *own = &s->own;
     jmb_place(layout, 1, sizeof *s);
     s->tokens = (int32_t *)jmb_place(layout, s->context, sizeof *s->tokens);
     jmb_pass_layout(&s->pass, plan, s->chunk, layout);
@@ -7293,9 +7293,9 @@ static jamba_result jmb_session_prepare(
     s->chunk = params->chunk ? (uint32_t)params->chunk : 64;
     if (s->chunk > s->context) s->chunk = s->context;
     s->pages = (s->context + JMB_PAGE - 1) / JMB_PAGE;
-    s->memory_of.session = NULL;
-    s->memory_of.kv_type = params->kv_type;
-    s->memory_of.page_bytes = jmb_page_bytes(&model->plan, params->kv_type);
+    s->own.session = NULL;
+    s->own.kv_type = params->kv_type;
+    s->own.page_bytes = jmb_page_bytes(&model->plan, params->kv_type);
     jmb_session_layout(s, &measure);
     if (measure.size > SIZE_MAX / 2) return jmb_no_memory(error);
     s->size = (size_t)measure.size;
@@ -7306,7 +7306,7 @@ static void jmb_session_clear(jamba_session *s)
 {
     s->position = s->fed = s->next_op = s->next_task = 0;
     s->pass.rows = 0;
-    memset(s->memory_of.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
+    memset(s->own.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
 }
 
 /* ---- running ------------------------------------------------------------------------------- */
@@ -7317,7 +7317,7 @@ static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t rows)
 {
     uint32_t pending = s->fed - s->position, i;
     jmb_span *span = &p->spans[p->span_count++];
-    *span = s->memory_of;
+    *span = s->own;
     span->session = s;
     span->first = p->rows;
     span->rows = rows;
@@ -8025,8 +8025,8 @@ static jamba_result jmb_batch_hold(
             return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "session %z is in the batch twice, or calls back", *held);
         if (tokens) result = jmb_check_tokens(s, tokens + *held, 1);
         if (result != JAMBA_OK) {
-            *error = s->error;
-            return result;
+            jamba_error why = s->error;
+            return jmb_fail(error, result, 0, "session %z of the batch: %s", *held, why.message);
         }
         s->busy = true;
     }
