@@ -24,7 +24,7 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test real-size bench lint install clean help FORCE
+.PHONY: all run test real-size bench bench-peer lint install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -39,6 +39,9 @@ real-size: all $(BUILD)/real_size ## convert and run random models of 1.2 and 3 
 
 bench: $(BUILD)/bench $(STORY) ## measure reading and writing speed of examples/storyteller
 	@$(BUILD)/bench $(STORY)
+
+bench-peer: $(BUILD)/bench $(BUILD)/convert $(BUILD)/inspect ## compare with llama.cpp and transformers (needs ../shared)
+	@tests/bench_peer "$(BUILD)"
 
 lint: ## check jamba.h: calls it must not make, contents, declared and defined, line length
 	@CC="$(CC)" CXX="$(CXX)" tests/lint
