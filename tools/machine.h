@@ -278,20 +278,25 @@ JMB_UNUSED static void machine_limits_measure(machine_limits *l)
     }
 }
 
-/* The buffer is far larger than caches: 1 GiB, or a quarter of the memory where that is less. False: there is
- * no memory for it. */
+/* The buffer is far larger than caches: 1 GiB, or a quarter of the memory where that is less, or what there is.
+ * False: less than 64 MiB. */
 JMB_UNUSED static bool machine_limits_start(machine_limits *l, const jamba_executor *executor, const char *isa)
 {
     enum { GRAIN = 64 * MACHINE_PARTS * MACHINE_STREAMS };
-    uint64_t size = (uint64_t)1 << 30, memory = machine_memory();
+    const uint64_t least = (uint64_t)1 << 26, width = (uint64_t)executor->width, memory = machine_memory();
+    uint64_t size = (uint64_t)1 << 30;
     memset(l, 0, sizeof *l);
     l->executor = *executor;
     l->peak = machine_peak_of(isa);
     if (memory && memory / 4 < size) size = memory / 4;
-    l->share = (size_t)(size / (uint64_t)l->executor.width / GRAIN * GRAIN);
-    if (posix_memalign((void **)&l->buffer, 64, l->share * (size_t)l->executor.width) != 0) return false;
-    memset(l->buffer, 0x5a, l->share * (size_t)l->executor.width); /* untouched pages are all one page of zeros */
-    return true;
+    for (; size >= least; size /= 2) {
+        l->share = (size_t)(size / width / GRAIN * GRAIN);
+        if (posix_memalign((void **)&l->buffer, 64, l->share * (size_t)width) != 0) continue;
+        memset(l->buffer, 0x5a, l->share * (size_t)width); /* untouched pages are all one page of zeros */
+        return true;
+    }
+    l->buffer = NULL;
+    return false;
 }
 
 JMB_UNUSED static void machine_limits_stop(machine_limits *l)
