@@ -148,7 +148,7 @@ def main(path, date, commit):
               f"and do {int8:.0f} Gop/s of int8.", end=" ")
     print("\n")
     compare(log, "peer", "peer", "llama.cpp")
-    compare(log, "zamba2", "transformers", "transformers (bf16)")
+    compare(log, "transformers", "transformers", "transformers (bf16)")
     depths(log)
     batches(log)
 
