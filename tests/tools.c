@@ -7,7 +7,7 @@ static char *output; /* of the last tool */
 static size_t output_size;
 static char errors[4000];
 
-enum { ARGUMENTS = 16 };
+enum { ARGUMENTS = 14 };
 
 /* Runs BUILD/tests' neighbour `tool` with blank separated arguments ("MODEL" and "STORY" stand for the
  * files) and `input`; returns its exit code. */
@@ -290,7 +290,7 @@ static void test_bench_depths(void)
     for (i = 0; i < 6; i++) check_number(lines[i], "context", depths[i / 2]);
     CHECK(json_number(lines[4], "kv_bytes") > 20 * json_number(lines[2], "kv_bytes") / 2);
     CHECK(json_number(lines[4], "state_bytes") == json_number(lines[0], "state_bytes"));
-    CHECK(bench_lines("STORY -p 0 -n 2 -r 1 -t 1 --context 40,500 --batch 3 --json", lines, 8) == 4);
+    CHECK(bench_lines("STORY -p 0 -n 2 -r 1 --context 40,500 --batch 3 --kv q8 --json", lines, 8) == 4);
     check_number(lines[0], "batch", 1);
     for (i = 1; i < 4; i += 2) {
         check_number(lines[i], "batch", 3);
