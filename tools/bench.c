@@ -176,9 +176,9 @@ static void fill_tokens(bench *b)
 /* Repeats the first page of keys and values, so that they fill those of `depth` tokens. */
 static void fill_pages(jamba_session *s, int depth)
 {
-    const jmb_span *memory = &s->memory_of;
+    const jmb_span *own = &s->own;
     size_t pages = ((size_t)depth + JMB_PAGE - 1) / JMB_PAGE;
-    for (size_t i = 1; i < pages; i++) memcpy(memory->kv + i * memory->page_bytes, memory->kv, memory->page_bytes);
+    for (size_t i = 1; i < pages; i++) memcpy(own->kv + i * own->page_bytes, own->kv, own->page_bytes);
 }
 
 /* As if `depth` tokens had been read: keys and values repeat those of the first page, the recurrent state is
