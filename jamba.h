@@ -204,6 +204,7 @@ typedef struct jamba_memory { /* bytes */
     size_t weights;           /* heap: the file's bytes when not mapped, and tables */
     size_t kv;                /* attention caches for the whole context */
     size_t state;             /* convolution and SSM state, constant */
+    size_t marks;             /* snapshots for going back */
     size_t scratch;           /* activations, token log, logits */
 } jamba_memory;
 
@@ -265,6 +266,8 @@ typedef struct jamba_session_params { /* zero means default, everywhere */
     void *now_user;
     int32_t context;       /* tokens; 0: the model's, at most 8192 */
     int32_t chunk;         /* prefill tokens per pass; 0: 64. Bigger is faster and takes more scratch */
+    int32_t marks;         /* snapshots for going back, each of the state and a row of logits; 0: 4, negative: none */
+    int32_t mark_every;    /* also marks by itself, at the end of a pass this many tokens after the last; 0: never */
     jamba_kv_type kv_type; /* precision of cached keys and values */
     bool huge_pages;       /* as for the model: for the session's memory */
     jamba_progress_fn progress; /* tokens of the queue done; called between passes */
@@ -277,6 +280,7 @@ typedef struct jamba_session_info {
     int32_t position; /* tokens evaluated */
     int32_t pending;  /* tokens fed and not yet evaluated */
     int32_t context, chunk, width; /* width: tasks run at once */
+    int32_t marks;                 /* snapshots held */
     jamba_memory memory;
 } jamba_session_info;
 
@@ -295,6 +299,19 @@ JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_sessio
 JAMBA_API const jamba_error *jamba_session_error(const jamba_session *session);
 /* Tokens evaluated or queued so far, *count of them; valid until the session is freed. */
 JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size_t *count);
+
+/* ---- marks: going back -------------------------------------------------- */
+
+/* Recurrent state cannot be undone, so going back takes a snapshot: the state is copied back, keys and values
+ * are cut. Models of attention alone go back anywhere without one. */
+
+/* Keeps a snapshot of this place, with its logits. When all are in use, the one goes whose loss makes going back
+ * to any place least longer; the first stays. JAMBA_ERR_ARGUMENT while tokens are pending. */
+JAMBA_API jamba_result jamba_session_mark(jamba_session *session);
+/* Back to where `position` tokens had been fed: the nearest snapshot at or before it is restored, and the tokens in
+ * between are queued again; *replay (may be NULL) says how many. 0: the logits are there at once. Later snapshots
+ * are lost. Also drops what is pending, in the middle of a token too. */
+JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t position, int32_t *replay);
 
 /* ---- evaluation --------------------------------------------------------- */
 
@@ -5934,7 +5951,8 @@ JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32
 {
     const jmb_block *m = op->block;
     const jmb_span *span = p->spans + task / m->heads;
-    size_t head = task % m->heads, d_state = m->d_state, width = m->d_inner / m->heads, group = head / (m->heads / m->n_groups), row, i, n;
+    size_t head = task % m->heads, d_state = m->d_state, width = m->d_inner / m->heads;
+    size_t group = head / (m->heads / m->n_groups), row, i, n;
     const float *a = (const float *)(const void *)op->w[0]->data, *d = (const float *)(const void *)op->w[1]->data;
     float *state = span->state + op->state_at + head * jmb_pad16(width) * d_state;
     float bias = ((const float *)(const void *)op->bias[0]->data)[head];
@@ -7143,6 +7161,13 @@ static jamba_result jmb_load(
  * >>session - one timeline's memory, and the forward pass
  * =========================================================================================== */
 
+/* A place to go back to. */
+typedef struct jmb_mark {
+    uint32_t position;
+    bool has_logits;
+    float *state, *logits;
+} jmb_mark;
+
 struct jamba_session {
     const jamba_model *model;
     jamba_allocator allocator;
@@ -7163,6 +7188,8 @@ struct jamba_session {
     uint32_t next_op, next_task;
     float *logits;           /* of the last pass's wanted rows */
     uint32_t logit_rows;     /* how many */
+    jmb_mark *marks;         /* (mark_room) by position */
+    uint32_t mark_room, mark_count, mark_every;
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
     jamba_memory memory;
@@ -7196,6 +7223,20 @@ static void jmb_pass_layout(jmb_pass *p, const jmb_plan *plan, uint32_t rows, jm
     jmb_routing_layout(&p->routing, plan, rows, layout);
 }
 
+static void jmb_marks_layout(jamba_session *s, jmb_layout *layout)
+{
+    uint64_t vocab = jmb_pad16(s->model->metadata.header.vocab), state_floats = s->model->plan.state_floats;
+    float *states, *logits;
+    uint32_t i;
+    s->marks = (jmb_mark *)jmb_place(layout, s->mark_room, sizeof *s->marks);
+    states = (float *)jmb_place(layout, jmb_mul(state_floats, s->mark_room), sizeof *states);
+    logits = (float *)jmb_place(layout, jmb_mul(vocab, s->mark_room), sizeof *logits);
+    for (i = 0; s->marks && i < s->mark_room; i++) {
+        s->marks[i].state = states + i * (size_t)state_floats;
+        s->marks[i].logits = logits + i * (size_t)vocab;
+    }
+}
+
 /* Places everything a session needs, or measures it. */
 static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
 {
@@ -7212,6 +7253,9 @@ static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
     start = layout->size;
     own->state = (float *)jmb_place(layout, plan->state_floats, sizeof(float));
     s->memory.state = (size_t)(layout->size - start);
+    start = layout->size;
+    jmb_marks_layout(s, layout);
+    s->memory.marks = (size_t)(layout->size - start);
     start = layout->size;
     own->kv = (uint8_t *)jmb_place(layout, s->pages, own->page_bytes);
     s->memory.kv = (size_t)(layout->size - start);
@@ -7263,6 +7307,9 @@ static jamba_result jmb_check_session_params(const jamba_session_params *p, jamb
             error, JAMBA_ERR_ARGUMENT, 0, "context is %d, outside 0 to %d", p->context, (int)JMB_MAX_CONTEXT);
     if (p->chunk < 0 || p->chunk > 65536)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "chunk is %d, outside 0 to 65536", p->chunk);
+    if (p->marks > 65536 || p->mark_every < 0)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "marks is %d, above 65536, or mark_every is %d, below 0",
+            p->marks, p->mark_every);
     if (p->threads < 0 || p->threads > 4096)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "threads is %d, outside 0 to 4096", p->threads);
     if (p->kv_type != JAMBA_KV_F16 && p->kv_type != JAMBA_KV_F32 && p->kv_type != JAMBA_KV_Q8)
@@ -7293,6 +7340,8 @@ static jamba_result jmb_session_prepare(
     s->chunk = params->chunk ? (uint32_t)params->chunk : 64;
     if (s->chunk > s->context) s->chunk = s->context;
     s->pages = (s->context + JMB_PAGE - 1) / JMB_PAGE;
+    s->mark_room = params->marks < 0 ? 0 : params->marks == 0 ? 4 : (uint32_t)params->marks;
+    s->mark_every = (uint32_t)params->mark_every;
     s->own.session = NULL;
     s->own.kv_type = params->kv_type;
     s->own.page_bytes = jmb_page_bytes(&model->plan, params->kv_type);
@@ -7304,9 +7353,79 @@ static jamba_result jmb_session_prepare(
 
 static void jmb_session_clear(jamba_session *s)
 {
-    s->position = s->fed = s->next_op = s->next_task = 0;
+    s->position = s->fed = s->next_op = s->next_task = s->mark_count = 0;
     s->pass.rows = 0;
     memset(s->own.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
+}
+
+/* ---- marks --------------------------------------------------------------------------------- */
+
+/* Makes room by dropping the mark, not the first or last, whose neighbours are closest to each other. */
+static void jmb_drop_mark(jamba_session *s)
+{
+    uint32_t i, drop = s->mark_count - 1, least = UINT32_MAX;
+    jmb_mark dropped;
+    for (i = 1; i + 1 < s->mark_count; i++)
+        if (s->marks[i + 1].position - s->marks[i - 1].position < least) {
+            least = s->marks[i + 1].position - s->marks[i - 1].position;
+            drop = i;
+        }
+    dropped = s->marks[drop]; /* its memory serves the next one */
+    memmove(s->marks + drop, s->marks + drop + 1, (s->mark_count - 1 - drop) * sizeof *s->marks);
+    s->marks[--s->mark_count] = dropped;
+}
+
+static void jmb_put_mark(jamba_session *s)
+{
+    size_t vocab = jmb_pad16(s->model->metadata.header.vocab);
+    jmb_mark *m;
+    if (!s->mark_room) return;
+    if (s->mark_count && s->marks[s->mark_count - 1].position == s->position) s->mark_count--;
+    if (s->mark_count == s->mark_room) jmb_drop_mark(s);
+    m = &s->marks[s->mark_count++];
+    m->position = s->position;
+    m->has_logits = s->logit_rows > 0;
+    memcpy(m->state, s->own.state, (size_t)s->model->plan.state_floats * sizeof(float));
+    if (m->has_logits) memcpy(m->logits, s->logits + (s->logit_rows - 1) * vocab, vocab * sizeof(float));
+}
+
+static uint32_t jmb_last_mark(const jamba_session *s)
+{
+    return s->mark_count ? s->marks[s->mark_count - 1].position : 0;
+}
+
+/* Whether a mark holds what a rewind to `target` can start from. */
+static bool jmb_mark_serves(const jmb_mark *m, uint32_t target)
+{
+    return m->position < target || (m->position == target && m->has_logits);
+}
+
+/* Puts the session to the last place it can be restored to at or before `target`; what is between is queued. */
+static void jmb_restore_mark(jamba_session *s, uint32_t target)
+{
+    size_t vocab = jmb_pad16(s->model->metadata.header.vocab), state = (size_t)s->model->plan.state_floats;
+    uint32_t from = 0, anywhere = target - 1 < s->position ? target - 1 : s->position;
+    const jmb_mark *m = NULL;
+    while (s->mark_count && s->marks[s->mark_count - 1].position > target) s->mark_count--;
+    if (s->mark_count && !jmb_mark_serves(&s->marks[s->mark_count - 1], target)) s->mark_count--;
+    if (s->mark_count) m = &s->marks[s->mark_count - 1];
+    if (m) from = m->position;
+    if (state == 0 && anywhere > from) from = anywhere; /* keys and values of all tokens are there */
+    else if (m) memcpy(s->own.state, m->state, state * sizeof(float));
+    else memset(s->own.state, 0, state * sizeof(float));
+    s->logit_rows = from == target ? 1 : 0;
+    if (s->logit_rows) memcpy(s->logits, m->logits, vocab * sizeof(float));
+    s->position = from;
+    s->fed = target;
+    s->pass.rows = 0;
+}
+
+static void jmb_rewind(jamba_session *s, uint32_t target)
+{
+    uint32_t done = s->position + s->pass.rows; /* with the tokens that are being worked on */
+    if (target == 0) jmb_session_clear(s);
+    else if (target > done || (target == done && s->logit_rows)) s->fed = target;
+    else jmb_restore_mark(s, target);
 }
 
 /* ---- running ------------------------------------------------------------------------------- */
@@ -7360,6 +7479,7 @@ static bool jmb_pass_end(jamba_session *lead)
         for (row = 0; s->on_logits && row < span->rows; row++)
             s->on_logits(s->logits_user, (int32_t)(span->position + row),
                 s->logits + row * jmb_pad16(s->model->metadata.header.vocab));
+        if (s->mark_every && s->position - jmb_last_mark(s) >= s->mark_every) jmb_put_mark(s);
         if (s->progress && !s->progress(s->progress_user, "eval", s->position, s->fed) && s->position < s->fed)
             more = false;
     }
@@ -7931,6 +8051,7 @@ JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_sessio
     out->context = (int32_t)session->context;
     out->chunk = (int32_t)session->chunk;
     out->width = session->executor.width;
+    out->marks = (int32_t)session->mark_count;
     out->memory = session->memory;
 }
 
@@ -7950,6 +8071,31 @@ static jamba_result jmb_check_idle(jamba_session *s)
 {
     if (!s->busy) return JAMBA_OK;
     return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "called from a callback of the same session");
+}
+
+JAMBA_API jamba_result jamba_session_mark(jamba_session *session)
+{
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    if (session->position < session->fed || session->pass.rows)
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "%u tokens are pending: evaluate them before a mark",
+            session->fed - session->position);
+    if (!session->mark_room)
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "the session was created without marks");
+    jmb_put_mark(session);
+    return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t position, int32_t *replay)
+{
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    if (position < 0 || (uint32_t)position > session->fed)
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "position %d is outside the %u tokens fed", position,
+            session->fed);
+    jmb_rewind(session, (uint32_t)position);
+    if (replay) *replay = (int32_t)(session->fed - session->position);
+    return JAMBA_OK;
 }
 
 /* Whether `count` more tokens can be queued. */
@@ -8069,7 +8215,7 @@ JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const in
 
 JAMBA_API const float *jamba_logits(const jamba_session *session)
 {
-    if (!session || session->position == 0 || session->position < session->fed) return NULL;
+    if (!session || session->logit_rows == 0 || session->position == 0 || session->position < session->fed) return NULL;
     return session->logits + (session->logit_rows - 1) * jmb_pad16(session->model->metadata.header.vocab);
 }
 

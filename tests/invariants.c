@@ -341,7 +341,7 @@ static void check_float_settings(const subject *s)
 
 static size_t memory_total(const jamba_memory *m)
 {
-    return m->mapped + m->weights + m->kv + m->state + m->scratch;
+    return m->mapped + m->weights + m->kv + m->state + m->marks + m->scratch;
 }
 
 /* One session with these parameters: the estimate, one allocation of exactly that, none later. */

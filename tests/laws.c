@@ -1,0 +1,300 @@
+/* laws.c - whatever is done with a session, its logits are those of the plain run over its tokens
+ *
+ * Random scripts of feeding, stepping with and without a budget, sampling, marks, going back and batches, on every
+ * family, chunk size, cache type and executor. At the end, and whenever nothing is pending, the logits equal bit
+ * for bit those of a new session that evaluates the same tokens in one go. A script that fails is cut down to
+ * what still fails, and printed. LAWS=N in the environment runs N scripts on the tiny model. */
+#include "tiny.h"
+
+enum { OPS_MAX = 24, TOKENS_MAX = 40, SESSIONS = 2 };
+
+typedef enum op_kind { OP_FEED, OP_STEP, OP_FINISH, OP_SAMPLE, OP_MARK, OP_REWIND, OP_BATCH, OP_RESET, OP_KINDS } op_kind;
+
+static const char *const op_names[OP_KINDS] = { "feed", "step", "finish", "sample", "mark", "rewind", "batch", "reset" };
+
+/* What an argument means depends on the session's place, so that any part of a script is a script. */
+typedef struct script_op {
+    op_kind kind;
+    int session;
+    uint32_t argument;
+} script_op;
+
+typedef struct script {
+    uint64_t seed;
+    int32_t chunk, marks, mark_every;
+    jamba_kv_type kv;
+    int executor; /* 0: none, 1: in reverse, 2: threads */
+    int count;
+    script_op ops[OPS_MAX];
+} script;
+
+typedef struct laws {
+    const jamba_model *model;
+    size_t vocab;
+    threads_pool *pool;
+    uint64_t ticks;
+    char why[400]; /* of the last failure */
+} laws;
+
+static uint64_t clock_tick(void *user)
+{
+    return __atomic_add_fetch((uint64_t *)user, 1, __ATOMIC_RELAXED);
+}
+
+/* ---- scripts ----------------------------------------------------------------------------------------- */
+
+static script script_make(uint64_t seed)
+{
+    static const int32_t chunks[] = { 1, 3, 7, 64 }, marks[] = { -1, 1, 2, 0 }, every[] = { 0, 0, 5 };
+    static const int often[] = { OP_FEED, OP_FEED, OP_FEED, OP_STEP, OP_STEP, OP_FINISH, OP_SAMPLE, OP_SAMPLE, OP_MARK,
+        OP_MARK, OP_REWIND, OP_REWIND, OP_REWIND, OP_BATCH, OP_BATCH };
+    uint64_t random = seed;
+    script s;
+    int i;
+    memset(&s, 0, sizeof s);
+    s.seed = seed;
+    s.chunk = chunks[random_next(&random) % 4];
+    s.marks = marks[random_next(&random) % 4];
+    s.mark_every = every[random_next(&random) % 3];
+    s.kv = (jamba_kv_type)(random_next(&random) % 3);
+    s.executor = random_next(&random) % 8 < 6 ? 0 : 1 + (int)(random_next(&random) % 2);
+    s.count = 2 + (int)(random_next(&random) % (OPS_MAX - 1));
+    for (i = 0; i < s.count; i++) {
+        uint64_t r = random_next(&random);
+        s.ops[i].kind = r % 97 == 0 ? OP_RESET : (op_kind)often[r / 97 % (sizeof often / sizeof *often)];
+        s.ops[i].session = r >> 32 & 3 ? 0 : 1;
+        s.ops[i].argument = (uint32_t)(r >> 34);
+    }
+    return s;
+}
+
+static void script_print(const script *s)
+{
+    int i;
+    printf("  seed %llu: chunk %d, marks %d, mark_every %d, cache %d, executor %d\n", (unsigned long long)s->seed,
+        (int)s->chunk, (int)s->marks, (int)s->mark_every, (int)s->kv, s->executor);
+    for (i = 0; i < s->count; i++)
+        printf("    %s %u of session %d\n", op_names[s->ops[i].kind], (unsigned)s->ops[i].argument, s->ops[i].session);
+}
+
+/* ---- running one ------------------------------------------------------------------------------------- */
+
+static bool fails(laws *l, const char *why, const jamba_session *session)
+{
+    snprintf(l->why, sizeof l->why, "%s (%s)", why, session ? jamba_session_error(session)->message : "");
+    return false;
+}
+
+static jamba_session *session_open(laws *l, const script *s)
+{
+    jamba_session_params params;
+    jamba_session *session;
+    jamba_executor reversed;
+    memset(&params, 0, sizeof params);
+    memset(&reversed, 0, sizeof reversed);
+    reversed.run = run_reversed;
+    reversed.width = 3;
+    params.context = TOKENS_MAX;
+    params.chunk = s->chunk;
+    params.marks = s->marks;
+    params.mark_every = s->mark_every;
+    params.kv_type = s->kv;
+    params.threads = 1;
+    params.now_us = clock_tick;
+    params.now_user = &l->ticks;
+    if (s->executor) params.executor = s->executor == 1 ? &reversed : &l->pool->executor;
+    return jamba_session_create(&session, l->model, &params, NULL) == JAMBA_OK ? session : NULL;
+}
+
+/* Against a new session that evaluates the same tokens at once. */
+static bool session_lawful(laws *l, const script *s, jamba_session *session)
+{
+    jamba_session_params params;
+    jamba_session *plain;
+    size_t count;
+    const int32_t *tokens = jamba_session_tokens(session, &count);
+    bool same;
+    if (count == 0) return jamba_logits(session) == NULL || fails(l, "logits before the first token", session);
+    memset(&params, 0, sizeof params);
+    params.context = TOKENS_MAX;
+    params.kv_type = s->kv;
+    params.threads = 1;
+    params.marks = -1;
+    if (jamba_session_create(&plain, l->model, &params, NULL) != JAMBA_OK) return fails(l, "no plain session", NULL);
+    same = jamba_eval(plain, tokens, count) == JAMBA_OK && jamba_logits(session)
+        && memcmp(jamba_logits(plain), jamba_logits(session), l->vocab * sizeof(float)) == 0;
+    jamba_session_free(plain);
+    return same || fails(l, "other logits than the plain run", session);
+}
+
+static int32_t pending_of(const jamba_session *session)
+{
+    jamba_session_info info;
+    jamba_session_describe(session, &info);
+    return info.pending;
+}
+
+static bool run_feed(laws *l, jamba_session *session, uint32_t argument)
+{
+    int32_t tokens[9];
+    size_t used, count = 1 + argument % 9, i;
+    jamba_session_tokens(session, &used);
+    if (used + count > TOKENS_MAX) {
+        for (i = 0; i < count; i++) tokens[i] = 0;
+        return jamba_feed(session, tokens, count) == JAMBA_ERR_CONTEXT || fails(l, "fed past the context", session);
+    }
+    for (i = 0; i < count; i++) tokens[i] = (int32_t)((argument / 9 + i * 7) % l->vocab);
+    return jamba_feed(session, tokens, count) == JAMBA_OK || fails(l, "feed", session);
+}
+
+/* A few slices of one tick: each ends at the next place where the work can stop. */
+static bool run_step(laws *l, jamba_session *session, uint32_t argument)
+{
+    uint32_t i;
+    for (i = 0; i < 1 + argument % 20; i++) {
+        jamba_result result = jamba_step(session, 1);
+        if (result != JAMBA_OK && result != JAMBA_PENDING) return fails(l, "step", session);
+        if ((result == JAMBA_OK) != (pending_of(session) == 0)) return fails(l, "pending tokens", session);
+    }
+    return true;
+}
+
+static bool run_sample(laws *l, jamba_session *session, uint32_t argument)
+{
+    jamba_sampler sampler;
+    size_t used;
+    int32_t token;
+    memset(&sampler, 0, sizeof sampler);
+    sampler.temperature = argument & 1 ? 0.8f : 0;
+    sampler.seed = argument;
+    jamba_session_tokens(session, &used);
+    token = jamba_sample(session, &sampler);
+    if ((token < 0) != (jamba_logits(session) == NULL)) return fails(l, "sample", session);
+    if (token < 0 || used == TOKENS_MAX) return true;
+    return jamba_eval(session, &token, 1) == JAMBA_OK || fails(l, "eval", session);
+}
+
+static bool run_mark(laws *l, const script *s, jamba_session *session)
+{
+    bool possible = s->marks >= 0 && pending_of(session) == 0;
+    return (jamba_session_mark(session) == JAMBA_OK) == possible || fails(l, "mark", session);
+}
+
+static bool run_rewind(laws *l, jamba_session *session, uint32_t argument)
+{
+    size_t used, after;
+    int32_t replay = -1, to;
+    jamba_session_info info;
+    jamba_session_tokens(session, &used);
+    to = (int32_t)(argument % (used + 1));
+    if (jamba_session_rewind(session, to, &replay) != JAMBA_OK) return fails(l, "rewind", session);
+    jamba_session_tokens(session, &after);
+    jamba_session_describe(session, &info);
+    if (after != (size_t)to || info.pending != replay || info.position + replay != to)
+        return fails(l, "rewound to another place", session);
+    return jamba_session_rewind(session, to + 1, NULL) == JAMBA_ERR_ARGUMENT || fails(l, "rewound forward", session);
+}
+
+static bool run_batch(laws *l, jamba_session *const *sessions, uint32_t argument)
+{
+    int32_t tokens[SESSIONS];
+    bool room = true;
+    int i;
+    for (i = 0; i < SESSIONS; i++) {
+        size_t used;
+        jamba_session_tokens(sessions[i], &used);
+        room = room && used < TOKENS_MAX;
+        tokens[i] = (int32_t)((argument + (uint32_t)i) % l->vocab);
+    }
+    if (jamba_eval_batch(sessions, tokens, SESSIONS) != (room ? JAMBA_OK : JAMBA_ERR_CONTEXT))
+        return fails(l, "batch", sessions[0]);
+    return !room || (pending_of(sessions[0]) == 0 && pending_of(sessions[1]) == 0) || fails(l, "left over", sessions[0]);
+}
+
+static bool run_op(laws *l, const script *s, jamba_session *const *sessions, const script_op *op)
+{
+    jamba_session *session = sessions[op->session];
+    switch (op->kind) {
+    case OP_FEED: return run_feed(l, session, op->argument);
+    case OP_STEP: return run_step(l, session, op->argument);
+    case OP_FINISH:
+        return (jamba_step(session, 0) == JAMBA_OK || fails(l, "finish", session)) && session_lawful(l, s, session);
+    case OP_SAMPLE: return run_sample(l, session, op->argument);
+    case OP_MARK: return run_mark(l, s, session);
+    case OP_REWIND: return run_rewind(l, session, op->argument);
+    case OP_BATCH: return run_batch(l, sessions, op->argument);
+    default: jamba_session_reset(session); return true;
+    }
+}
+
+static bool script_lawful(laws *l, const script *s)
+{
+    jamba_session *sessions[SESSIONS];
+    bool ok = true;
+    int i;
+    l->why[0] = 0;
+    for (i = 0; i < SESSIONS; i++) ok = (sessions[i] = session_open(l, s)) != NULL && ok;
+    if (!ok) fails(l, "no session", NULL);
+    for (i = 0; i < s->count && ok; i++) ok = run_op(l, s, sessions, &s->ops[i]);
+    for (i = 0; i < SESSIONS && ok; i++)
+        ok = (jamba_step(sessions[i], 0) == JAMBA_OK || fails(l, "last step", sessions[i]))
+            && session_lawful(l, s, sessions[i]);
+    for (i = 0; i < SESSIONS; i++) jamba_session_free(sessions[i]);
+    return ok;
+}
+
+/* Leaves out what is not needed to fail. */
+static void script_shrink(laws *l, script *s)
+{
+    int i;
+    for (i = s->count - 1; i >= 0; i--) {
+        script less = *s;
+        memmove(less.ops + i, less.ops + i + 1, (size_t)(less.count - i - 1) * sizeof *less.ops);
+        less.count--;
+        if (!script_lawful(l, &less)) *s = less;
+    }
+    script_lawful(l, s);
+}
+
+static void run_scripts(const char *path, uint64_t first, int count)
+{
+    jamba_model *model = load_for_cpu(path, JAMBA_CPU_BEST);
+    laws l;
+    int i;
+    memset(&l, 0, sizeof l);
+    l.model = model;
+    l.pool = threads_start(2);
+    if (!CHECK(model != NULL) || !CHECK(l.pool != NULL)) return;
+    l.vocab = (size_t)model_vocab(model);
+    for (i = 0; i < count && !test_state.checks_failed; i++) {
+        script s = script_make(first + (uint64_t)i);
+        if (script_lawful(&l, &s)) continue;
+        script_shrink(&l, &s);
+        CHECK_THAT(false, "%s, after %d operations:", l.why, s.count);
+        script_print(&s);
+    }
+    threads_stop(l.pool);
+    jamba_model_free(model);
+}
+
+int main(int argc, char **argv)
+{
+    const char *wanted = getenv("LAWS");
+    char folder[PATH_ROOM], path[PATH_ROOM];
+    int i, scripts = wanted ? atoi(wanted) : 10000;
+    test_start(argc, argv);
+    if (test_begin("%d scripts on a tiny hybrid", scripts)) {
+        tiny_write(temp_path(folder, "tiny"), false);
+        if (convert(folder, "tiny", "q8", path)) run_scripts(path, 1, scripts);
+        test_end();
+    }
+    for (i = 0; i < GOLDEN_CASES; i++) {
+        static const char *const types[] = { "f32", "q8", "q4" };
+        const char *name = golden_cases[i].name, *type = types[i % 3];
+        if (!test_begin("%s %s", name, type)) continue;
+        snprintf(folder, sizeof folder, "tests/cases/%s", name);
+        if (convert(folder, name, type, path)) run_scripts(path, 1000000 + (uint64_t)i * 1000, 200);
+        test_end();
+    }
+    return test_summary();
+}
