@@ -4678,6 +4678,9 @@ typedef struct jmb_kernels {
 #define v_fnma JMB_K(jmb_v_fnma)
 #define v_round JMB_K(jmb_v_round)
 #define v_pow2 JMB_K(jmb_v_pow2)
+#define v_scale JMB_K(jmb_v_scale)
+#define v_raise JMB_K(jmb_v_raise)
+#define v_swap JMB_K(jmb_v_swap)
 #define v_select_gt JMB_K(jmb_v_select_gt)
 #define v_store_i8 JMB_K(jmb_v_store_i8)
 #define v_load_i8 JMB_K(jmb_v_load_i8)
@@ -4747,6 +4750,21 @@ JMB_FN v16 v_pow2(v16 n)
 {
     __m512i e = _mm512_add_epi32(_mm512_maskz_cvtps_epi32(JMB_ALL, n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(JMB_ALL, e, 23));
+}
+JMB_FN v16 v_raise(v16 a, v16 n)
+{
+    __m512i e = _mm512_maskz_slli_epi32(JMB_ALL, _mm512_castps_si512(n), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), e));
+}
+JMB_FN v16 v_scale(v16 y, v16 n) { return _mm512_maskz_scalef_ps(JMB_ALL, y, n); }
+JMB_FN v16 v_swap(v16 a, int distance)
+{
+    switch (distance) {
+    case 8: return _mm512_maskz_shuffle_f32x4(JMB_ALL, a, a, 0x4e);
+    case 4: return _mm512_maskz_shuffle_f32x4(JMB_ALL, a, a, 0xb1);
+    case 2: return _mm512_maskz_permute_ps(JMB_ALL, a, 0x4e);
+    default: return _mm512_maskz_permute_ps(JMB_ALL, a, 0xb1);
+    }
 }
 JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
 {
@@ -4848,6 +4866,24 @@ JMB_FN v16 v_pow2(v16 n)
     __m256i lo = _mm256_add_epi32(_mm256_cvtps_epi32(n.lo), bias);
     __m256i hi = _mm256_add_epi32(_mm256_cvtps_epi32(n.hi), bias);
     return v_make(_mm256_castsi256_ps(_mm256_slli_epi32(lo, 23)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 23)));
+}
+JMB_FN __m256 JMB_K(jmb_v_raise8)(__m256 a, __m256 n)
+{
+    __m256i e = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), e));
+}
+JMB_FN v16 v_raise(v16 a, v16 n)
+{
+    return v_make(JMB_K(jmb_v_raise8)(a.lo, n.lo), JMB_K(jmb_v_raise8)(a.hi, n.hi));
+}
+JMB_FN v16 v_swap(v16 a, int distance)
+{
+    switch (distance) {
+    case 8: return v_make(a.hi, a.lo);
+    case 4: return v_make(_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1));
+    case 2: return v_make(_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e));
+    default: return v_make(_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1));
+    }
 }
 JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
 {
@@ -4975,6 +5011,16 @@ JMB_FN v16 v_round(v16 a) { JMB_EACH(v16, vrndnq_f32(a.q[i])); }
 JMB_FN v16 v_pow2(v16 n)
 {
     JMB_EACH(v16, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.q[i]), vdupq_n_s32(127)), 23)));
+}
+JMB_FN v16 v_raise(v16 a, v16 n)
+{
+    JMB_EACH(v16, vreinterpretq_f32_s32(vaddq_s32(
+        vreinterpretq_s32_f32(a.q[i]), vshlq_n_s32(vreinterpretq_s32_f32(n.q[i]), 23))));
+}
+JMB_FN v16 v_swap(v16 a, int distance)
+{
+    if (distance >= 4) JMB_EACH(v16, a.q[i ^ distance / 4]);
+    JMB_EACH(v16, distance == 2 ? vextq_f32(a.q[i], a.q[i], 2) : vrev64q_f32(a.q[i]));
 }
 JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
 {
@@ -5113,6 +5159,14 @@ JMB_FN float JMB_K(jmb_round1)(float x)
     return jmb_float_of(jmb_bits_of(r) | (jmb_bits_of(x) & 0x80000000u));
 }
 JMB_FN v16 v_round(v16 a) { JMB_EACH(JMB_K(jmb_round1)(a.f[i])); }
+JMB_FN v16 v_swap(v16 a, int distance)
+{
+    int i;
+    JMB_ROLLED
+    for (i = 0; i < distance; i++) a.f[i] = a.f[i + distance];
+    return a;
+}
+JMB_FN v16 v_raise(v16 a, v16 n) { JMB_EACH(jmb_float_of(jmb_bits_of(a.f[i]) + (jmb_bits_of(n.f[i]) << 23))); }
 JMB_FN v16 v_pow2(v16 n) { JMB_EACH(jmb_float_of((uint32_t)((int32_t)n.f[i] + 127) << 23)); }
 JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y) { JMB_EACH(a.f[i] > b.f[i] ? x.f[i] : y.f[i]); }
 JMB_FN void v_store_i8(int8_t *p, v16 a)
@@ -5176,6 +5230,16 @@ JMB_FN v16 vi_float(vi16 a) { JMB_EACH((float)a.i[i]); }
 
 #endif
 
+#if JMB_PASS != 3
+/* y 2^n, rounded once, for y in [1/2, 2): in two factors, so that n may reach past either end of the exponent
+ * and the result overflows to infinity or becomes subnormal as it should. */
+JMB_FN v16 v_scale(v16 y, v16 n)
+{
+    v16 half = v_round(v_mul(n, v_set1(0.5f)));
+    return v_mul(v_mul(y, v_pow2(half)), v_pow2(v_sub(n, half)));
+}
+#endif
+
 /* ===========================================================================================
  * >>kernels - the operations, written once over 16 lanes
  *
@@ -5185,10 +5249,11 @@ JMB_FN v16 vi_float(vi16 a) { JMB_EACH((float)a.i[i]); }
  * scan's output is a chain over the state. Nothing depends on how many rows or tasks run together.
  * =========================================================================================== */
 
-/* Tail of a row: n < 16 floats, zero beyond. */
+/* n <= 16 floats, zero beyond. */
 JMB_FN v16 JMB_K(jmb_load_part)(const float *p, size_t n)
 {
     float buffer[16] = { 0 };
+    if (n == 16) return v_load(p);
     memcpy(buffer, p, n * sizeof *p);
     return v_load(buffer);
 }
@@ -5197,8 +5262,8 @@ JMB_FN v16 JMB_K(jmb_load_part)(const float *p, size_t n)
 JMB_FN void JMB_K(jmb_store_part)(float *p, v16 a, size_t n)
 {
     float buffer[16];
-    v_store(buffer, a);
-    memcpy(p, buffer, n * sizeof *p);
+    v_store(n == 16 ? p : buffer, a);
+    if (n < 16) memcpy(p, buffer, n * sizeof *p);
 }
 #define v_store_part JMB_K(jmb_store_part)
 
@@ -5206,10 +5271,10 @@ JMB_FN void JMB_K(jmb_store_part)(float *p, v16 a, size_t n)
 JMB_FN float JMB_K(jmb_sum)(v16 a)
 {
     float f[16];
-    int half, i;
+    int half;
+    JMB_UNROLL
+    for (half = 8; half > 0; half /= 2) a = v_add(a, v_swap(a, half));
     v_store(f, a);
-    for (half = 8; half > 0; half /= 2)
-        for (i = 0; i < half; i++) f[i] += f[i + half];
     return f[0];
 }
 #define v_sum JMB_K(jmb_sum)
@@ -5217,10 +5282,10 @@ JMB_FN float JMB_K(jmb_sum)(v16 a)
 JMB_FN float JMB_K(jmb_highest)(v16 a)
 {
     float f[16];
-    int half, i;
+    int half;
+    JMB_UNROLL
+    for (half = 8; half > 0; half /= 2) a = v_max(a, v_swap(a, half));
     v_store(f, a);
-    for (half = 8; half > 0; half /= 2)
-        for (i = 0; i < half; i++) f[i] = f[i] > f[i + half] ? f[i] : f[i + half];
     return f[0];
 }
 #define v_highest JMB_K(jmb_highest)
@@ -5232,11 +5297,10 @@ JMB_FN v16 JMB_K(jmb_iota)(float first)
     return v_add(v_load(lanes), v_set1(first));
 }
 
-/* e^x = 2^n e^r with |r| <= ln2 / 2; within 1 ulp. 2^n in two factors, so that n may reach past either
- * end of the exponent and the result overflows to infinity or becomes subnormal as it should. */
+/* e^x = 2^n e^r with |r| <= ln2 / 2; within 1 ulp. */
 JMB_FN v16 JMB_K(jmb_exp)(v16 x)
 {
-    v16 n, half, r, y;
+    v16 n, r, y;
     x = v_max(v_min(x, v_set1(90.0f)), v_set1(-105.0f));
     n = v_round(v_mul(x, v_set1(1.44269504f)));
     r = v_fnma(n, v_set1(0.693147182f), x);
@@ -5247,10 +5311,26 @@ JMB_FN v16 JMB_K(jmb_exp)(v16 x)
     y = v_fma(y, r, v_set1(0.5f));
     y = v_fma(v_mul(r, r), y, r);
     y = v_add(y, v_set1(1.0f));
-    half = v_round(v_mul(n, v_set1(0.5f)));
-    return v_mul(v_mul(y, v_pow2(half)), v_pow2(v_sub(n, half)));
+    return v_scale(y, n);
 }
 #define v_exp JMB_K(jmb_exp)
+
+/* 2^x for the decays of a scan, within 1.4 ulp and exact at 0; stays at 2^-126 below that, infinite from 2^128.
+ * Adding 1.5 2^23 rounds x to an integer, which is then found in the low bits. */
+JMB_FN v16 JMB_K(jmb_exp2)(v16 x)
+{
+    v16 shifted, f, y;
+    x = v_max(v_min(x, v_set1(128.0f)), v_set1(-126.0f));
+    shifted = v_add(x, v_set1(12582912.0f));
+    f = v_sub(x, v_sub(shifted, v_set1(12582912.0f)));
+    y = v_fma(v_set1(1.5353362e-4f), f, v_set1(1.3398875e-3f));
+    y = v_fma(y, f, v_set1(9.61843692e-3f));
+    y = v_fma(y, f, v_set1(5.55033237e-2f));
+    y = v_fma(y, f, v_set1(2.40226477e-1f));
+    y = v_fma(y, f, v_set1(6.93147182e-1f));
+    y = v_fma(y, f, v_set1(1.0f));
+    return v_raise(y, shifted);
+}
 
 /* log(1 + t) for t in [0, 1]: 2 atanh(s) with s = t / (2 + t) <= 1/3. */
 JMB_FN v16 JMB_K(jmb_log1p)(v16 t)
@@ -5377,16 +5457,26 @@ JMB_KERNEL void JMB_K(jmb_run_norm)(const jmb_pass *p, const jmb_op *op, uint32_
     if (i < width) v_store(y + i, v_mul(v_mul(v_load_part(x + i, width - i), scale), v_load(w + i)));
 }
 
+/* n <= 64 floats, zero beyond. */
+JMB_FN void JMB_K(jmb_load_block)(const float *x, size_t n, v16 v[4])
+{
+    float part[64] = { 0 };
+    int i;
+    if (n < 64) x = (const float *)memcpy(part, x, n * sizeof *x);
+    JMB_UNROLL
+    for (i = 0; i < 4; i++) v[i] = v_load(x + 16 * i);
+}
+
 /* Codes of one block of n <= 64 floats. A NaN or infinity makes the scale NaN, so that it reaches the
  * logits; a block below 1e-30 counts as zero, where 1 / scale would overflow. */
 JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, float *scale, int32_t sums[2])
 {
     v16 v[4], top = v_set1(0), taint = v_set1(0), inverse;
     float highest;
-    size_t i;
+    int i;
+    JMB_K(jmb_load_block)(x, n, v);
+    JMB_UNROLL
     for (i = 0; i < 4; i++) {
-        size_t left = n > 16 * i ? n - 16 * i : 0;
-        v[i] = left >= 16 ? v_load(x + 16 * i) : v_load_part(x + (left ? 16 * i : 0), left);
         top = v_max(top, v_max(v[i], v_mul(v[i], v_set1(-1.0f))));
         taint = v_fma(v[i], v_set1(0), taint);
     }
@@ -5394,6 +5484,7 @@ JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, f
     if (!(highest >= 1e-30f)) highest = 0;
     *scale = highest / 127.0f + v_sum(taint);
     inverse = v_set1(highest > 0 ? 1.0f / (highest / 127.0f) : 0);
+    JMB_UNROLL
     for (i = 0; i < 4; i++) {
         v[i] = v_min(v_max(v_round(v_mul(v[i], inverse)), v_set1(-127.0f)), v_set1(127.0f));
         v_store_i8(codes + 16 * i, v[i]);
@@ -5885,56 +5976,132 @@ JMB_KERNEL void JMB_K(jmb_run_conv)(const jmb_pass *p, const jmb_op *op, uint32_
         JMB_K(jmb_conv_tile)(p, op, part, slab.span, slab.span->state + conv_at + at * past, at);
 }
 
-/* Where B and C of 16 channels begin in a row: the same for all, or that of each one's head. */
+/* The scans take blocks of rows. Tiles of states stay in registers over a block, each continuing the sums y of
+ * the tiles before it: every y remains one chain over n. */
+#undef JMB_SCAN_STATES
+#undef JMB_SCAN2_STATES
+#undef JMB_SCAN2_COLUMNS
+#define JMB_SCAN_ROWS 32
+#if JMB_PASS == 1
+#define JMB_SCAN_STATES 1
+#define JMB_SCAN2_STATES 1
+#define JMB_SCAN2_COLUMNS 1
+#elif JMB_PASS == 3
+#define JMB_SCAN_STATES 4
+#define JMB_SCAN2_STATES 8
+#define JMB_SCAN2_COLUMNS 2
+#else
+#define JMB_SCAN_STATES 4
+#define JMB_SCAN2_STATES 4
+#define JMB_SCAN2_COLUMNS 1
+#endif
+
+/* Where B and C of 16 channels begin in a row: the first one's, and each one's from there. */
 typedef struct JMB_K(jmb_head_lanes) {
-    bool same;
-    size_t at[16];
+    bool same; /* one head */
+    size_t first, at[16];
 } JMB_K(jmb_head_lanes);
 #define jmb_lanes_of JMB_K(jmb_head_lanes)
 
-JMB_FN void JMB_K(jmb_find_heads)(const jmb_block *m, size_t first, jmb_lanes_of *heads)
+JMB_FN void JMB_K(jmb_find_heads)(const jmb_block *m, size_t channel, jmb_lanes_of *heads)
 {
-    size_t i, width = m->d_inner / m->heads;
-    for (i = 0; i < 16; i++)
-        heads->at[i] = (first + i < m->d_inner ? first + i : m->d_inner - 1) / width * jmb_pad16(m->d_state);
-    heads->same = heads->at[0] == heads->at[15];
+    size_t i, width = m->d_inner / m->heads, stride = jmb_pad16(m->d_state);
+    heads->first = channel / width * stride;
+    for (i = 0; i < 16; i++) {
+        size_t c = channel + i < m->d_inner ? channel + i : m->d_inner - 1;
+        heads->at[i] = c / width * stride - heads->first;
+    }
+    heads->same = heads->at[15] == 0;
 }
 
-JMB_FN v16 JMB_K(jmb_of_heads)(const float *row, size_t n, const jmb_lanes_of *heads)
+JMB_FN v16 JMB_K(jmb_of_heads)(const float *first, const jmb_lanes_of *heads)
 {
     float lanes[16];
     size_t i;
-    if (heads->same) return v_set1(row[heads->at[0] + n]);
-    for (i = 0; i < 16; i++) lanes[i] = row[heads->at[i] + n];
+    if (heads->same) return v_set1(*first);
+    for (i = 0; i < 16; i++) lanes[i] = first[heads->at[i]];
     return v_load(lanes);
+}
+
+/* One block of rows of 16 channels. Columns of the activations lie far apart: they are copied together. */
+typedef struct JMB_K(jmb_scan_block) {
+    size_t rows, stride; /* floats from one row of B or C to the next */
+    const float *b, *c;  /* of the first row and head */
+    jmb_lanes_of heads;
+    float dt[JMB_SCAN_ROWS * 16], u[JMB_SCAN_ROWS * 16], z[JMB_SCAN_ROWS * 16];
+    float dtu[JMB_SCAN_ROWS * 16], y[JMB_SCAN_ROWS * 16];
+} JMB_K(jmb_scan_block);
+#define jmb_scan_in JMB_K(jmb_scan_block)
+
+JMB_FN void JMB_K(jmb_scan_fetch)(jmb_scan_in *s, const jmb_pass *p, const jmb_op *op, size_t at, size_t first)
+{
+    v16 bias = v_load((const float *)(const void *)op->bias[0]->data + at);
+    size_t i;
+    s->stride = op->out[2].stride;
+    s->b = jmb_row(p, &op->out[2], first) + s->heads.first;
+    s->c = jmb_row(p, &op->out[3], first) + s->heads.first;
+    for (i = 0; i < s->rows; i++) {
+        v_store(s->dt + i * 16, v_load(jmb_row(p, &op->in, first + i) + at));
+        v_store(s->u + i * 16, v_load(jmb_row(p, &op->out[0], first + i) + at));
+        v_store(s->z + i * 16, v_load(jmb_row(p, &op->out[1], first + i) + at));
+    }
+    for (i = 0; i < s->rows; i++) {
+        v16 dt = JMB_K(jmb_softplus)(v_add(v_load(s->dt + i * 16), bias));
+        v_store(s->dt + i * 16, v_mul(dt, v_set1(1.44269504f))); /* exp(dt A) = 2^(dt A / ln 2) */
+        v_store(s->dtu + i * 16, v_mul(dt, v_load(s->u + i * 16)));
+        v_store(s->y + i * 16, v_set1(0));
+    }
+}
+
+/* h = exp(dt A) h + dt u B, y += h C for `count` states from n on, over the rows of a block. `mixed`: the
+ * channels may belong to several heads. */
+JMB_FN void JMB_K(jmb_scan_tile)(jmb_scan_in *s, const float *a, float *h, size_t n, int count, bool mixed)
+{
+    const float *b = s->b + n, *c = s->c + n;
+    v16 state[JMB_SCAN_STATES];
+    size_t row;
+    int i;
+    a += n * 16;
+    h += n * 16;
+    JMB_UNROLL
+    for (i = 0; i < count; i++) state[i] = v_load(h + i * 16);
+    for (row = 0; row < s->rows; row++, b += s->stride, c += s->stride) {
+        v16 dt = v_load(s->dt + row * 16), dtu = v_load(s->dtu + row * 16), y = v_load(s->y + row * 16);
+        JMB_UNROLL
+        for (i = 0; i < count; i++) {
+            v16 decay = JMB_K(jmb_exp2)(v_mul(dt, v_load(a + i * 16)));
+            v16 in = v_mul(dtu, mixed ? JMB_K(jmb_of_heads)(b + i, &s->heads) : v_set1(b[i]));
+            state[i] = v_fma(state[i], decay, in);
+            y = v_fma(state[i], mixed ? JMB_K(jmb_of_heads)(c + i, &s->heads) : v_set1(c[i]), y);
+        }
+        v_store(s->y + row * 16, y);
+    }
+    JMB_UNROLL
+    for (i = 0; i < count; i++) v_store(h + i * 16, state[i]);
 }
 
 /* Selective scan (Gu and Dao 2023) of 16 channels:
  *     dt = softplus(dt + bias);  h_n = exp(dt A_n) h_n + dt u B_n;  y = sum_n h_n C_n + D u;  out = y silu(z) */
-JMB_FN void JMB_K(jmb_scan_tile)(const jmb_pass *p, const jmb_op *op, const jmb_span *span, size_t at)
+JMB_FN void JMB_K(jmb_scan_channels)(const jmb_pass *p, const jmb_op *op, const jmb_span *span, size_t at)
 {
-    const jmb_block *m = op->block;
-    size_t d_state = m->d_state, row, n;
+    size_t d_state = op->block->d_state, first = span->first, stop = first + span->rows, n, i;
     const float *a = (const float *)(const void *)op->w[0]->data + at * d_state;
     v16 skip = v_load((const float *)(const void *)op->w[1]->data + at);
-    v16 bias = v_load((const float *)(const void *)op->bias[0]->data + at);
     float *h = span->state + op->state_at + at * d_state;
-    jmb_lanes_of heads;
-    JMB_K(jmb_find_heads)(m, at, &heads);
-    for (row = span->first; row < span->first + span->rows; row++) {
-        float *out = jmb_row(p, &op->out[0], row) + at;
-        const float *b = jmb_row(p, &op->out[2], row), *c = jmb_row(p, &op->out[3], row);
-        v16 u = v_load(out), dt = JMB_K(jmb_softplus)(v_add(v_load(jmb_row(p, &op->in, row) + at), bias));
-        v16 dtu = v_mul(dt, u), y = v_set1(0);
-        for (n = 0; n < d_state; n++) {
-            v16 decay = v_exp(v_mul(dt, v_load(a + n * 16)));
-            v16 in = v_mul(dtu, JMB_K(jmb_of_heads)(b, n, &heads));
-            v16 s = v_fma(v_load(h + n * 16), decay, in);
-            v_store(h + n * 16, s);
-            y = v_fma(s, JMB_K(jmb_of_heads)(c, n, &heads), y);
+    jmb_scan_in s;
+    JMB_K(jmb_find_heads)(op->block, at, &s.heads);
+    for (; first < stop; first += s.rows) {
+        s.rows = stop - first < JMB_SCAN_ROWS ? stop - first : JMB_SCAN_ROWS;
+        JMB_K(jmb_scan_fetch)(&s, p, op, at, first);
+        n = 0;
+        if (s.heads.same)
+            for (; n + JMB_SCAN_STATES <= d_state; n += JMB_SCAN_STATES)
+                JMB_K(jmb_scan_tile)(&s, a, h, n, JMB_SCAN_STATES, false);
+        for (; n < d_state; n++) JMB_K(jmb_scan_tile)(&s, a, h, n, 1, true);
+        for (i = 0; i < s.rows; i++) {
+            v16 y = v_fma(skip, v_load(s.u + i * 16), v_load(s.y + i * 16));
+            v_store(jmb_row(p, &op->out[0], first + i) + at, v_mul(y, v_silu(v_load(s.z + i * 16))));
         }
-        y = v_fma(skip, u, y);
-        v_store(out, v_mul(y, v_silu(v_load(jmb_row(p, &op->out[1], row) + at))));
     }
 }
 
@@ -5942,39 +6109,131 @@ JMB_KERNEL void JMB_K(jmb_run_scan)(const jmb_pass *p, const jmb_op *op, uint32_
 {
     jmb_slab slab = jmb_slab_of(p, op->out[0].width, task);
     size_t at;
-    for (at = slab.begin; at < slab.end; at += 16) JMB_K(jmb_scan_tile)(p, op, slab.span, at);
+    for (at = slab.begin; at < slab.end; at += 16) JMB_K(jmb_scan_channels)(p, op, slab.span, at);
+}
+
+/* One block of rows of one head: its dt and decay, and up to JMB_SCAN2_COLUMNS groups of 16 channels. */
+typedef struct JMB_K(jmb_scan2_block) {
+    size_t rows, stride; /* floats from one row of B or C to the next */
+    const float *b, *c;
+    float dt[JMB_SCAN_ROWS], decay[JMB_SCAN_ROWS];
+    float dtu[JMB_SCAN2_COLUMNS][JMB_SCAN_ROWS * 16], y[JMB_SCAN2_COLUMNS][JMB_SCAN_ROWS * 16];
+} JMB_K(jmb_scan2_block);
+#define jmb_scan2_in JMB_K(jmb_scan2_block)
+
+/* dt is clamped as the reference does in prefill, for every token alike. */
+JMB_FN void JMB_K(jmb_scan2_fetch)(jmb_scan2_in *s, const jmb_pass *p, const jmb_op *op, size_t head, size_t first)
+{
+    const jmb_block *m = op->block;
+    size_t group = head / (m->heads / m->n_groups), i;
+    v16 a = v_set1(((const float *)(const void *)op->w[0]->data)[head]), dt;
+    v16 bias = v_set1(((const float *)(const void *)op->bias[0]->data)[head]);
+    s->stride = op->out[2].stride;
+    s->b = jmb_row(p, &op->out[2], first) + group * m->d_state;
+    s->c = jmb_row(p, &op->out[3], first) + group * m->d_state;
+    for (i = 0; i < jmb_pad16(s->rows); i++) s->dt[i] = i < s->rows ? jmb_row(p, &op->in, first + i)[head] : 0;
+    for (i = 0; i < s->rows; i += 16) {
+        dt = JMB_K(jmb_softplus)(v_add(v_load(s->dt + i), bias));
+        dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt)); /* in this order NaN stays NaN */
+        v_store(s->dt + i, dt);
+        v_store(s->decay + i, v_exp(v_mul(dt, a)));
+    }
+}
+
+/* h = decay h + dt u B, y += h C for `count` states from h on of all columns, over the rows of a block. */
+JMB_FN void JMB_K(jmb_scan2_tile)(jmb_scan2_in *s, size_t d_state, float *h, size_t n)
+{
+    const float *b = s->b + n, *c = s->c + n;
+    v16 state[JMB_SCAN2_COLUMNS][JMB_SCAN2_STATES];
+    size_t row;
+    int k, i;
+    h += n * 16;
+    JMB_UNROLL
+    for (k = 0; k < JMB_SCAN2_COLUMNS; k++) {
+        JMB_UNROLL
+        for (i = 0; i < JMB_SCAN2_STATES; i++) state[k][i] = v_load(h + (size_t)k * d_state * 16 + i * 16);
+    }
+    for (row = 0; row < s->rows; row++, b += s->stride, c += s->stride) {
+        v16 decay = v_set1(s->decay[row]);
+        JMB_UNROLL
+        for (k = 0; k < JMB_SCAN2_COLUMNS; k++) {
+            v16 dtu = v_load(s->dtu[k] + row * 16), y = v_load(s->y[k] + row * 16);
+            JMB_UNROLL
+            for (i = 0; i < JMB_SCAN2_STATES; i++) {
+                state[k][i] = v_fma(state[k][i], decay, v_mul(dtu, v_set1(b[i])));
+                y = v_fma(state[k][i], v_set1(c[i]), y);
+            }
+            v_store(s->y[k] + row * 16, y);
+        }
+    }
+    JMB_UNROLL
+    for (k = 0; k < JMB_SCAN2_COLUMNS; k++) {
+        JMB_UNROLL
+        for (i = 0; i < JMB_SCAN2_STATES; i++) v_store(h + (size_t)k * d_state * 16 + i * 16, state[k][i]);
+    }
+}
+
+/* The same for all states from n on of one column: for single rows, which have no use for registers, and rests. */
+JMB_FN void JMB_K(jmb_scan2_column)(jmb_scan2_in *s, size_t d_state, float *h, size_t n, size_t k)
+{
+    size_t row, j;
+    for (row = 0; row < s->rows; row++) {
+        const float *b = s->b + row * s->stride, *c = s->c + row * s->stride;
+        v16 decay = v_set1(s->decay[row]), dtu = v_load(s->dtu[k] + row * 16), y = v_load(s->y[k] + row * 16);
+        for (j = n; j < d_state; j++) {
+            v16 state = v_fma(v_load(h + j * 16), decay, v_mul(dtu, v_set1(b[j])));
+            v_store(h + j * 16, state);
+            y = v_fma(state, v_set1(c[j]), y);
+        }
+        v_store(s->y[k] + row * 16, y);
+    }
+}
+
+/* Columns of 16 channels of a head: `out` holds u of the first row, and takes y. */
+JMB_FN void JMB_K(jmb_scan2_columns)(
+    jmb_scan2_in *s, const jmb_op *op, float *out, float *h, size_t columns, size_t lanes, v16 skip)
+{
+    size_t d_state = op->block->d_state, stride = op->out[0].stride, n = 0, k, row;
+    for (row = 0; row < s->rows; row++)
+        for (k = 0; k < columns; k++) {
+            v16 u = v_load_part(out + row * stride + k * 16, lanes);
+            v_store(s->dtu[k] + row * 16, v_mul(v_set1(s->dt[row]), u));
+            v_store(s->y[k] + row * 16, v_set1(0));
+        }
+    if (columns == JMB_SCAN2_COLUMNS && s->rows > 1)
+        for (; n + JMB_SCAN2_STATES <= d_state; n += JMB_SCAN2_STATES) JMB_K(jmb_scan2_tile)(s, d_state, h, n);
+    for (k = 0; k < columns && n < d_state; k++) JMB_K(jmb_scan2_column)(s, d_state, h + k * d_state * 16, n, k);
+    for (row = 0; row < s->rows; row++)
+        for (k = 0; k < columns; k++) {
+            float *y = out + row * stride + k * 16;
+            v_store_part(y, v_fma(skip, v_load_part(y, lanes), v_load(s->y[k] + row * 16)), lanes);
+        }
 }
 
 /* Mamba-2 (Dao and Gu 2024), one head: the decay exp(dt A) is one number a head and token, B and C are
- * those of the head's group. dt is clamped as the reference does in prefill, for every token alike. */
-JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+ * those of the head's group. */
+JMB_FN void JMB_K(jmb_scan2_head)(const jmb_pass *p, const jmb_op *op, const jmb_span *span, size_t head)
 {
-    const jmb_block *m = op->block;
-    const jmb_span *span = p->spans + task / m->heads;
-    size_t head = task % m->heads, d_state = m->d_state, width = m->d_inner / m->heads;
-    size_t group = head / (m->heads / m->n_groups), row, i, n;
-    const float *a = (const float *)(const void *)op->w[0]->data, *d = (const float *)(const void *)op->w[1]->data;
+    size_t width = op->block->d_inner / op->block->heads, d_state = op->block->d_state, i;
+    size_t first = span->first, stop = first + span->rows;
     float *state = span->state + op->state_at + head * jmb_pad16(width) * d_state;
-    float bias = ((const float *)(const void *)op->bias[0]->data)[head];
-    for (row = span->first; row < span->first + span->rows; row++) {
-        float *out = jmb_row(p, &op->out[0], row) + head * width;
-        const float *b = jmb_row(p, &op->out[2], row) + group * d_state;
-        const float *c = jmb_row(p, &op->out[3], row) + group * d_state;
-        v16 dt = JMB_K(jmb_softplus)(v_set1(jmb_row(p, &op->in, row)[head] + bias)), decay;
-        dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt)); /* in this order NaN stays NaN */
-        decay = v_exp(v_mul(dt, v_set1(a[head])));
-        for (i = 0; i < width; i += 16) {
-            size_t lanes = width - i < 16 ? width - i : 16;
-            float *h = state + i * d_state;
-            v16 u = v_load_part(out + i, lanes), dtu = v_mul(dt, u), y = v_set1(0);
-            for (n = 0; n < d_state; n++) {
-                v16 s = v_fma(v_load(h + n * 16), decay, v_mul(dtu, v_set1(b[n])));
-                v_store(h + n * 16, s);
-                y = v_fma(s, v_set1(c[n]), y);
-            }
-            v_store_part(out + i, v_fma(v_set1(d[head]), u, y), lanes);
+    v16 skip = v_set1(((const float *)(const void *)op->w[1]->data)[head]);
+    jmb_scan2_in s;
+    for (; first < stop; first += s.rows) {
+        s.rows = stop - first < JMB_SCAN_ROWS ? stop - first : JMB_SCAN_ROWS;
+        JMB_K(jmb_scan2_fetch)(&s, p, op, head, first);
+        for (i = 0; i < width;) {
+            size_t left = width - i, columns = left < JMB_SCAN2_COLUMNS * 16 ? 1 : JMB_SCAN2_COLUMNS;
+            float *out = jmb_row(p, &op->out[0], first) + head * width + i;
+            JMB_K(jmb_scan2_columns)(&s, op, out, state + i * d_state, columns, left < 16 ? left : 16, skip);
+            i += columns * 16;
         }
     }
+}
+
+JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    JMB_K(jmb_scan2_head)(p, op, p->spans + task / op->block->heads, task % op->block->heads);
 }
 
 /* y = w v / rms(v) in each of n_groups, v = y silu(z): the gate comes before the norm. */
@@ -8316,6 +8575,9 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef v_fnma
 #undef v_round
 #undef v_pow2
+#undef v_scale
+#undef v_raise
+#undef v_swap
 #undef v_select_gt
 #undef v_store_i8
 #undef v_load_i8
@@ -8331,6 +8593,8 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef jmb_rows_in
 #undef jmb_part_in
 #undef jmb_lanes_of
+#undef jmb_scan_in
+#undef jmb_scan2_in
 #undef jmb_queries_of
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
