@@ -5460,11 +5460,15 @@ JMB_KERNEL void JMB_K(jmb_run_norm)(const jmb_pass *p, const jmb_op *op, uint32_
 /* n <= 64 floats, zero beyond. */
 JMB_FN void JMB_K(jmb_load_block)(const float *x, size_t n, v16 v[4])
 {
-    float part[64] = { 0 };
     int i;
-    if (n < 64) x = (const float *)memcpy(part, x, n * sizeof *x);
-    JMB_UNROLL
-    for (i = 0; i < 4; i++) v[i] = v_load(x + 16 * i);
+    if (n < 64) {
+        float part[64] = { 0 };
+        memcpy(part, x, n * sizeof *x);
+        for (i = 0; i < 4; i++) v[i] = v_load(part + 16 * i);
+    } else {
+        JMB_UNROLL
+        for (i = 0; i < 4; i++) v[i] = v_load(x + 16 * i);
+    }
 }
 
 /* Codes of one block of n <= 64 floats. A NaN or infinity makes the scale NaN, so that it reaches the
