@@ -4647,7 +4647,8 @@ typedef struct jmb_kernels {
  *
  * v16 is one AVX-512 register, two AVX registers, or a plain array. Every operation gives the same
  * bits in each: IEEE single precision, nearest even. max and min are (a > b ? a : b) and
- * (a < b ? a : b), so that NaN takes the second operand everywhere.
+ * (a < b ? a : b), so that NaN takes the second operand everywhere. v_raise(a, n) adds the low bits of n to the
+ * exponent of a. v_swap(a, d) exchanges lanes i and i ^ d, of which a sum over lanes needs those that come to 0..d-1.
  * =========================================================================================== */
 
 /* Plain C leaves inlining to the compiler: forced, it would take most of this file's compile time. */
@@ -4678,7 +4679,7 @@ typedef struct jmb_kernels {
 #define v_fnma JMB_K(jmb_v_fnma)
 #define v_round JMB_K(jmb_v_round)
 #define v_pow2 JMB_K(jmb_v_pow2)
-#define v_scale JMB_K(jmb_v_scale)
+#define v_ldexp JMB_K(jmb_v_ldexp)
 #define v_raise JMB_K(jmb_v_raise)
 #define v_swap JMB_K(jmb_v_swap)
 #define v_select_gt JMB_K(jmb_v_select_gt)
@@ -4756,7 +4757,7 @@ JMB_FN v16 v_raise(v16 a, v16 n)
     __m512i e = _mm512_maskz_slli_epi32(JMB_ALL, _mm512_castps_si512(n), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), e));
 }
-JMB_FN v16 v_scale(v16 y, v16 n) { return _mm512_maskz_scalef_ps(JMB_ALL, y, n); }
+JMB_FN v16 v_ldexp(v16 y, v16 n) { return _mm512_maskz_scalef_ps(JMB_ALL, y, n); }
 JMB_FN v16 v_swap(v16 a, int distance)
 {
     switch (distance) {
@@ -5019,8 +5020,8 @@ JMB_FN v16 v_raise(v16 a, v16 n)
 }
 JMB_FN v16 v_swap(v16 a, int distance)
 {
-    if (distance >= 4) JMB_EACH(v16, a.q[i ^ distance / 4]);
-    JMB_EACH(v16, distance == 2 ? vextq_f32(a.q[i], a.q[i], 2) : vrev64q_f32(a.q[i]));
+    JMB_EACH(v16, distance >= 4 ? a.q[i ^ (distance / 4)] :
+        distance == 2 ? vextq_f32(a.q[i], a.q[i], 2) : vrev64q_f32(a.q[i]));
 }
 JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
 {
@@ -5233,7 +5234,7 @@ JMB_FN v16 vi_float(vi16 a) { JMB_EACH((float)a.i[i]); }
 #if JMB_PASS != 3
 /* y 2^n, rounded once, for y in [1/2, 2): in two factors, so that n may reach past either end of the exponent
  * and the result overflows to infinity or becomes subnormal as it should. */
-JMB_FN v16 v_scale(v16 y, v16 n)
+JMB_FN v16 v_ldexp(v16 y, v16 n)
 {
     v16 half = v_round(v_mul(n, v_set1(0.5f)));
     return v_mul(v_mul(y, v_pow2(half)), v_pow2(v_sub(n, half)));
@@ -5271,9 +5272,10 @@ JMB_FN void JMB_K(jmb_store_part)(float *p, v16 a, size_t n)
 JMB_FN float JMB_K(jmb_sum)(v16 a)
 {
     float f[16];
-    int half;
-    JMB_UNROLL
-    for (half = 8; half > 0; half /= 2) a = v_add(a, v_swap(a, half));
+    a = v_add(a, v_swap(a, 8));
+    a = v_add(a, v_swap(a, 4));
+    a = v_add(a, v_swap(a, 2));
+    a = v_add(a, v_swap(a, 1));
     v_store(f, a);
     return f[0];
 }
@@ -5282,9 +5284,10 @@ JMB_FN float JMB_K(jmb_sum)(v16 a)
 JMB_FN float JMB_K(jmb_highest)(v16 a)
 {
     float f[16];
-    int half;
-    JMB_UNROLL
-    for (half = 8; half > 0; half /= 2) a = v_max(a, v_swap(a, half));
+    a = v_max(a, v_swap(a, 8));
+    a = v_max(a, v_swap(a, 4));
+    a = v_max(a, v_swap(a, 2));
+    a = v_max(a, v_swap(a, 1));
     v_store(f, a);
     return f[0];
 }
@@ -5311,7 +5314,7 @@ JMB_FN v16 JMB_K(jmb_exp)(v16 x)
     y = v_fma(y, r, v_set1(0.5f));
     y = v_fma(v_mul(r, r), y, r);
     y = v_add(y, v_set1(1.0f));
-    return v_scale(y, n);
+    return v_ldexp(y, n);
 }
 #define v_exp JMB_K(jmb_exp)
 
@@ -8579,7 +8582,7 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef v_fnma
 #undef v_round
 #undef v_pow2
-#undef v_scale
+#undef v_ldexp
 #undef v_raise
 #undef v_swap
 #undef v_select_gt
