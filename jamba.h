@@ -5318,7 +5318,7 @@ JMB_FN v16 JMB_K(jmb_exp)(v16 x)
 }
 #define v_exp JMB_K(jmb_exp)
 
-/* 2^x for the decays of a scan, within 1.4 ulp and exact at 0; stays at 2^-126 below that, infinite from 2^128.
+/* 2^x for the decays of a scan, within 1 ulp and exact at 0; stays at 2^-126 below that, infinite from 2^128.
  * Adding 1.5 2^23 rounds x to an integer, which is then found in the low bits. */
 JMB_FN v16 JMB_K(jmb_exp2)(v16 x)
 {

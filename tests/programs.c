@@ -414,7 +414,7 @@ static void test_wide_inputs(void)
 
 /* ---- random programs ---------------------------------------------------------------------------- */
 
-enum { PROGRAMS = 300, PROGRAM_BLOCKS = 4, TOKENS = 17 };
+enum { PROGRAMS = 300, PROGRAM_BLOCKS = 4, TOKENS = 17, MANY_TOKENS = 70 };
 
 static void random_mamba(jmb_block *b, uint64_t *random)
 {
@@ -490,11 +490,11 @@ static uint64_t slow_clock(void *user)
 }
 
 typedef struct trial {
-    uint64_t seed;
-    size_t vocab;
+    char name[64];
+    size_t vocab, count;
     jamba_kv_type kv_type;
-    int32_t tokens[TOKENS];
-    float *expected; /* (TOKENS, vocab) */
+    int32_t tokens[MANY_TOKENS];
+    float *expected; /* (count, vocab) */
 } trial;
 
 static void check_same(const trial *t, const jamba_model *model, const char *how, jamba_session_params params,
@@ -502,19 +502,19 @@ static void check_same(const trial *t, const jamba_model *model, const char *how
 {
     float *logits;
     params.kv_type = t->kv_type;
-    logits = model_logits(model, &params, t->tokens, TOKENS, budget);
-    CHECK_THAT(logits && memcmp(logits, t->expected, TOKENS * t->vocab * sizeof *logits) == 0,
-        "seed %llu: %s differs, chunk %d", (unsigned long long)t->seed, how, (int)params.chunk);
+    logits = model_logits(model, &params, t->tokens, t->count, budget);
+    CHECK_THAT(logits && memcmp(logits, t->expected, t->count * t->vocab * sizeof *logits) == 0,
+        "%s: %s differs, chunk %d", t->name, how, (int)params.chunk);
     free(logits);
 }
 
 static void check_chunks(const trial *t, const jamba_model *model, const char *cpu)
 {
-    static const int32_t chunks[] = { 1, 3, 7 };
+    const int32_t chunks[] = { 1, 3, 7, (int32_t)t->count };
     jamba_session_params params;
     int i;
     memset(&params, 0, sizeof params);
-    for (i = 0; i < 3; i++) {
+    for (i = 0; i < 4; i++) {
         params.chunk = chunks[i];
         check_same(t, model, cpu, params, 0);
     }
@@ -522,7 +522,7 @@ static void check_chunks(const trial *t, const jamba_model *model, const char *c
 
 static void check_schedules(const trial *t, const jamba_model *model)
 {
-    uint64_t order = t->seed, time = 1;
+    uint64_t order = (uint64_t)t->tokens[0] + 1, time = 1;
     jamba_executor shuffled = { run_shuffled, NULL, 3, false };
     jamba_session_params params;
     memset(&params, 0, sizeof params);
@@ -549,16 +549,16 @@ static void check_reset(const trial *t, const jamba_model *model)
     params.allocator = &allocator;
     params.kv_type = t->kv_type;
     params.chunk = 4;
-    params.context = TOKENS;
+    params.context = (int32_t)t->count;
     session = open_session(model, &params);
     for (i = 0; i < 2; i++) {
-        const float *last = t->expected + (TOKENS - 1) * t->vocab, *logits;
+        const float *last = t->expected + (t->count - 1) * t->vocab, *logits;
         jamba_session_reset(session);
-        CHECK(jamba_eval(session, t->tokens, TOKENS - 5 * (size_t)i) == JAMBA_OK);
-        if (i == 1) CHECK(jamba_eval(session, t->tokens + TOKENS - 5, 5) == JAMBA_OK);
+        CHECK(jamba_eval(session, t->tokens, t->count - 5 * (size_t)i) == JAMBA_OK);
+        if (i == 1) CHECK(jamba_eval(session, t->tokens + t->count - 5, 5) == JAMBA_OK);
         logits = jamba_logits(session);
-        CHECK_THAT(logits && memcmp(logits, last, t->vocab * sizeof *logits) == 0, "seed %llu: differs %s",
-            (unsigned long long)t->seed, i ? "after a reset" : "without on_logits");
+        CHECK_THAT(logits && memcmp(logits, last, t->vocab * sizeof *logits) == 0, "%s: differs %s", t->name,
+            i ? "after a reset" : "without on_logits");
     }
     jamba_session_free(session);
 }
@@ -578,29 +578,26 @@ static void check_cpus(trial *t, const image *file)
     }
 }
 
-static void check_program(uint64_t seed)
+/* Plain C, all rows at once, is what every other way must equal. */
+static void check_program(program *p, trial *t)
 {
-    program p = random_program(seed);
-    image file = write_image(&p);
+    image file = write_image(p);
     jamba_model *model = load_image(&file, JAMBA_CPU_SCALAR), *best = load_image(&file, JAMBA_CPU_BEST);
     jamba_session_params params;
-    trial t;
-    int i;
-    t.seed = seed;
-    t.vocab = p.header.vocab;
-    t.kv_type = seed % 2 ? JAMBA_KV_F32 : JAMBA_KV_F16;
-    for (i = 0; i < TOKENS; i++) t.tokens[i] = (int32_t)pick(&p.random, 0, p.header.vocab - 1);
+    size_t i;
+    t->vocab = p->header.vocab;
+    for (i = 0; i < t->count; i++) t->tokens[i] = (int32_t)pick(&p->random, 0, p->header.vocab - 1);
     memset(&params, 0, sizeof params);
-    params.kv_type = t.kv_type;
-    params.chunk = TOKENS;
-    t.expected = model && best ? model_logits(model, &params, t.tokens, TOKENS, 0) : NULL;
-    if (CHECK_THAT(t.expected != NULL, "seed %llu: does not run", (unsigned long long)seed)) {
-        CHECK_THAT(all_finite(t.expected, TOKENS * t.vocab), "seed %llu: not finite", (unsigned long long)seed);
-        check_cpus(&t, &file);
-        check_schedules(&t, best);
-        check_reset(&t, best);
+    params.kv_type = t->kv_type;
+    params.chunk = (int32_t)t->count;
+    t->expected = model && best ? model_logits(model, &params, t->tokens, t->count, 0) : NULL;
+    if (CHECK_THAT(t->expected != NULL, "%s: does not run", t->name)) {
+        CHECK_THAT(all_finite(t->expected, t->count * t->vocab), "%s: not finite", t->name);
+        check_cpus(t, &file);
+        check_schedules(t, best);
+        check_reset(t, best);
     }
-    free(t.expected);
+    free(t->expected);
     jamba_model_free(model);
     jamba_model_free(best);
     image_free(&file);
@@ -609,7 +606,44 @@ static void check_program(uint64_t seed)
 static void test_random_programs(void)
 {
     uint64_t seed;
-    for (seed = 1; seed <= PROGRAMS; seed++) check_program(seed);
+    for (seed = 1; seed <= PROGRAMS; seed++) {
+        program p = random_program(seed);
+        trial t;
+        snprintf(t.name, sizeof t.name, "seed %llu", (unsigned long long)seed);
+        t.kv_type = seed % 2 ? JAMBA_KV_F32 : JAMBA_KV_F16;
+        t.count = TOKENS;
+        check_program(&p, &t);
+    }
+}
+
+/* Passes longer than the blocks of rows that a scan takes, states that fill its tiles and leave rests, heads
+ * that end inside of 16 channels. */
+static void check_scan(uint32_t kind, uint32_t d_state, uint32_t heads, uint32_t width)
+{
+    program p = start_program(11, 16, JMB_F32);
+    jmb_block *b = add_block(&p, kind);
+    trial t;
+    b->d_state = d_state;
+    b->heads = heads;
+    b->d_inner = heads * width;
+    b->n_groups = kind == JMB_MAMBA2 ? heads : 1;
+    snprintf(t.name, sizeof t.name, "%s, d_state %u, %u heads of %u", kind == JMB_MAMBA ? "mamba" : "mamba2",
+        (unsigned)d_state, (unsigned)heads, (unsigned)width);
+    t.kv_type = JAMBA_KV_F32;
+    t.count = MANY_TOKENS;
+    check_program(&p, &t);
+}
+
+static void test_scans(void)
+{
+    static const uint32_t states[] = { 1, 5, 16, 17, 64, 128 };
+    static const uint32_t heads[][2] = { { 1, 48 }, { 2, 20 }, { 2, 64 }, { 3, 33 } };
+    size_t i, k;
+    for (i = 0; i < sizeof states / sizeof states[0]; i++)
+        for (k = 0; k < sizeof heads / sizeof heads[0]; k++) {
+            check_scan(JMB_MAMBA, states[i], heads[k][0], heads[k][1]);
+            check_scan(JMB_MAMBA2, states[i], heads[k][0], heads[k][1]);
+        }
 }
 
 /* ---- numbers that are none ---------------------------------------------------------------------- */
@@ -1215,6 +1249,7 @@ int main(int argc, char **argv)
         { "strings that are refused", test_refused_strings },
         { "x beside the embedding", test_wide_inputs },
         { "random programs", test_random_programs },
+        { "scans of all shapes", test_scans },
         { "NaN and infinity in a tensor", test_values },
         { "NaN in a router row", test_router },
         { "calls from callbacks", test_intruders },

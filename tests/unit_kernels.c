@@ -54,7 +54,7 @@ static void check_f16(void)
 }
 
 typedef struct accuracy {
-    double exp, log1p, sin, cos, silu;
+    double exp, exp2, log1p, sin, cos, silu;
 } accuracy;
 
 static void worst(double *so_far, double got, double expected, double unit)
@@ -66,7 +66,7 @@ static void worst(double *so_far, double got, double expected, double unit)
 static void measure(accuracy *a, double angle)
 {
     float x[16], t[16], w[16];
-    jmb_v16_scalar sine, cosine, e, l, s;
+    jmb_v16_scalar sine, cosine, e, d2, l, s;
     int i;
     for (i = 0; i < 16; i++) {
         x[i] = (float)uniform(-87, 88);
@@ -74,12 +74,14 @@ static void measure(accuracy *a, double angle)
         w[i] = (float)uniform(0, angle);
     }
     e = jmb_exp_scalar(jmb_v_load_scalar(x));
+    d2 = jmb_exp2_scalar(jmb_v_load_scalar(x));
     l = jmb_log1p_scalar(jmb_v_load_scalar(t));
     s = jmb_silu_scalar(jmb_v_load_scalar(x));
     jmb_sincos_scalar(jmb_v_load_scalar(w), &sine, &cosine);
     for (i = 0; i < 16; i++) {
         double d = (double)x[i];
         worst(&a->exp, (double)e.f[i], exp(d), exp(d));
+        worst(&a->exp2, (double)d2.f[i], exp2(d), exp2(d));
         worst(&a->log1p, (double)l.f[i], log1p((double)t[i]), log1p((double)t[i]) + 1e-30);
         worst(&a->silu, (double)s.f[i], d / (1 + exp(-d)), fabs(d / (1 + exp(-d))) + 1e-30);
         worst(&a->sin, (double)sine.f[i], sin((double)w[i]), 1);
@@ -89,10 +91,11 @@ static void measure(accuracy *a, double angle)
 
 static void check_accuracy(void)
 {
-    accuracy a = { 0, 0, 0, 0, 0 };
+    accuracy a = { 0, 0, 0, 0, 0, 0 };
     int i;
     for (i = 0; i < 20000; i++) measure(&a, i % 2 ? 16777216.0 : 100.0);
     CHECK(a.exp < 1.2e-7);   /* relative; 2^-23 is 1.19e-7 */
+    CHECK(a.exp2 < 1.2e-7);
     CHECK(a.log1p < 2.4e-7); /* relative */
     CHECK(a.silu < 3.6e-7);  /* relative */
     CHECK(a.sin < 1.8e-7);   /* absolute */
@@ -104,8 +107,24 @@ static float exp_of(float x)
     return jmb_exp_scalar(jmb_v_set1_scalar(x)).f[0];
 }
 
+static float exp2_of(float x)
+{
+    return jmb_exp2_scalar(jmb_v_set1_scalar(x)).f[0];
+}
+
+static void check_exp2_limits(void)
+{
+    CHECK(exp2_of(0) == 1.0f);
+    CHECK(exp2_of(1e-30f) == 1.0f && exp2_of(-1e-30f) == 1.0f);
+    CHECK(exp2_of(-126.0f) == FLT_MIN && exp2_of(-1e30f) == FLT_MIN && exp2_of(-INFINITY) == FLT_MIN);
+    CHECK(exp2_of(127.75f) > 2.8e38f && exp2_of(127.75f) < 2.9e38f);
+    CHECK(jmb_bits_of(exp2_of(128.0f)) == 0x7f800000u && jmb_bits_of(exp2_of(INFINITY)) == 0x7f800000u);
+    CHECK(!jmb_finite(exp2_of(jmb_float_of(0x7fc00000u))));
+}
+
 static void check_limits(void)
 {
+    check_exp2_limits();
     CHECK(exp_of(0) == 1.0f);
     CHECK(exp_of(-1000.0f) == 0.0f);
     CHECK(jmb_bits_of(exp_of(1000.0f)) == 0x7f800000u);
