@@ -6138,7 +6138,11 @@ JMB_FN void JMB_K(jmb_scan2_fetch)(jmb_scan2_in *s, const jmb_pass *p, const jmb
     s->stride = op->out[2].stride;
     s->b = jmb_row(p, &op->out[2], first) + group * m->d_state;
     s->c = jmb_row(p, &op->out[3], first) + group * m->d_state;
-    for (i = 0; i < jmb_pad16(s->rows); i++) s->dt[i] = i < s->rows ? jmb_row(p, &op->in, first + i)[head] : 0;
+    for (i = 0; i < s->rows; i++) {
+        float x = jmb_row(p, &op->in, first + i)[head];
+        if (i % 16 == 0) v_store(s->dt + i, v_set1(x)); /* fills the lanes beyond the rows */
+        else s->dt[i] = x;
+    }
     for (i = 0; i < s->rows; i += 16) {
         dt = JMB_K(jmb_softplus)(v_add(v_load(s->dt + i), bias));
         dt = v_min(v_set1(m->dt_max), v_max(v_set1(m->dt_min), dt)); /* in this order NaN stays NaN */
@@ -6147,7 +6151,7 @@ JMB_FN void JMB_K(jmb_scan2_fetch)(jmb_scan2_in *s, const jmb_pass *p, const jmb
     }
 }
 
-/* h = decay h + dt u B, y += h C for `count` states from h on of all columns, over the rows of a block. */
+/* h = decay h + dt u B, y += h C for JMB_SCAN2_STATES states from n on of all columns, over the rows of a block. */
 JMB_FN void JMB_K(jmb_scan2_tile)(jmb_scan2_in *s, size_t d_state, float *h, size_t n)
 {
     const float *b = s->b + n, *c = s->c + n;
