@@ -108,13 +108,13 @@ mutate no_dt_norm jamba.h 'if (m->flags & JMB_DT_NORM) {
         jmb_emit_norm' 'if (0) {
         jmb_emit_norm'
 mutate swap_b_c jamba.h 'op->out[2] = B;' 'op->out[2] = C;' 'op->out[3] = C;' 'op->out[3] = B;'
-mutate no_softplus jamba.h 'dt = JMB_K(jmb_softplus)(v_add(v_load(jmb_row(p, &op->in, row) + at), bias))' \
-    'dt = v_add(v_load(jmb_row(p, &op->in, row) + at), bias)'
-mutate no_dt_bias jamba.h 'v_add(v_load(jmb_row(p, &op->in, row) + at), bias)' 'v_load(jmb_row(p, &op->in, row) + at)'
-mutate no_skip jamba.h 'y = v_fma(skip, u, y);' ''
-mutate no_gate jamba.h 'v_store(out, v_mul(y, v_silu(v_load(jmb_row(p, &op->out[1], row) + at))));' 'v_store(out, y);'
-mutate state_reset jamba.h 'float *h = p->state + op->state_at + at * d_state;' \
-    'float *h = (float *)memset(p->state + op->state_at + at * d_state, 0, 64 * d_state);'
+mutate no_softplus jamba.h 'JMB_K(jmb_softplus)(v_add(v_load(s->dt + i * 16), bias))' \
+    'v_add(v_load(s->dt + i * 16), bias)'
+mutate no_dt_bias jamba.h 'v_add(v_load(s->dt + i * 16), bias)' 'v_load(s->dt + i * 16)'
+mutate no_skip jamba.h 'v_fma(skip, v_load(s.u + i * 16), v_load(s.y + i * 16))' 'v_load(s.y + i * 16)'
+mutate no_gate jamba.h 'v_mul(y, v_silu(v_load(s.z + i * 16)))' 'y'
+mutate state_reset jamba.h 'float *h = span->state + op->state_at + at * d_state;' \
+    'float *h = (float *)memset(span->state + op->state_at + at * d_state, 0, 64 * d_state);'
 # ---- mamba2
 mutate m2_no_bc_conv jamba.h 'jmb_emit_conv(b, B, JMB_ROLE_CONV_B, JMB_ROLE_CONV_B_BIAS);' ''
 mutate m2_group_modulo jamba.h 'group = head / (m->heads / m->n_groups)' 'group = head % m->n_groups'
