@@ -1,4 +1,4 @@
-/* pack.h - weights of a checkpoint as floats, and floats as the 16-row panels of the model file.
+/* pack.h - floats as the 16-row panels of the model file.
  *
  * Everything works on a block of 16 rows with a stride of `cols` rounded up to 64, zeros beyond the
  * edge. Inner loops have a fixed length and plain integer or float operations, so that compilers
@@ -7,7 +7,7 @@
 #ifndef PACK_H
 #define PACK_H
 
-#include "safetensors.h"
+#include "tool.h"
 
 enum { PACK_ROWS = 16, PACK_BLOCK = 64 };
 
@@ -43,40 +43,6 @@ static void pack_to_f16(uint16_t out[PACK_BLOCK], const float x[PACK_BLOCK])
 {
     int i;
     for (i = 0; i < PACK_BLOCK; i++) out[i] = (uint16_t)jmb_float_to_f16(x[i]);
-}
-
-/* ---- checkpoint numbers to floats ---------------------------------------------------------- */
-
-static void pack_floats_block(float *out, const uint8_t *raw, st_dtype dtype)
-{
-    uint16_t half[PACK_BLOCK];
-    uint32_t bits[PACK_BLOCK];
-    int i;
-    if (dtype == ST_F32) {
-        memcpy(out, raw, sizeof bits);
-        pack_swap_bytes((uint8_t *)out, PACK_BLOCK, 4);
-        return;
-    }
-    memcpy(half, raw, sizeof half);
-    pack_swap_bytes((uint8_t *)half, PACK_BLOCK, 2);
-    if (dtype == ST_F16) {
-        for (i = 0; i < PACK_BLOCK; i++) out[i] = jmb_f16_to_float(half[i]);
-        return;
-    }
-    for (i = 0; i < PACK_BLOCK; i++) bits[i] = (uint32_t)half[i] << 16;
-    memcpy(out, bits, sizeof bits);
-}
-
-/* One row of `cols` numbers; fills up to a multiple of 64 with zeros. */
-static void pack_floats(float *out, const uint8_t *raw, st_dtype dtype, size_t cols)
-{
-    size_t size = st_dtype_bytes(dtype), i;
-    uint8_t tail[PACK_BLOCK * 4];
-    for (i = 0; i + PACK_BLOCK <= cols; i += PACK_BLOCK) pack_floats_block(out + i, raw + i * size, dtype);
-    if (i == cols) return;
-    memset(tail, 0, sizeof tail);
-    memcpy(tail, raw + i * size, (cols - i) * size);
-    pack_floats_block(out + i, tail, dtype);
 }
 
 /* `count` is a multiple of 64. */
