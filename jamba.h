@@ -7930,8 +7930,10 @@ static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
 /* ===========================================================================================
  * >>sampler - from logits to a token
  *
- * Works on a copy of the logits. Candidates are kept in a heap by falling probability, so that top-p
- * takes only as many as it needs; equal probabilities go by token number.
+ * Works on a copy of the logits. Candidates rank by falling probability, equal ones by token number;
+ * top_k, top_p and a draw each cut this ranking somewhere. It is never sorted: where it is cut is found
+ * digit by digit of the probabilities' bits, from the count and mass of all candidates with a digit.
+ * Mass is whole numbers, whose sums are the same in any order.
  * =========================================================================================== */
 
 static bool jmb_sampler_valid(const jamba_sampler *p)
@@ -7955,91 +7957,162 @@ static void jmb_penalise(jamba_session *s, const jamba_sampler *p)
     }
 }
 
+enum { JMB_STRIDE = 256 }; /* logits looked at together, in 16 lanes that compilers vectorise */
+
+static bool jmb_logit_bad(float logit, uint32_t allowed)
+{
+    uint32_t bits = jmb_bits_of(logit);
+    return ((int32_t)(bits & 0x7fffffffu) > 0x7f7fffff) & (bits != allowed);
+}
+
+static bool jmb_stride_bad(const float *logits, uint32_t allowed)
+{
+    uint32_t bad[16] = { 0 }, i, lane;
+    for (i = 0; i < JMB_STRIDE; i += 16)
+        for (lane = 0; lane < 16; lane++) bad[lane] |= jmb_logit_bad(logits[i + lane], allowed);
+    for (lane = 1; lane < 16; lane++) bad[0] |= bad[lane];
+    return bad[0] != 0;
+}
+
 /* -1 when every candidate is finite or, after a filter, -infinity; else the first that is not. */
 static int32_t jmb_find_bad(const float *logits, uint32_t vocab, bool filtered)
 {
-    uint32_t i;
-    for (i = 0; i < vocab; i++)
-        if (!jmb_finite(logits[i]) && !(filtered && jmb_bits_of(logits[i]) == 0xff800000u)) return (int32_t)i;
-    return -1;
+    uint32_t allowed = filtered ? 0xff800000u : 0, i = 0;
+    while (i + JMB_STRIDE <= vocab && !jmb_stride_bad(logits + i, allowed)) i += JMB_STRIDE;
+    while (i < vocab && !jmb_logit_bad(logits[i], allowed)) i++;
+    return i < vocab ? (int32_t)i : -1;
 }
 
+static float jmb_stride_highest(const float *logits)
+{
+    float highest[16];
+    uint32_t i, lane;
+    memcpy(highest, logits, sizeof highest);
+    for (i = 16; i < JMB_STRIDE; i += 16)
+        for (lane = 0; lane < 16; lane++)
+            highest[lane] = logits[i + lane] > highest[lane] ? logits[i + lane] : highest[lane];
+    for (lane = 1; lane < 16; lane++) highest[0] = highest[lane] > highest[0] ? highest[lane] : highest[0];
+    return highest[0];
+}
+
+/* The first of the highest. */
 static int32_t jmb_argmax(const float *logits, uint32_t vocab)
 {
     uint32_t i, best = 0;
-    for (i = 1; i < vocab; i++)
+    for (i = 0; i + JMB_STRIDE <= vocab; i += JMB_STRIDE) {
+        float highest = jmb_stride_highest(logits + i);
+        if (!(highest > logits[best])) continue;
+        for (best = i; logits[best] != highest; best++) {}
+    }
+    for (; i < vocab; i++)
         if (logits[i] > logits[best]) best = i;
     return (int32_t)best;
 }
 
-static bool jmb_before(const float *score, int32_t a, int32_t b)
-{
-    return score[a] > score[b] || (score[a] == score[b] && a < b);
-}
-
-static void jmb_sift(const float *score, int32_t *heap, size_t count, size_t at)
-{
-    for (;;) {
-        size_t child = 2 * at + 1;
-        int32_t item = heap[at];
-        if (child >= count) return;
-        if (child + 1 < count && jmb_before(score, heap[child + 1], heap[child])) child++;
-        if (!jmb_before(score, heap[child], item)) return;
-        heap[at] = heap[child];
-        heap[child] = item;
-        at = child;
-    }
-}
-
 /* Turns the logits into unnormalised probabilities in place, the highest 1. */
-static void jmb_soften(jamba_session *s, float temperature)
+static void jmb_soften(jamba_session *s, float top, float temperature)
 {
     uint32_t vocab = s->model->metadata.header.vocab, i;
-    float top = s->candidates[jmb_argmax(s->candidates, vocab)];
     for (i = 0; i < vocab; i++) s->candidates[i] = (s->candidates[i] - top) / temperature;
     s->model->kernels->exp(s->candidates, vocab);
 }
 
-/* The n-th best candidate, once taken from the heap: they are kept behind its end. */
-static int32_t jmb_nth(const jamba_session *s, uint32_t n)
+/* Of the highest probability 2^40; below 2^-40 of it a candidate has none and is never drawn. JMB_MAX_VOCAB of
+ * them fit 64 bits. */
+static uint64_t jmb_mass(float probability)
 {
-    return s->order[s->model->metadata.header.vocab - 1 - n];
+    return (uint64_t)(int64_t)(probability * 1099511627776.0f);
 }
 
-/* Takes candidates off the heap, best first, until `limit` are taken, their sum reaches `reach`, or one is
- * below `least`. */
-static uint32_t jmb_take_best(jamba_session *s, uint32_t limit, double reach, float least)
+/* Orders as the probability, which is at most 1. */
+static uint32_t jmb_rank_key(float probability)
 {
-    uint32_t vocab = s->model->metadata.header.vocab, i, n = 0;
-    double sum = 0;
-    for (i = 0; i < vocab; i++) s->order[i] = (int32_t)i;
-    for (i = vocab / 2; i > 0; i--) jmb_sift(s->candidates, s->order, vocab, i - 1);
-    while (n < limit && sum < reach) {
-        int32_t token = s->order[0];
-        if (s->candidates[token] <= 0 || (n > 0 && s->candidates[token] < least)) break;
-        sum += (double)s->candidates[token];
-        n++;
-        s->order[0] = s->order[vocab - n];
-        s->order[vocab - n] = token;
-        jmb_sift(s->candidates, s->order, vocab - n, 0);
+    return jmb_bits_of(probability) << 2;
+}
+
+/* The candidates with one digit of the key. */
+typedef struct jmb_digit {
+    uint64_t mass;
+    uint32_t count;
+} jmb_digit;
+
+enum { JMB_DIGITS = 256, JMB_FIRST_SHIFT = 24 };
+
+/* The ranking up to a cut: how many candidates, their mass, the last one. */
+typedef struct jmb_cut {
+    uint64_t mass;
+    uint32_t count;
+    int32_t last;
+} jmb_cut;
+
+/* `list` NULL: of all of the first `count` tokens. */
+static void jmb_count_digits(
+    jmb_digit digits[JMB_DIGITS], const float *probability, const int32_t *list, uint32_t count, int shift)
+{
+    uint32_t i;
+    memset(digits, 0, JMB_DIGITS * sizeof *digits);
+    for (i = 0; i < count; i++) {
+        float p = probability[list ? (uint32_t)list[i] : i];
+        jmb_digit *digit = &digits[jmb_rank_key(p) >> shift & (JMB_DIGITS - 1)];
+        digit->mass += jmb_mass(p);
+        digit->count++;
+    }
+}
+
+/* The digit within which the cut falls; what ranks before it is added to `cut`. */
+static uint32_t jmb_cut_digit(const jmb_digit digits[JMB_DIGITS], uint32_t most, uint64_t reach, jmb_cut *cut)
+{
+    uint32_t i = JMB_DIGITS - 1;
+    for (; i > 0 && cut->count + digits[i].count < most && cut->mass + digits[i].mass < reach; i--) {
+        cut->count += digits[i].count;
+        cut->mass += digits[i].mass;
+    }
+    return i;
+}
+
+/* Keeps the tokens whose key begins with `prefix`, in order. */
+static uint32_t jmb_keep_prefix(
+    const float *probability, const int32_t *list, uint32_t count, int shift, uint32_t prefix, int32_t *kept)
+{
+    uint32_t i, n = 0;
+    for (i = 0; i < count; i++) {
+        int32_t token = list ? list[i] : (int32_t)i;
+        kept[n] = token;
+        n += jmb_rank_key(probability[token]) >> shift == prefix;
     }
     return n;
 }
 
-/* How many candidates top_k, top_p and min_p leave, in this order; top_p is a share of what top_k leaves. */
-static uint32_t jmb_shortlist(jamba_session *s, const jamba_sampler *p)
+/* Cuts the ranking where it has `most` candidates or the mass `reach` > 0, whichever comes first; all candidates
+ * together have one of them. `first`: of all, at JMB_FIRST_SHIFT. */
+static jmb_cut jmb_cut_ranking(jamba_session *s, const jmb_digit first[JMB_DIGITS], uint32_t most, uint64_t reach)
 {
-    uint32_t vocab = s->model->metadata.header.vocab, i, taken, kept;
-    bool all = p->top_k == 0 || (uint32_t)p->top_k >= vocab, share = p->top_p > 0 && p->top_p < 1;
-    double total = 0, sum = 0;
-    for (i = 0; all && share && i < vocab; i++) total += (double)s->candidates[i];
-    taken = jmb_take_best(s, all ? vocab : (uint32_t)p->top_k, all && share ? total * (double)p->top_p : 1e300,
-        !all && share ? 0 : p->min_p);
-    for (i = 0, total = 0; i < taken; i++) total += (double)s->candidates[jmb_nth(s, i)];
-    for (kept = 0; kept < taken && (all || !share || sum < total * (double)p->top_p); kept++)
-        sum += (double)s->candidates[jmb_nth(s, kept)];
-    while (kept > 1 && s->candidates[jmb_nth(s, kept - 1)] < p->min_p) kept--;
-    return kept;
+    jmb_cut cut = { 0, 0, 0 };
+    jmb_digit digits[JMB_DIGITS];
+    uint32_t n = s->model->metadata.header.vocab, prefix = jmb_cut_digit(first, most, reach, &cut), equal;
+    uint64_t each;
+    int shift;
+    n = jmb_keep_prefix(s->candidates, NULL, n, JMB_FIRST_SHIFT, prefix, s->order);
+    for (shift = JMB_FIRST_SHIFT - 8; shift >= 0; shift -= 8) {
+        jmb_count_digits(digits, s->candidates, s->order, n, shift);
+        prefix = prefix << 8 | jmb_cut_digit(digits, most, reach, &cut);
+        n = jmb_keep_prefix(s->candidates, s->order, n, shift, prefix, s->order);
+    }
+    each = jmb_mass(s->candidates[s->order[0]]);
+    equal = most - cut.count < n ? most - cut.count : n;
+    if (each > 0 && (reach - cut.mass - 1) / each < equal) equal = (uint32_t)((reach - cut.mass - 1) / each) + 1;
+    cut.count += equal;
+    cut.mass += equal * each;
+    cut.last = s->order[equal - 1];
+    return cut;
+}
+
+static uint64_t jmb_mass_above(const float *probability, uint32_t vocab, float least)
+{
+    uint64_t mass = 0;
+    uint32_t i;
+    for (i = 0; i < vocab; i++) mass += probability[i] >= least ? jmb_mass(probability[i]) : 0;
+    return mass;
 }
 
 /* SplitMix64 (Steele, Lea, Flood 2014); a double in [0, 1). */
@@ -8051,38 +8124,52 @@ static double jmb_random(uint64_t *seed)
     return (double)((z ^ z >> 31) >> 11) * (1.0 / 9007199254740992.0);
 }
 
-/* Without top_k and top_p no order is needed. */
+/* A point in `mass` > 0. */
+static uint64_t jmb_random_mark(uint64_t *seed, uint64_t mass)
+{
+    uint64_t mark = (uint64_t)(jmb_random(seed) * (double)mass);
+    return mark < mass ? mark : mass - 1;
+}
+
+/* Without top_k and top_p no ranking is needed: tokens follow each other by number. */
 static int32_t jmb_draw_from_all(jamba_session *s, jamba_sampler *p)
 {
-    uint32_t vocab = s->model->metadata.header.vocab, i;
-    int32_t last = jmb_argmax(s->candidates, vocab);
-    double sum = 0, mark;
-    for (i = 0; i < vocab; i++)
-        if (s->candidates[i] >= p->min_p) sum += (double)s->candidates[i];
-    mark = jmb_random(&p->seed) * sum;
-    for (i = 0; i < vocab; i++) {
-        if (s->candidates[i] < p->min_p || s->candidates[i] <= 0) continue;
-        last = (int32_t)i;
-        mark -= (double)s->candidates[i];
-        if (mark < 0) break;
+    uint64_t mark = jmb_mass_above(s->candidates, s->model->metadata.header.vocab, p->min_p);
+    uint32_t i;
+    mark = jmb_random_mark(&p->seed, mark);
+    for (i = 0;; i++) {
+        uint64_t mass = s->candidates[i] >= p->min_p ? jmb_mass(s->candidates[i]) : 0;
+        if (mark < mass) return (int32_t)i;
+        mark -= mass;
     }
-    return last;
+}
+
+/* Mass of the candidates that top_k, top_p and min_p leave, in this order; top_p is a share of what top_k leaves. */
+static uint64_t jmb_mass_left(jamba_session *s, const jmb_digit first[JMB_DIGITS], const jamba_sampler *p)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i;
+    uint64_t mass = 0, above;
+    for (i = 0; i < JMB_DIGITS; i++) mass += first[i].mass;
+    if (p->top_k > 0 && (uint32_t)p->top_k < vocab)
+        mass = jmb_cut_ranking(s, first, (uint32_t)p->top_k, UINT64_MAX).mass;
+    if (p->top_p > 0 && p->top_p < 1) {
+        double share = (double)mass * (double)p->top_p;
+        uint64_t reach = (uint64_t)share;
+        mass = jmb_cut_ranking(s, first, UINT32_MAX, (double)reach < share ? reach + 1 : reach).mass;
+    }
+    if (p->min_p == 0) return mass;
+    above = jmb_mass_above(s->candidates, vocab, p->min_p);
+    return mass < above ? mass : above;
 }
 
 static int32_t jmb_draw(jamba_session *s, jamba_sampler *p)
 {
-    uint32_t kept, i;
-    double sum = 0, mark;
-    jmb_soften(s, p->temperature);
+    jmb_digit first[JMB_DIGITS];
+    uint64_t mark;
     if (p->top_k == 0 && (p->top_p == 0 || p->top_p == 1)) return jmb_draw_from_all(s, p);
-    kept = jmb_shortlist(s, p);
-    for (i = 0; i < kept; i++) sum += (double)s->candidates[jmb_nth(s, i)];
-    mark = jmb_random(&p->seed) * sum;
-    for (i = 0; i + 1 < kept; i++) {
-        mark -= (double)s->candidates[jmb_nth(s, i)];
-        if (mark < 0) break;
-    }
-    return jmb_nth(s, i);
+    jmb_count_digits(first, s->candidates, NULL, s->model->metadata.header.vocab, JMB_FIRST_SHIFT);
+    mark = jmb_random_mark(&p->seed, jmb_mass_left(s, first, p));
+    return jmb_cut_ranking(s, first, UINT32_MAX, mark + 1).last;
 }
 
 /* Copies the logits and applies what comes before the draw. The filter is the host's: it runs with the
@@ -8091,12 +8178,14 @@ static jamba_result jmb_prepare_candidates(jamba_session *s, const jamba_sampler
 {
     uint32_t vocab = s->model->metadata.header.vocab;
     int32_t bad = jmb_find_bad(logits, vocab, false);
+    bool penalty = p->repeat_penalty > 0 && p->repeat_penalty != 1;
     jmb_fp_state saved;
     if (bad >= 0)
         return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "the logit of token %d is not a finite number", bad);
     memcpy(s->candidates, logits, vocab * sizeof *logits);
+    if (!penalty && !p->filter) return JAMBA_OK;
     saved = jmb_fp_enter();
-    if (p->repeat_penalty > 0 && p->repeat_penalty != 1) jmb_penalise(s, p);
+    if (penalty) jmb_penalise(s, p);
     jmb_fp_leave(saved);
     if (p->filter) p->filter(p->filter_user, s->candidates, (int32_t)vocab);
     bad = jmb_find_bad(s->candidates, vocab, true);
@@ -8114,8 +8203,10 @@ static int32_t jmb_sample(jamba_session *s, jamba_sampler *p, const float *logit
     token = jmb_argmax(s->candidates, vocab);
     if (!jmb_finite(s->candidates[token]))
         return jmb_fail(&s->error, JAMBA_ERR_FILTER, 0, "the logit filter allows no token");
+    if (p->temperature == 0) return token;
     saved = jmb_fp_enter();
-    if (p->temperature > 0) token = jmb_draw(s, p);
+    jmb_soften(s, s->candidates[token], p->temperature);
+    token = jmb_draw(s, p);
     jmb_fp_leave(saved);
     return token;
 }

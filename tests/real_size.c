@@ -2,10 +2,11 @@
  *
  *     real_size BUILD NAME...       names as in shapes.h
  *
- * Writes the folder into BUILD/real (2 bytes a weight), converts it to q8, prints size and seconds, runs
- * inspect --verify and bench, and removes everything again. */
+ * Writes the folder into BUILD/real (2 bytes a weight), converts it to q4 and q8, prints size and seconds, runs
+ * inspect --verify and bench on the latter, and removes everything again. */
 #include "shapes.h"
 
+#include <sys/resource.h>
 #include <time.h>
 
 static uint64_t random_state = 0x9e3779b97f4a7c15u;
@@ -102,16 +103,39 @@ static double run(const char *tool, const char *before, const char *subject, con
     return seconds() - start;
 }
 
+/* Of the programs run so far. */
+static double processor_seconds(void)
+{
+    struct rusage used;
+    getrusage(RUSAGE_CHILDREN, &used);
+    return (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec)
+        + (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) * 1e-6;
+}
+
+static bool convert_to(const checkpoint *c, const char *type, const char *model)
+{
+    char after[500];
+    struct stat info;
+    uint64_t bytes = 0;
+    double taken, before = processor_seconds(), used;
+    size_t i;
+    snprintf(after, sizeof after, "'%s' --type %s --force 2>/dev/null", model, type);
+    taken = run("convert", "", folder, after);
+    used = processor_seconds() - before;
+    if (!CHECK(stat(model, &info) == 0)) return false;
+    for (i = 0; i < c->count; i++) bytes += c->items[i].bytes;
+    printf("  convert --type %s: %.1f s for %.2f billion weights, %.0f MB of them a processor second, the file has"
+           " %.2f GB\n",
+        type, taken, (double)c->numbers / 1e9, (double)bytes / used * 1e-6, (double)info.st_size / 1e9);
+    return true;
+}
+
 static void run_model(const checkpoint *c)
 {
-    char model[400], after[500];
-    struct stat info;
+    char model[400];
     double taken;
-    snprintf(after, sizeof after, "'%s' --type q8 --force 2>/dev/null", in_folder(model, "model.jamba"));
-    taken = run("convert", "", folder, after);
-    if (!CHECK(stat(model, &info) == 0)) return;
-    printf("  convert: %.0f s for %.2f billion weights, the file has %.2f GB\n", taken, (double)c->numbers / 1e9,
-        (double)info.st_size / 1e9);
+    in_folder(model, "model.jamba");
+    if (!convert_to(c, "q4", model) || !convert_to(c, "q8", model)) return;
     taken = run("inspect", "", model, "--verify | tail -n 1");
     printf("  inspect --verify: %.0f s\n", taken);
     run("bench", "", model, "-p 32 -n 8 -r 1");

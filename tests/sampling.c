@@ -175,6 +175,236 @@ static void test_forbidden(void)
     CHECK(jamba_sample(session, NULL) >= 0);
 }
 
+/* ---- the ranking against a sort ----------------------------------------------------------------------- */
+
+enum { RANKED_MOST = 5000 };
+
+/* A session of no model: only what sampling needs. */
+typedef struct bare {
+    jamba_model model;
+    jamba_session session;
+    float logits[RANKED_MOST];
+} bare;
+
+static bare *bare_open(size_t count, jamba_cpu cpu)
+{
+    bare *b = (bare *)calloc(1, sizeof *b);
+    b->model.metadata.header.vocab = (uint32_t)count;
+    b->model.kernels = jmb_choose_kernels(cpu);
+    b->session.model = &b->model;
+    b->session.candidates = (float *)calloc(RANKED_MOST + 16, sizeof(float));
+    b->session.order = (int32_t *)calloc(RANKED_MOST, sizeof(int32_t));
+    return b;
+}
+
+static void bare_free(bare *b)
+{
+    free(b->session.candidates);
+    free(b->session.order);
+    free(b);
+}
+
+static const float *compared; /* by by_rank */
+
+static int by_rank(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    if (compared[x] != compared[y]) return compared[x] > compared[y] ? -1 : 1;
+    return (x > y) - (x < y);
+}
+
+/* Of the first `count` of the ranking, those within which top_p and min_p end. */
+static size_t sorted_kept(const jamba_sampler *p, const float *probability, const int32_t *rank, size_t count)
+{
+    double total = 0, sum = 0;
+    size_t kept, i;
+    if (p->top_k > 0 && (size_t)p->top_k < count) count = (size_t)p->top_k;
+    for (i = 0; i < count; i++) total += (double)probability[rank[i]];
+    for (kept = 0; kept < count && (p->top_p == 0 || sum < total * (double)p->top_p); kept++)
+        sum += (double)probability[rank[kept]];
+    while (kept > 1 && probability[rank[kept - 1]] < p->min_p) kept--;
+    return kept;
+}
+
+/* What a draw gives that sorts all tokens; without top_k and top_p they stay in order of their numbers. */
+static int32_t sorted_draw(const jamba_sampler *p, const float *probability, size_t count, double random)
+{
+    static int32_t rank[RANKED_MOST];
+    double sum = 0;
+    size_t kept = count, i;
+    for (i = 0; i < count; i++) rank[i] = (int32_t)i;
+    compared = probability;
+    if (p->top_k > 0 || (p->top_p > 0 && p->top_p < 1)) {
+        qsort(rank, count, sizeof *rank, by_rank);
+        kept = sorted_kept(p, probability, rank, count);
+    }
+    for (i = 0; i < kept; i++) sum += probability[rank[i]] >= p->min_p ? (double)probability[rank[i]] : 0;
+    for (sum *= random, i = 0; i + 1 < kept; i++) {
+        if (probability[rank[i]] < p->min_p) continue;
+        sum -= (double)probability[rank[i]];
+        if (sum < 0) break;
+    }
+    return rank[i];
+}
+
+/* Gaussian of several widths; `ties`: of few different values. */
+static void random_logits(bare *b, uint64_t *random, double width, bool ties)
+{
+    uint32_t count = b->model.metadata.header.vocab, i, j;
+    for (i = 0; i < count; i++) {
+        double sum = -6;
+        for (j = 0; j < 12; j++) sum += (double)(random_next(random) % 65536) / 65536;
+        b->logits[i] = (float)((ties ? floor(2 * sum) / 2 : sum) * width);
+    }
+}
+
+static void forbid_most(void *user, float *logits, int32_t count)
+{
+    int32_t i;
+    (void)user;
+    for (i = 0; i < count; i++)
+        if (i % 7 != 3 && i > 0) logits[i] = -INFINITY;
+}
+
+static void check_ranking(bare *b, jamba_sampler s, const char *what)
+{
+    size_t count = b->model.metadata.header.vocab;
+    int i;
+    for (i = 0; i < 6; i++) {
+        uint64_t seed = s.seed;
+        int32_t got = jmb_sample(&b->session, &s, b->logits); /* leaves the probabilities behind */
+        int32_t want = sorted_draw(&s, b->session.candidates, count, jmb_random(&seed));
+        CHECK_THAT(got == want && s.seed == seed,
+            "%s, %zu tokens, temperature %g, top_k %d, top_p %g, min_p %g: drew %d, a sort gives %d", what, count,
+            (double)s.temperature, (int)s.top_k, (double)s.top_p, (double)s.min_p, (int)got, (int)want);
+    }
+}
+
+static void check_rankings(bare *b, const char *what)
+{
+    static const float temperatures[] = { 0.7f, 1, 100, 1e30f }, shares[] = { 0, 1e-6f, 0.5f, 0.95f, 0.9999f, 1 };
+    static const int32_t counts[] = { 0, 1, 40, 4000 };
+    static const float least[] = { 0, 0.05f, 1 };
+    uint32_t i;
+    for (i = 0; i < 4 * 6 * 4 * 3; i++) {
+        jamba_sampler s;
+        memset(&s, 0, sizeof s);
+        s.temperature = temperatures[i % 4];
+        s.top_p = shares[i / 4 % 6];
+        s.top_k = counts[i / 24 % 4];
+        s.min_p = least[i / 96];
+        s.seed = i;
+        s.filter = i % 5 == 0 ? forbid_most : NULL;
+        check_ranking(b, s, what);
+    }
+}
+
+static void test_ranking(void)
+{
+    static const size_t counts[] = { 1, 3, 128, 700, RANKED_MOST };
+    uint64_t random = 11;
+    size_t i;
+    for (i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        bare *b = bare_open(counts[i], JAMBA_CPU_BEST);
+        random_logits(b, &random, 2.5, false);
+        check_rankings(b, "gaussian");
+        random_logits(b, &random, 30, false);
+        check_rankings(b, "wide");
+        random_logits(b, &random, 3, true);
+        check_rankings(b, "ties");
+        random_logits(b, &random, 0, false);
+        check_rankings(b, "all equal");
+        bare_free(b);
+    }
+}
+
+/* Every cut of a ranking: by count, and by the mass before, at and after each candidate. */
+static void check_cuts(bare *b)
+{
+    static int32_t rank[RANKED_MOST];
+    uint32_t count = b->model.metadata.header.vocab, i;
+    jmb_digit first[JMB_DIGITS];
+    uint64_t mass = 0;
+    jamba_sampler s;
+    memset(&s, 0, sizeof s);
+    s.temperature = 1;
+    CHECK(jmb_sample(&b->session, &s, b->logits) >= 0);
+    for (i = 0; i < count; i++) rank[i] = (int32_t)i;
+    compared = b->session.candidates;
+    qsort(rank, count, sizeof *rank, by_rank);
+    jmb_count_digits(first, b->session.candidates, NULL, count, JMB_FIRST_SHIFT);
+    for (i = 0; i < count; i++) {
+        uint64_t own = jmb_mass(b->session.candidates[rank[i]]);
+        jmb_cut at = jmb_cut_ranking(&b->session, first, i + 1, UINT64_MAX);
+        jmb_cut start = own ? jmb_cut_ranking(&b->session, first, UINT32_MAX, mass + 1) : at;
+        jmb_cut end = own ? jmb_cut_ranking(&b->session, first, UINT32_MAX, mass + own) : at;
+        mass += own;
+        CHECK_THAT(at.count == i + 1 && at.mass == mass && at.last == rank[i], "cut after %u: %u, token %d", i,
+            at.count, (int)at.last);
+        CHECK_THAT(start.count == i + 1 && start.mass == mass && start.last == rank[i], "from the mass after %u: %u", i,
+            start.count);
+        CHECK_THAT(end.count == i + 1 && end.mass == mass && end.last == rank[i], "to the mass of %u: %u", i,
+            end.count);
+    }
+}
+
+static void test_cuts(void)
+{
+    bare *b = bare_open(900, JAMBA_CPU_BEST);
+    uint64_t random = 13;
+    random_logits(b, &random, 2.5, false);
+    check_cuts(b);
+    random_logits(b, &random, 12, false);
+    check_cuts(b);
+    random_logits(b, &random, 3, true);
+    check_cuts(b);
+    random_logits(b, &random, 0, false);
+    check_cuts(b);
+    bare_free(b);
+}
+
+static void test_same_draws(void)
+{
+    static const jamba_cpu cpus[] = { JAMBA_CPU_AVX2, JAMBA_CPU_AVX512, JAMBA_CPU_NEON, JAMBA_CPU_BEST };
+    bare *plain = bare_open(RANKED_MOST, JAMBA_CPU_SCALAR);
+    uint64_t random = 12;
+    size_t i, draw;
+    random_logits(plain, &random, 2.5, false);
+    for (i = 0; i < sizeof cpus / sizeof cpus[0]; i++) {
+        bare *b = bare_open(RANKED_MOST, cpus[i]);
+        jamba_sampler s, other;
+        memset(&s, 0, sizeof s);
+        s.temperature = 0.8f;
+        s.top_p = 0.99f;
+        other = s;
+        for (draw = 0; draw < 20 && b->model.kernels; draw++)
+            CHECK(jmb_sample(&b->session, &s, plain->logits) == jmb_sample(&plain->session, &other, plain->logits));
+        bare_free(b);
+    }
+    bare_free(plain);
+}
+
+/* Each place of a vocabulary that is no multiple of what is looked at together. */
+static void test_places(void)
+{
+    bare *b = bare_open(1000, JAMBA_CPU_BEST);
+    jamba_sampler s;
+    char token[16];
+    int32_t i;
+    memset(&s, 0, sizeof s);
+    for (i = 0; i < 1000; i++) {
+        b->logits[i] = b->logits[(i + 300) % 1000] = 1;
+        CHECK_THAT(jmb_sample(&b->session, &s, b->logits) == (i < 700 ? i : i - 700), "the first of the highest: %d",
+            (int)i);
+        b->logits[i] = i % 2 ? (float)NAN : (float)-INFINITY;
+        snprintf(token, sizeof token, "token %d is", (int)i);
+        CHECK(jmb_sample(&b->session, &s, b->logits) == JAMBA_ERR_NUMERIC);
+        CHECK_THAT(strstr(b->session.error.message, token) != NULL, "%s: %s", token, b->session.error.message);
+        b->logits[i] = b->logits[(i + 300) % 1000] = -1;
+    }
+    bare_free(b);
+}
+
 /* ---- greedy and seeds --------------------------------------------------------------------------------- */
 
 static int32_t highest(const float *logits)
@@ -395,6 +625,10 @@ int main(int argc, char **argv)
         { "seeds", test_seeds },
         { "distributions", test_distributions },
         { "order of the filters", test_order },
+        { "ranking against a sort", test_ranking },
+        { "cuts of the ranking", test_cuts },
+        { "the same draws on every instruction set", test_same_draws },
+        { "every place of a vocabulary", test_places },
         { "tokens that are not allowed", test_forbidden },
         { "repeat penalty", test_penalties },
         { "parameters out of range", test_parameters },

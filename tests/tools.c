@@ -324,6 +324,39 @@ static void test_perplexity(void)
     check_failure("perplexity", "STORY --against MODEL", text, 1, model_path);
 }
 
+/* A line of --ablate without its name and sizes, "" when there is none. */
+static const char *ablated(const char *name, char line[200])
+{
+    const char *at = output;
+    size_t length = strlen(name);
+    while (at && (strncmp(at, name, length) != 0 || at[length] != ' ')) {
+        at = strchr(at, '\n');
+        if (at) at++;
+    }
+    if (!at || sscanf(at, "%*s %*s %*s %*s %199[^\n]", line) != 1) line[0] = 0;
+    return line;
+}
+
+/* The storyteller's weights are bf16: rounding to it changes nothing, rounding to q8 is what q8 files hold. */
+static void test_ablate(void)
+{
+    static const char text[] = "Once upon a time there was a dog.\n<|endoftext|>\nThe dog had a boat.\n";
+    char path[PATH_ROOM], bf16[2 * PATH_ROOM], q8[2 * PATH_ROOM], line[200], other[200];
+    if (!CHECK(convert("examples/storyteller", "storyteller", "bf16", path))) return;
+    snprintf(bf16, sizeof bf16, "%s --ablate bf16", path);
+    snprintf(q8, sizeof q8, "%s --ablate q8 -t 1", path);
+    CHECK_THAT(run_text("perplexity", bf16, text) == 0, "%s", errors);
+    CHECK_THAT(strncmp(ablated("embed", line), "0.000000000  1.000000 ", 22) == 0, "embed '%s'", line);
+    CHECK_THAT(strncmp(ablated("all", line), "0.000000000  1.000000 ", 22) == 0, "all '%s'", line);
+    CHECK_THAT(run_text("perplexity", q8, text) == 0, "%s", errors);
+    CHECK_THAT(atof(ablated("gate_up", line)) > 0 && atof(ablated("embed", line)) > 0, "%s", output);
+    CHECK_THAT(strcmp(ablated("all", line), ablated("convert", other)) == 0, "'%s', '%s'", line, other);
+    CHECK_THAT(atof(line) > atof(ablated("gate_up", other)), "'%s', gate_up alone '%s'", line, other);
+    check_failure("perplexity", "STORY --ablate q4", text, 1, "bf16");
+    check_failure("perplexity", "STORY --ablate q5", text, 2, "q5");
+    check_failure("perplexity", "STORY --ablate q4 --against STORY", text, 2, "--ablate");
+}
+
 static void test_chat(void)
 {
     CHECK_THAT(run_text("chat", "STORY -p Hello! -n 12 --temp 0", "") == 0, "%s", errors);
@@ -350,6 +383,7 @@ int main(int argc, char **argv)
         { "bench --context and --batch", test_bench_depths },
         { "bench: wrong usage", test_bench_usage },
         { "perplexity", test_perplexity },
+        { "perplexity --ablate", test_ablate },
         { "chat", test_chat },
     };
     size_t i;

@@ -12,7 +12,7 @@
 #ifndef FAMILIES_H
 #define FAMILIES_H
 
-#include "pack.h"
+#include "safetensors.h"
 
 #include <float.h>
 #include <math.h>

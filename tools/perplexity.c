@@ -1,16 +1,21 @@
 /* perplexity.c - how well a model predicts texts, and how far it is from another one */
+#include "pack.h"
 #include "run.h"
 
+#include <inttypes.h>
 #include <math.h>
 
 static const char TOOL[] = "perplexity";
 static const char USAGE[] =
-    "usage: perplexity MODEL.jamba [--against OTHER.jamba] [-t THREADS] < TEXTS\n"
+    "usage: perplexity MODEL.jamba [--against OTHER.jamba | --ablate TYPE] [-t THREADS] < TEXTS\n"
     "Texts are separated by a line <|endoftext|>; the newline in front of it, and the last one of the input,\n"
     "belong to no text. Each text alone: the model's first token, if it has one, then the text's tokens; all\n"
     "of the text's are scored. Prints exp of the mean negative log probability, with f32 keys and values.\n"
     "  --against OTHER.jamba   also prints the mean Kullback-Leibler divergence of MODEL (q) from OTHER (p, the\n"
     "                          reference), sum of p log(p / q), in nats, and how often their likeliest tokens agree\n"
+    "  --ablate TYPE           rounds the weights of one kind at a time to TYPE (q4, q8, bf16 or f16) and compares\n"
+    "                          with MODEL, which must hold f32, f16 or bf16: a line each, with the bytes that this\n"
+    "                          saves; then all kinds together, and as convert --type TYPE chooses for each\n"
     "  -t THREADS              (one per processor, at most 8; 1 for a model under 32 MB)\n";
 
 static const char SEPARATOR[] = "<|endoftext|>";
@@ -29,8 +34,17 @@ typedef struct score {
     size_t text_count, longest;
     double log_loss, divergence;
     uint64_t tokens, agreed;
+    uint32_t ablate; /* a type, or JMB_F32: no ablation */
     int threads;
 } score;
+
+static uint32_t argument_type(const char *name)
+{
+    for (uint32_t type = JMB_F32 + 1; name && type < JMB_TYPES; type++)
+        if (strcmp(name, jmb_type_names[type]) == 0) return type;
+    tool_usage(TOOL, USAGE, "--ablate needs f16, bf16, q8 or q4, not", name ? name : "nothing");
+    return JMB_F32;
+}
 
 static void parse_arguments(score *s, char **argv)
 {
@@ -38,6 +52,8 @@ static void parse_arguments(score *s, char **argv)
         if (strcmp(*arg, "--against") == 0) {
             s->p.path = *++arg;
             if (!s->p.path) tool_usage(TOOL, USAGE, "a model file is missing after --against", NULL);
+        } else if (strcmp(*arg, "--ablate") == 0) {
+            s->ablate = argument_type(*++arg);
         } else if (strcmp(*arg, "-t") == 0) {
             arg++;
             s->threads = run_argument_threads(TOOL, USAGE, "-t", *arg);
@@ -46,6 +62,8 @@ static void parse_arguments(score *s, char **argv)
         else s->q.path = *arg;
     }
     if (!s->q.path) tool_usage(TOOL, USAGE, "a model file is missing", NULL);
+    if (s->ablate && s->p.path) tool_usage(TOOL, USAGE, "--ablate compares with MODEL itself, not with", s->p.path);
+    if (s->ablate) s->p.path = s->q.path;
 }
 
 /* ---- texts --------------------------------------------------------------------------------- */
@@ -194,8 +212,10 @@ static void score_text(score *s, row_sink *q, row_sink *p, const text *t, size_t
     for (size_t from = first; from < t->count; from += context - first) {
         /* What stands before a later piece was scored already, so the first token may take its place. */
         size_t start = from - first, rest = t->count - start;
+        int32_t before = t->tokens[start];
         if (first) t->tokens[start] = s->q.info.token_bos;
         score_stretch(s, q, p, t->tokens + start, rest < context ? rest : context);
+        t->tokens[start] = before;
     }
 }
 
@@ -214,7 +234,7 @@ static void score_texts(score *s, row_sink *q, row_sink *p, size_t context)
             context);
 }
 
-/* ---- the program --------------------------------------------------------------------------- */
+/* ---- models and sessions ------------------------------------------------------------------- */
 
 static void load_models(score *s)
 {
@@ -262,6 +282,138 @@ static void print_scores(const score *s)
     printf("texts: %zu\n", s->text_count);
 }
 
+/* ---- one kind of weights rounded at a time ------------------------------------------------- */
+
+/* 16 rows of f32 as they are after storing them in `type`, in place. `rows` and `panel` are room for them. */
+static void round_panel(float *out, size_t cols, uint32_t type, float *rows, uint8_t *panel, pack_report *report)
+{
+    size_t stride = jmb_pad64(cols), r, c;
+    jmb_tensor view;
+    memset(&view, 0, sizeof view);
+    view.type = type;
+    view.cols = (uint32_t)cols;
+    view.data = panel;
+    memset(rows, 0, PACK_ROWS * stride * sizeof *rows);
+    for (c = 0; c < cols; c++)
+        for (r = 0; r < PACK_ROWS; r++) rows[r * stride + c] = out[c * PACK_ROWS + r];
+    pack_panel(panel, type, rows, cols, report);
+    for (c = 0; c < cols; c++)
+        for (r = 0; r < PACK_ROWS; r++) out[c * PACK_ROWS + r] = jmb_weight(&view, r, c);
+}
+
+/* A copy of a tensor's panels in f32. */
+static float *copy_panels(const jmb_tensor *t)
+{
+    size_t panels = (size_t)(t->bytes / jmb_panel_bytes(t->type, t->cols)), row, c;
+    jmb_tensor flat = *t; /* alternating panels are as good as following ones */
+    void *room = NULL;
+    float *out;
+    if (posix_memalign(&room, JMB_ALIGN, panels * (size_t)jmb_panel_bytes(JMB_F32, t->cols)) != 0)
+        tool_die(TOOL, "out of memory for a copy of %u x %u weights", t->rows, t->cols);
+    out = (float *)room;
+    for (row = 0; row < panels * PACK_ROWS; row++)
+        for (c = 0; c < t->cols; c++)
+            out[(row / PACK_ROWS * t->cols + c) * PACK_ROWS + row % PACK_ROWS] = jmb_weight(&flat, row, c);
+    return out;
+}
+
+/* Gives the tensor rounded weights: they stay f32 in memory, so that activations are not rounded too. */
+static void round_tensor(const score *s, jmb_tensor *t, uint32_t type)
+{
+    size_t panels = (size_t)(t->bytes / jmb_panel_bytes(t->type, t->cols)), i;
+    float *data = copy_panels(t), *rows = (float *)malloc(PACK_ROWS * jmb_pad64(t->cols) * sizeof *rows);
+    uint8_t *panel = (uint8_t *)malloc((size_t)jmb_panel_bytes(type, t->cols));
+    pack_report report = { 0, 0 };
+    char name[64];
+    if (!rows || !panel) tool_die(TOOL, "out of memory for 16 rows of %u weights", t->cols);
+    for (i = 0; i < panels; i++) round_panel(data + i * t->cols * PACK_ROWS, t->cols, type, rows, panel, &report);
+    if (report.not_finite || report.too_large)
+        tool_die(TOOL, "%s: tensor %s holds numbers that %s cannot", s->q.path, jmb_tensor_name(t, name),
+            jmb_type_names[type]);
+    free(rows);
+    free(panel);
+    t->type = JMB_F32;
+    t->data = (const uint8_t *)data;
+}
+
+/* Which tensors to round: those of one role, or all; and no further than convert would, or all to one type. */
+typedef struct choice {
+    const char *name;
+    uint32_t role; /* JMB_ROLE_COUNT: all */
+    bool as_convert;
+} choice;
+
+/* The type to round to; JMB_F32: not at all. Vectors, routers and what else is always f32 never are. */
+static uint32_t chosen_type(const score *s, const choice *c, const jmb_tensor *t)
+{
+    if (jmb_roles[t->role].lowest == JMB_F32 || (c->role != JMB_ROLE_COUNT && c->role != t->role)) return JMB_F32;
+    return c->as_convert ? jmb_role_type(t->role, s->ablate) : s->ablate;
+}
+
+static uint64_t bytes_as(const jmb_tensor *t, uint32_t type)
+{
+    return t->bytes / jmb_panel_bytes(t->type, t->cols) * jmb_panel_bytes(type, t->cols);
+}
+
+/* Rounds, scores, prints a line and puts the weights back. Nothing when the model has no such tensor. */
+static void ablate(score *s, row_sink *q, row_sink *p, size_t context, const choice *c)
+{
+    jmb_tensor *tensors = s->q.model->metadata.tensors;
+    const jmb_tensor *before = s->p.model->metadata.tensors;
+    uint32_t count = s->q.model->metadata.header.tensors, i;
+    uint64_t weights = 0, bytes = 0, whole = 0;
+    for (i = 0; i < count; i++) {
+        uint32_t type = chosen_type(s, c, &tensors[i]);
+        if (type == JMB_F32) continue;
+        weights += (uint64_t)before[i].rows * before[i].cols * (jmb_roles[before[i].role].paired ? 2 : 1);
+        bytes += bytes_as(&before[i], type);
+        whole += before[i].bytes;
+        round_tensor(s, &tensors[i], type);
+    }
+    s->log_loss = s->divergence = 0;
+    s->tokens = s->agreed = 0;
+    if (weights > 0) {
+        score_texts(s, q, p, context);
+        printf("%-10s %12" PRIu64 " %12" PRIu64 " %12" PRId64 " %13.9f %9.6f %11.6f\n", c->name, weights, bytes,
+            (int64_t)(whole - bytes), s->divergence / (double)s->tokens, (double)s->agreed / (double)s->tokens,
+            exp(s->log_loss / (double)s->tokens));
+        fflush(stdout);
+    }
+    for (i = 0; i < count; i++) {
+        if (chosen_type(s, c, &before[i]) == JMB_F32) continue;
+        free((void *)(uintptr_t)tensors[i].data);
+        tensors[i].type = before[i].type;
+        tensors[i].data = s->q.model->data + before[i].offset;
+    }
+}
+
+static void ablate_all(score *s, row_sink *q, row_sink *p, size_t context)
+{
+    choice c = { NULL, 0, false };
+    printf("%-10s %12s %12s %12s %13s %9s %11s\n", "weights", "count", "bytes", "saved", "kl_divergence", "top1",
+        "perplexity");
+    for (c.role = 0; c.role < JMB_ROLE_COUNT; c.role++) {
+        c.name = jmb_roles[c.role].name;
+        ablate(s, q, p, context, &c);
+    }
+    c.name = "all";
+    ablate(s, q, p, context, &c);
+    c.name = "convert";
+    c.as_convert = true;
+    ablate(s, q, p, context, &c);
+}
+
+static void check_ablatable(const score *s)
+{
+    const jmb_metadata *m = &s->q.model->metadata;
+    for (uint32_t i = 0; i < m->header.tensors; i++)
+        if (m->tensors[i].type > JMB_BF16)
+            tool_die(TOOL, "%s: is of type %s: --ablate needs a file made with --type f32, f16 or bf16", s->q.path,
+                jmb_type_names[m->header.type]);
+}
+
+/* ---- the program --------------------------------------------------------------------------- */
+
 static void close_all(score *s, row_sink *q, row_sink *p)
 {
     for (size_t i = 0; i < s->text_count; i++) free(s->texts[i].tokens);
@@ -285,6 +437,7 @@ int main(int argc, char **argv)
     memset(&p, 0, sizeof p);
     parse_arguments(&s, argv);
     load_models(&s);
+    if (s.ablate) check_ablatable(&s);
     if (!tool_read_stream(stdin, "standard input", SIZE_MAX / 2, &bytes, &size, &error))
         tool_die(TOOL, "%s", error.message);
     split_texts(&s, (const char *)bytes, size);
@@ -292,9 +445,10 @@ int main(int argc, char **argv)
     context = choose_context(&s);
     create_session(&s.q, &q, context, s.threads);
     if (s.p.model) create_session(&s.p, &p, context, s.threads);
-    score_texts(&s, &q, &p, context);
+    if (s.ablate) ablate_all(&s, &q, &p, context);
+    else score_texts(&s, &q, &p, context);
     if (s.tokens == 0) tool_die(TOOL, "standard input: holds no text with a token to score");
-    print_scores(&s);
+    if (!s.ablate) print_scores(&s);
     close_all(&s, &q, &p);
     if (fflush(stdout) != 0) tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
     return 0;

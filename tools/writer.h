@@ -9,6 +9,7 @@
 
 #include "describe.h"
 #include "families.h"
+#include "pack.h"
 
 #include <libgen.h>
 #include <signal.h>
@@ -297,6 +298,40 @@ static bool output_check_target(const convert_plan *plan, const char *path, bool
     if (!S_ISREG(info.st_mode) && !S_ISLNK(info.st_mode))
         return tool_error_set(error, "%s: is not a regular file", path);
     return force || tool_error_set(error, "%s: exists: give --force to replace it", path);
+}
+
+/* ---- checkpoint numbers to floats ---------------------------------------------------------- */
+
+static void pack_floats_block(float *out, const uint8_t *raw, st_dtype dtype)
+{
+    uint16_t half[PACK_BLOCK];
+    uint32_t bits[PACK_BLOCK];
+    int i;
+    if (dtype == ST_F32) {
+        memcpy(out, raw, sizeof bits);
+        pack_swap_bytes((uint8_t *)out, PACK_BLOCK, 4);
+        return;
+    }
+    memcpy(half, raw, sizeof half);
+    pack_swap_bytes((uint8_t *)half, PACK_BLOCK, 2);
+    if (dtype == ST_F16) {
+        for (i = 0; i < PACK_BLOCK; i++) out[i] = jmb_f16_to_float(half[i]);
+        return;
+    }
+    for (i = 0; i < PACK_BLOCK; i++) bits[i] = (uint32_t)half[i] << 16;
+    memcpy(out, bits, sizeof bits);
+}
+
+/* One row of `cols` numbers; fills up to a multiple of 64 with zeros. */
+static void pack_floats(float *out, const uint8_t *raw, st_dtype dtype, size_t cols)
+{
+    size_t size = st_dtype_bytes(dtype), i;
+    uint8_t tail[PACK_BLOCK * 4];
+    for (i = 0; i + PACK_BLOCK <= cols; i += PACK_BLOCK) pack_floats_block(out + i, raw + i * size, dtype);
+    if (i == cols) return;
+    memset(tail, 0, sizeof tail);
+    memcpy(tail, raw + i * size, (cols - i) * size);
+    pack_floats_block(out + i, tail, dtype);
 }
 
 /* ---- tensors ------------------------------------------------------------------------------- */
