@@ -88,10 +88,12 @@ mutate rope_backwards jamba.h 'v_fnma(b, s, v_mul(a, c))' 'v_fma(b, s, v_mul(a, 
 mutate rope_interleaved jamba.h 'v_load_part(x + i, n), b = v_load_part(x + half + i, n)' \
     'v_load_part(x + half + i, n), b = v_load_part(x + i, n)'
 # ---- attention
-mutate gqa_interleaved jamba.h 'g = h / (b->heads / b->kv_heads)' 'g = h % b->kv_heads'
-mutate no_scale jamba.h 's = v_mul(s, v_set1(b->scale));' ''
-mutate not_causal jamba.h 'keys = p->position + row + 1' 'keys = p->position + p->rows'
-mutate last_key_lost jamba.h 'keys = p->position + row + 1' 'keys = p->position + row + (row + p->position == 0)'
+mutate gqa_interleaved jamba.h '(g * group + head) * b->head_dim' '(head * b->kv_heads + g) * b->head_dim' \
+    'span->first + row, g * group + head)' 'span->first + row, head * b->kv_heads + g)'
+mutate no_scale jamba.h 'v_mul(sum[t], v_set1(scale))' 'v_mul(sum[t], v_set1(scale * 0 + 1))'
+mutate not_causal jamba.h 'keys = span->position + row + 1' 'keys = span->position + span->rows'
+mutate last_key_lost jamba.h 'keys = span->position + row + 1' \
+    'keys = span->position + row + (span->position + row == 0)'
 mutate no_attention_adapter jamba.h 'if (!b->block->rank) return;' 'if (!b->block->rank || b->block->kind == JMB_ATTENTION) return;'
 # ---- mixture of experts and mlp
 mutate moe_renormalised jamba.h 'if (b->flags & JMB_RENORMALISE)' 'if (!(b->flags & JMB_RENORMALISE))'
@@ -116,7 +118,7 @@ mutate no_gate jamba.h 'v_mul(y, v_silu(v_load(s.z + i * 16)))' 'y'
 mutate state_reset jamba.h 'float *h = span->state + op->state_at + at * d_state;' \
     'float *h = (float *)memset(span->state + op->state_at + at * d_state, 0, 64 * d_state);'
 # ---- mamba2
-mutate m2_no_bc_conv jamba.h 'jmb_emit_conv(b, B, JMB_ROLE_CONV_B, JMB_ROLE_CONV_B_BIAS);' ''
+mutate m2_no_bc_conv jamba.h 'jmb_convolve(b, op, B, JMB_ROLE_CONV_B, JMB_ROLE_CONV_B_BIAS);' ''
 mutate m2_group_modulo jamba.h 'group = head / (m->heads / m->n_groups)' 'group = head % m->n_groups'
 mutate m2_norm_whole jamba.h 'size_t width = op->block->d_inner / op->block->n_groups, g, i;' 'size_t width = op->block->d_inner, g, i;' \
     'for (g = 0; g < op->block->n_groups; g++)' 'for (g = 0; g < 1; g++)'
