@@ -248,6 +248,20 @@ static void compare_weights(const naive_tensor *exact, const naive_tensor *store
     }
 }
 
+/* Of the weights that the converter makes of jamba-moe, whatever machine and compiler it runs on. */
+static uint64_t expected_hash(uint32_t type)
+{
+    static const uint64_t hashes[JMB_TYPES] = { 0, 0xdc3c6a4aba274cfeu, 0x1cf13a5be69e5c21u, 0x5581b2c992d42504u,
+        0x1e4304b4abfd192du };
+    return hashes[type];
+}
+
+static uint64_t hash_weights(uint64_t hash, const naive_tensor *t)
+{
+    hash = jmb_hash64(hash, t->weights, t->rows * t->cols * sizeof *t->weights);
+    return t->second ? jmb_hash64(hash, t->second, t->rows * t->cols * sizeof *t->second) : hash;
+}
+
 /* Every tensor of the file of `type` is the nearest to that of the f32 file. */
 static void test_rounding(const char *name, const char *type)
 {
@@ -256,6 +270,7 @@ static void test_rounding(const char *name, const char *type)
     snprintf(folder, sizeof folder, "tests/cases/%s", name);
     if (convert(folder, name, "f32", exact_path) && convert(folder, name, type, path)) {
         naive_model *exact = naive_open(exact_path, 1), *stored = naive_open(path, 1);
+        uint64_t hash = JMB_HASH_SEED;
         size_t i, rounded = 0;
         while (strcmp(jmb_type_names[asked], type) != 0) asked++;
         CHECK(exact->tensor_count == stored->tensor_count);
@@ -264,10 +279,12 @@ static void test_rounding(const char *name, const char *type)
             CHECK(a->role == b->role && a->unit == b->unit && a->index == b->index);
             CHECK(b->type == jmb_role_type(b->role, asked));
             rounded += b->type != JMB_F32;
+            if (b->type != JMB_F32) hash = hash_weights(hash, b);
             compare_weights(a, b, a->weights, b->weights);
             compare_weights(a, b, a->second, b->second);
         }
         CHECK(rounded > 5);
+        CHECK_THAT(hash == expected_hash(asked), "%s: the weights' hash is %016llx", type, (unsigned long long)hash);
         if (asked == JMB_Q8)
             CHECK_THAT(q8_errors[1] < 0.95 * q8_errors[0], "q8's squared error is %g of the plain one",
                 q8_errors[1] / q8_errors[0]);
