@@ -431,7 +431,8 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #include <string.h>
 
 #if (defined(__GNUC__) && !defined(__clang__))
-/* gcc contracts a * b + c even between intrinsics; every fused product here is explicit. */
+/* gcc contracts a * b + c even between intrinsics; every fused product here is explicit. Its coalescing of
+ * variables puts two moves beside each integer dot product of a tile. */
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off", "no-fast-math", "no-tree-coalesce-vars")
 #elif defined(__clang__)
@@ -8806,6 +8807,7 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef v_exp
 #undef v_silu
 #undef jmb_rows_in
+#undef jmb_panels_in
 #undef jmb_part_in
 #undef jmb_lanes_of
 #undef jmb_scan_in
