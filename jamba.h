@@ -212,8 +212,9 @@ typedef struct jamba_memory { /* bytes */
 typedef enum jamba_cpu {
     JAMBA_CPU_BEST = 0,
     JAMBA_CPU_SCALAR,
-    JAMBA_CPU_AVX2,   /* with FMA and F16C */
-    JAMBA_CPU_AVX512, /* F, BW, DQ, VL and VNNI */
+    JAMBA_CPU_AVX2,    /* with FMA and F16C */
+    JAMBA_CPU_AVXVNNI, /* the same with the 256-bit integer dot product */
+    JAMBA_CPU_AVX512,  /* F, BW, DQ, VL and VNNI */
     JAMBA_CPU_NEON    /* with the dot product instructions where the CPU has them */
 } jamba_cpu;
 
@@ -430,9 +431,10 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #include <string.h>
 
 #if (defined(__GNUC__) && !defined(__clang__))
-/* gcc contracts a * b + c even between intrinsics; every fused product here is explicit. */
+/* gcc contracts a * b + c even between intrinsics; every fused product here is explicit. Its coalescing of
+ * variables puts two moves beside each integer dot product of a tile. */
 #pragma GCC push_options
-#pragma GCC optimize("fp-contract=off", "no-fast-math")
+#pragma GCC optimize("fp-contract=off", "no-fast-math", "no-tree-coalesce-vars")
 #elif defined(__clang__)
 #pragma float_control(push)
 #pragma float_control(precise, on)
@@ -458,6 +460,18 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #define JMB_X86_KERNELS 1
 #else
 #define JMB_X86_KERNELS 0
+#endif
+/* AVX-VNNI came with gcc 11, clang 12 and Visual Studio 2022. */
+#if defined(__apple_build_version__)
+#define JMB_AVXVNNI_KERNELS (JMB_X86_KERNELS && __clang_major__ >= 13)
+#elif defined(__clang__)
+#define JMB_AVXVNNI_KERNELS (JMB_X86_KERNELS && __clang_major__ >= 12)
+#elif defined(__GNUC__)
+#define JMB_AVXVNNI_KERNELS (JMB_X86_KERNELS && __GNUC__ >= 11)
+#elif defined(_MSC_VER)
+#define JMB_AVXVNNI_KERNELS (JMB_X86_KERNELS && _MSC_VER >= 1930)
+#else
+#define JMB_AVXVNNI_KERNELS 0
 #endif
 #if defined(__aarch64__) && !defined(__AARCH64EB__) && !defined(JAMBA_NO_SIMD)
 #define JMB_NEON_KERNELS 1
@@ -4277,7 +4291,8 @@ typedef struct jmb_routing {
     int32_t *used;   /* (1 + experts) how many experts have a row, then which, ascending */
 } jmb_routing;
 
-enum { JMB_STREAMS = 4 }; /* panels read side by side for few rows */
+enum { JMB_STREAMS = 4 }; /* panels at once, read side by side for few rows */
+enum { JMB_PREFETCH = 2048 }; /* bytes ahead of the weights in use */
 enum { JMB_PAGE = 256 }; /* keys in a KV page, and in a softmax block */
 enum { JMB_QUERIES = 8 }; /* queries of one KV head that share a reading of its page */
 enum { JMB_WIDE = 64 }; /* vectors of the KV cache that are widened to floats at a time */
@@ -4603,6 +4618,18 @@ typedef struct jmb_kernels {
 #undef JMB_PASS_NAME
 #undef JMB_PASS_TARGET
 
+#if JMB_AVXVNNI_KERNELS
+#define JMB_PASS 8
+#define JMB_SUFFIX _avxvnni
+#define JMB_PASS_NAME "avx-vnni"
+#define JMB_PASS_TARGET JMB_TARGET("avx2,fma,f16c,avxvnni")
+#include JAMBA_HEADER_FILE
+#undef JMB_PASS
+#undef JMB_SUFFIX
+#undef JMB_PASS_NAME
+#undef JMB_PASS_TARGET
+#endif
+
 #define JMB_PASS 3
 #define JMB_SUFFIX _avx512
 #define JMB_PASS_NAME "avx512"
@@ -4685,6 +4712,7 @@ typedef struct jmb_kernels {
 #define v_select_gt JMB_K(jmb_v_select_gt)
 #define v_store_i8 JMB_K(jmb_v_store_i8)
 #define v_load_i8 JMB_K(jmb_v_load_i8)
+#define v_prefetch JMB_K(jmb_v_prefetch)
 #define vb64 JMB_K(jmb_vb64)
 #define vb_load JMB_K(jmb_vb_load)
 #define vb_levels JMB_K(jmb_vb_levels)
@@ -4709,6 +4737,18 @@ typedef struct jmb_kernels {
 #else
 #define JMB_UNROLL JMB_UNROLLED
 #endif
+
+/* Asks for a line that will be read soon; any address will do. */
+JMB_FN void v_prefetch(const uint8_t *p)
+{
+#if JMB_PASS == 1
+    (void)p;
+#elif JMB_X86_KERNELS
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+#else
+    __builtin_prefetch(p);
+#endif
+}
 
 #if JMB_PASS == 3
 
@@ -4811,7 +4851,7 @@ JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
 }
 JMB_FN v16 vi_float(vi16 a) { return _mm512_maskz_cvtepi32_ps(JMB_ALL, a); }
 
-#elif JMB_PASS == 2
+#elif JMB_PASS == 2 || JMB_PASS == 8
 
 typedef struct v16 {
     __m256 lo, hi;
@@ -4925,6 +4965,15 @@ JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
     *even = JMB_K(jmb_v_half_f16)(_mm256_and_si256(lo, low), _mm256_and_si256(hi, low));
     *odd = JMB_K(jmb_v_half_f16)(_mm256_srli_epi32(lo, 16), _mm256_srli_epi32(hi, 16));
 }
+#if JMB_PASS == 8 /* as AVX-512 does */
+JMB_FN vi16 vi_start(int32_t sum)
+{
+    vi16 v;
+    v.lo = v.hi = _mm256_set1_epi32(-128 * sum);
+    return v;
+}
+JMB_FN __m256i JMB_K(jmb_vi_dot8)(__m256i acc, __m256i w, __m256i a) { return _mm256_dpbusd_avx_epi32(acc, w, a); }
+#else
 JMB_FN vi16 vi_start(int32_t sum)
 {
     vi16 v;
@@ -4939,6 +4988,7 @@ JMB_FN __m256i JMB_K(jmb_vi_dot8)(__m256i acc, __m256i w, __m256i a)
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(a, s));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
+#endif
 JMB_FN vi16 vi_dot(vi16 acc, vb64 w, const int8_t *a)
 {
     int32_t four;
@@ -5528,13 +5578,24 @@ JMB_KERNEL void JMB_K(jmb_run_quantise)(const jmb_pass *p, const jmb_op *op, uin
 
 /* ---- linears -------------------------------------------------------------------------------- */
 
-/* rows that share one reading of a panel */
+/* A tile is some panels against some rows: sums stay in registers, what a panel's weights meet and what a
+ * row's numbers meet is read once. X(rows, panels), ascending: the first that holds the rows at hand is used,
+ * the last for more of them. Rows and panels that are not there repeat one that is; plain C has tiles of any
+ * size. For one row there are several panels, as several streams from memory hide its latency. */
+#undef JMB_TILES
 #undef JMB_TILE_ROWS
 #if JMB_PASS == 3
-#define JMB_TILE_ROWS 12
+#define JMB_TILES(X) X(1, 4) X(2, 4) X(4, 4)
+#define JMB_TILE_ROWS 4
+#elif JMB_PASS == 8
+#define JMB_TILES(X) X(1, 4) X(3, 2) X(6, 1)
+#define JMB_TILE_ROWS 6
 #else
+#define JMB_TILES(X) X(1, 4) X(2, 2) X(4, 1)
 #define JMB_TILE_ROWS 4
 #endif
+#undef JMB_TILE_SUMS
+#define JMB_TILE_SUMS 16
 
 /* Where the input rows of a linear are. */
 typedef struct JMB_K(jmb_input_rows) {
@@ -5544,13 +5605,34 @@ typedef struct JMB_K(jmb_input_rows) {
 } JMB_K(jmb_input_rows);
 #define jmb_rows_in JMB_K(jmb_input_rows)
 
-/* A tile is m panels against n rows, both constants wherever a tile is inlined: acc[i * n + t] = panel i
- * x[t]. One panel for many rows in prefill; four panels for one row in decode, as four streams from memory
- * hide its latency where one cannot. */
-JMB_FN void JMB_K(jmb_tile_f32)(
-    const uint8_t *panel, size_t panel_bytes, size_t cols, const float *const *x, const int m, const int n, v16 *acc)
+/* The panels of a tile, and how far behind them the next ones are. */
+typedef struct JMB_K(jmb_tile_panels) {
+    const uint8_t *at[JMB_STREAMS];
+    size_t next;
+} JMB_K(jmb_tile_panels);
+#define jmb_panels_in JMB_K(jmb_tile_panels)
+
+/* Prefetches what follows the bytes from `done` on, of `size`, in every panel: behind their end the next panels
+ * begin. Inside long panels the hardware does it better, so long as there is little else to do. */
+JMB_FN void JMB_K(jmb_prefetch)(
+    const jmb_panels_in *panels, const int m, size_t done, size_t bytes, size_t size, bool inside)
 {
-    v16 sum[JMB_TILE_ROWS];
+    size_t ahead = done + JMB_PREFETCH, j;
+    int i;
+    if (ahead >= size) ahead = ahead - size + panels->next;
+    else if (!inside) return;
+    JMB_UNROLL
+    for (i = 0; i < m; i++) {
+        JMB_UNROLL
+        for (j = 0; j < bytes; j += 64) v_prefetch(panels->at[i] + ahead + j);
+    }
+}
+
+/* m panels against n rows, both constants wherever a tile is inlined: acc[i * JMB_TILE_ROWS + t] = panel i x[t]. */
+JMB_FN void JMB_K(jmb_tile_f32)(
+    const jmb_panels_in *panels, size_t cols, const float *const *x, const int m, const int n, v16 *acc)
+{
+    v16 sum[JMB_TILE_SUMS];
     size_t k;
     int i, t;
     JMB_UNROLL
@@ -5558,19 +5640,19 @@ JMB_FN void JMB_K(jmb_tile_f32)(
     for (k = 0; k < cols; k++) {
         JMB_UNROLL
         for (i = 0; i < m; i++) {
-            v16 w = v_load((const float *)(const void *)(panel + (size_t)i * panel_bytes + k * 64));
+            v16 w = v_load((const float *)(const void *)(panels->at[i] + k * 64));
             JMB_UNROLL
             for (t = 0; t < n; t++) sum[i * n + t] = v_fma(w, v_set1(x[t][k]), sum[i * n + t]);
         }
     }
     JMB_UNROLL
-    for (t = 0; t < m * n; t++) acc[t] = sum[t];
+    for (t = 0; t < m * n; t++) acc[t / n * JMB_TILE_ROWS + t % n] = sum[t];
 }
 
-JMB_FN void JMB_K(jmb_tile_16)(const uint8_t *panel, size_t panel_bytes, size_t cols, bool bf16, const float *const *x,
-    const int m, const int n, v16 *acc)
+JMB_FN void JMB_K(jmb_tile_16)(
+    const jmb_panels_in *panels, size_t cols, bool bf16, const float *const *x, const int m, const int n, v16 *acc)
 {
-    v16 sum[JMB_TILE_ROWS], even, odd;
+    v16 sum[JMB_TILE_SUMS], even, odd;
     size_t k;
     int i, t;
     JMB_UNROLL
@@ -5578,8 +5660,8 @@ JMB_FN void JMB_K(jmb_tile_16)(const uint8_t *panel, size_t panel_bytes, size_t 
     for (k = 0; k < cols; k += 2) {
         JMB_UNROLL
         for (i = 0; i < m; i++) {
-            if (bf16) v_pair_bf16(panel + (size_t)i * panel_bytes + k * 32, &even, &odd);
-            else v_pair_f16(panel + (size_t)i * panel_bytes + k * 32, &even, &odd);
+            if (bf16) v_pair_bf16(panels->at[i] + k * 32, &even, &odd);
+            else v_pair_f16(panels->at[i] + k * 32, &even, &odd);
             JMB_UNROLL
             for (t = 0; t < n; t++) sum[i * n + t] = v_fma(even, v_set1(x[t][k]), sum[i * n + t]);
             if (k + 1 == cols) continue;
@@ -5588,7 +5670,7 @@ JMB_FN void JMB_K(jmb_tile_16)(const uint8_t *panel, size_t panel_bytes, size_t 
         }
     }
     JMB_UNROLL
-    for (t = 0; t < m * n; t++) acc[t] = sum[t];
+    for (t = 0; t < m * n; t++) acc[t / n * JMB_TILE_ROWS + t % n] = sum[t];
 }
 
 /* The parts of a quantised row of `blocks` times 64 numbers. */
@@ -5609,16 +5691,17 @@ JMB_FN v16 JMB_K(jmb_add_block)(v16 out, vi16 sum, const uint8_t *scales, float 
     return v_fma(vi_float(sum), v_mul(scale, v_set1(row_scale)), out);
 }
 
-JMB_FN void JMB_K(jmb_tile_q8)(const uint8_t *panel, size_t panel_bytes, size_t blocks, const uint8_t *const *codes,
-    const int m, const int n, v16 *acc)
+JMB_FN void JMB_K(jmb_tile_q8)(
+    const jmb_panels_in *panels, size_t blocks, const uint8_t *const *codes, const int m, const int n, v16 *acc)
 {
-    v16 out[JMB_TILE_ROWS];
+    v16 out[JMB_TILE_SUMS];
     size_t b, j;
     int i, t;
     JMB_UNROLL
     for (t = 0; t < m * n; t++) out[t] = v_set1(0);
     for (b = 0; b < blocks; b++) {
-        vi16 sum[JMB_TILE_ROWS];
+        vi16 sum[JMB_TILE_SUMS];
+        JMB_K(jmb_prefetch)(panels, m, b * 1024, 1024, blocks * 1024, false);
         JMB_UNROLL
         for (t = 0; t < m * n; t++) {
             const int32_t *sums = JMB_K(jmb_code_sums)(codes[t % n], blocks) + b * 2;
@@ -5627,7 +5710,7 @@ JMB_FN void JMB_K(jmb_tile_q8)(const uint8_t *panel, size_t panel_bytes, size_t 
         for (j = 0; j < 16; j++) {
             JMB_UNROLL
             for (i = 0; i < m; i++) {
-                vb64 w = vb_load(panel + (size_t)i * panel_bytes + b * 1024 + j * 64);
+                vb64 w = vb_load(panels->at[i] + b * 1024 + j * 64);
                 JMB_UNROLL
                 for (t = 0; t < n; t++)
                     sum[i * n + t] = vi_dot(sum[i * n + t], w, (const int8_t *)codes[t] + b * 64 + j * 4);
@@ -5635,32 +5718,33 @@ JMB_FN void JMB_K(jmb_tile_q8)(const uint8_t *panel, size_t panel_bytes, size_t 
         }
         JMB_UNROLL
         for (t = 0; t < m * n; t++) {
-            const uint8_t *scales = panel + (size_t)(t / n) * panel_bytes + blocks * 1024;
+            const uint8_t *scales = panels->at[t / n] + blocks * 1024;
             float row_scale = JMB_K(jmb_code_scale)(codes[t % n], blocks, b);
             out[t] = JMB_K(jmb_add_block)(out[t], sum[t], scales + b * 32, row_scale);
         }
     }
     JMB_UNROLL
-    for (t = 0; t < m * n; t++) acc[t] = out[t];
+    for (t = 0; t < m * n; t++) acc[t / n * JMB_TILE_ROWS + t % n] = out[t];
 }
 
-JMB_FN void JMB_K(jmb_tile_q4)(const uint8_t *panel, size_t panel_bytes, size_t blocks, const uint8_t *const *codes,
-    const int m, const int n, v16 *acc)
+JMB_FN void JMB_K(jmb_tile_q4)(
+    const jmb_panels_in *panels, size_t blocks, const uint8_t *const *codes, const int m, const int n, v16 *acc)
 {
-    v16 out[JMB_TILE_ROWS];
+    v16 out[JMB_TILE_SUMS];
     size_t b, j;
     int i, t;
     JMB_UNROLL
     for (t = 0; t < m * n; t++) out[t] = v_set1(0);
     for (b = 0; b < blocks * 2; b++) { /* of 32 */
-        vi16 sum[JMB_TILE_ROWS];
+        vi16 sum[JMB_TILE_SUMS];
+        JMB_K(jmb_prefetch)(panels, m, b * 256, 256, blocks * 512, true);
         JMB_UNROLL
         for (t = 0; t < m * n; t++) sum[t] = vi_start(JMB_K(jmb_code_sums)(codes[t % n], blocks)[b]);
         for (j = 0; j < 4; j++) {
             JMB_UNROLL
             for (i = 0; i < m; i++) {
                 vb64 low, high;
-                vb_levels(panel + (size_t)i * panel_bytes + b * 256 + j * 64, &low, &high);
+                vb_levels(panels->at[i] + b * 256 + j * 64, &low, &high);
                 JMB_UNROLL
                 for (t = 0; t < n; t++) {
                     const int8_t *a = (const int8_t *)codes[t] + b * 32 + j * 4;
@@ -5670,51 +5754,57 @@ JMB_FN void JMB_K(jmb_tile_q4)(const uint8_t *panel, size_t panel_bytes, size_t 
         }
         JMB_UNROLL
         for (t = 0; t < m * n; t++) {
-            const uint8_t *scales = panel + (size_t)(t / n) * panel_bytes + blocks * 512;
+            const uint8_t *scales = panels->at[t / n] + blocks * 512;
             float row_scale = JMB_K(jmb_code_scale)(codes[t % n], blocks, b / 2);
             out[t] = JMB_K(jmb_add_block)(out[t], sum[t], scales + b * 32, row_scale);
         }
     }
     JMB_UNROLL
-    for (t = 0; t < m * n; t++) acc[t] = out[t];
+    for (t = 0; t < m * n; t++) acc[t / n * JMB_TILE_ROWS + t % n] = out[t];
 }
 
-JMB_FN void JMB_K(jmb_tile)(const jmb_tensor *w, size_t panel, const jmb_rows_in *in, const size_t *rows, const int m,
-    const int n, v16 *acc)
+/* Panels from `first` on, `count` of the tile's m, against the rows, `there` of its n. */
+JMB_FN void JMB_K(jmb_tile)(const jmb_tensor *w, size_t first, int count, const jmb_rows_in *in, const size_t *rows,
+    int there, const int m, const int n, v16 *acc)
 {
     const size_t bytes = (size_t)jmb_panel_bytes(w->type, w->cols);
-    const uint8_t *at = w->data + panel * bytes;
+    jmb_panels_in panels;
     const float *x[JMB_TILE_ROWS];
     const uint8_t *codes[JMB_TILE_ROWS];
-    int t;
+    int i, t;
+    panels.next = (size_t)m * bytes;
+    for (i = 0; i < m; i++) panels.at[i] = w->data + (first + (size_t)(i < count ? i : 0)) * bytes;
     for (t = 0; t < n; t++) {
-        x[t] = in->codes ? NULL : in->x + rows[t] * in->stride;
-        codes[t] = in->codes ? in->codes + rows[t] * in->stride : NULL;
+        size_t row = rows[t < there ? t : 0];
+        x[t] = in->codes ? NULL : in->x + row * in->stride;
+        codes[t] = in->codes ? in->codes + row * in->stride : NULL;
     }
     switch (w->type) {
-    case JMB_F32: JMB_K(jmb_tile_f32)(at, bytes, w->cols, x, m, n, acc); break;
-    case JMB_Q8: JMB_K(jmb_tile_q8)(at, bytes, in->blocks, codes, m, n, acc); break;
-    case JMB_Q4: JMB_K(jmb_tile_q4)(at, bytes, in->blocks, codes, m, n, acc); break;
-    default: JMB_K(jmb_tile_16)(at, bytes, w->cols, w->type == JMB_BF16, x, m, n, acc); break;
+    case JMB_F32: JMB_K(jmb_tile_f32)(&panels, w->cols, x, m, n, acc); break;
+    case JMB_Q8: JMB_K(jmb_tile_q8)(&panels, in->blocks, codes, m, n, acc); break;
+    case JMB_Q4: JMB_K(jmb_tile_q4)(&panels, in->blocks, codes, m, n, acc); break;
+    default: JMB_K(jmb_tile_16)(&panels, w->cols, w->type == JMB_BF16, x, m, n, acc); break;
     }
 }
 
-/* acc[i * n + t] = panel first + i, row t, for any count of panels and n <= JMB_TILE_ROWS rows. */
+/* acc[i * JMB_TILE_ROWS + t] = panel first + i, row t, for up to JMB_STREAMS panels and JMB_TILE_ROWS rows. What
+ * acc holds of other rows and panels is overwritten. */
 JMB_KERNEL void JMB_K(jmb_panels_times)(
     const jmb_tensor *w, size_t first, int count, const jmb_rows_in *in, const size_t *rows, int n, v16 *acc)
 {
-    v16 part[JMB_STREAMS];
-    int i, t;
-    if (n == JMB_TILE_ROWS) {
-        for (i = 0; i < count; i++) JMB_K(jmb_tile)(w, first + (size_t)i, in, rows, 1, JMB_TILE_ROWS, acc + i * n);
-        return;
+#if JMB_PASS == 1
+    JMB_K(jmb_tile)(w, first, count, in, rows, n, count, n, acc);
+#else
+    int i;
+#define JMB_TILE(r, p)                                                                                         \
+    if (n <= (r)) {                                                                                            \
+        for (i = 0; i < count; i += (p))                                                                       \
+            JMB_K(jmb_tile)(w, first + (size_t)i, count - i, in, rows, n, p, r, acc + i * JMB_TILE_ROWS);      \
+        return;                                                                                                \
     }
-    for (t = 0; t < n; t++) {
-        if (count == JMB_STREAMS) JMB_K(jmb_tile)(w, first, in, rows + t, JMB_STREAMS, 1, part);
-        else
-            for (i = 0; i < count; i++) JMB_K(jmb_tile)(w, first + (size_t)i, in, rows + t, 1, 1, part + i);
-        for (i = 0; i < count; i++) acc[i * n + t] = part[i];
-    }
+    JMB_TILES(JMB_TILE)
+#undef JMB_TILE
+#endif
 }
 
 JMB_FN jmb_rows_in JMB_K(jmb_rows_of)(const jmb_pass *p, const jmb_op *op)
@@ -5751,7 +5841,7 @@ JMB_FN jmb_part_in JMB_K(jmb_part_at)(const jmb_pass *p, const jmb_op *op, size_
     return l;
 }
 
-/* y = W x + B low + bias for `count` panels and n rows. */
+/* y = W x + B low + bias for `count` panels and n rows, laid out as jmb_panels_times does. */
 JMB_KERNEL void JMB_K(jmb_panel_outputs)(
     const jmb_part_in *l, size_t first, int count, const size_t *rows, int n, v16 *y)
 {
@@ -5761,13 +5851,15 @@ JMB_KERNEL void JMB_K(jmb_panel_outputs)(
     JMB_K(jmb_panels_times)(l->w, first, count, &l->in, rows, n, y);
     if (l->low_w) {
         JMB_K(jmb_panels_times)(l->low_w, first, count, &l->low, rows, n, low);
-        for (t = 0; t < count * n; t++) y[t] = v_add(y[t], low[t]);
+        for (i = 0; i < count; i++)
+            for (t = i * JMB_TILE_ROWS; t < i * JMB_TILE_ROWS + n; t++) y[t] = v_add(y[t], low[t]);
     }
     for (i = 0; bias && i < count; i++)
-        for (t = 0; t < n; t++) y[i * n + t] = v_add(y[i * n + t], v_load(bias + i * 16));
+        for (t = i * JMB_TILE_ROWS; t < i * JMB_TILE_ROWS + n; t++) y[t] = v_add(y[t], v_load(bias + i * 16));
 }
 
-/* Outputs i, i + 1, ... of 16 lanes, `count` of them, for n rows: panels, or act(gate) * up of pairs. */
+/* Outputs i, i + 1, ... of 16 lanes, `count` of them, for n rows: panels, or act(gate) * up of pairs. Laid out as
+ * jmb_panels_times does. */
 JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_part_in *l, size_t i, int count, const size_t *rows, int n, v16 *y)
 {
     v16 both[JMB_STREAMS * JMB_TILE_ROWS];
@@ -5778,15 +5870,14 @@ JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_part_in *l, size_t i, int count, co
     }
     JMB_K(jmb_panel_outputs)(l, 2 * i, 2 * count, rows, n, both);
     for (c = 0; c < count; c++) {
-        const v16 *gate = both + 2 * c * n, *up = gate + n;
-        for (t = 0; t < n; t++) y[c * n + t] = v_mul(JMB_K(jmb_activation)(gate[t], l->act), up[t]);
+        const v16 *gate = both + 2 * c * JMB_TILE_ROWS, *up = gate + JMB_TILE_ROWS;
+        for (t = 0; t < n; t++) y[c * JMB_TILE_ROWS + t] = v_mul(JMB_K(jmb_activation)(gate[t], l->act), up[t]);
     }
 }
 
-/* How many outputs to compute at once: as many as there are streams, for few rows. */
-JMB_FN int JMB_K(jmb_outputs_step)(const jmb_tensor *w, size_t rows)
+/* How many outputs to compute at once: as many as there are streams. */
+JMB_FN int JMB_K(jmb_outputs_step)(const jmb_tensor *w)
 {
-    if (rows >= JMB_TILE_ROWS) return 1;
     return jmb_roles[w->role].paired ? JMB_STREAMS / 2 : JMB_STREAMS;
 }
 
@@ -5809,7 +5900,7 @@ JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint3
     int step, n, count, c, t;
     while (task >= op->first_task[part + 1]) part++;
     l = JMB_K(jmb_part_at)(p, op, part);
-    step = JMB_K(jmb_outputs_step)(l.w, end);
+    step = JMB_K(jmb_outputs_step)(l.w);
     i = (size_t)(task - op->first_task[part]) * op->group;
     stop = i + op->group < jmb_panels(l.w) ? i + op->group : jmb_panels(l.w);
     for (; i < stop; i += (size_t)step) {
@@ -5820,7 +5911,7 @@ JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint3
             JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
             for (c = 0; c < count; c++)
                 for (t = 0; t < n; t++)
-                    JMB_K(jmb_put)(p, op, part, row + (size_t)t, i + (size_t)c, y[c * n + t]);
+                    JMB_K(jmb_put)(p, op, part, row + (size_t)t, i + (size_t)c, y[c * JMB_TILE_ROWS + t]);
         }
     }
 }
@@ -5889,7 +5980,7 @@ JMB_KERNEL void JMB_K(jmb_run_expert_up)(const jmb_pass *p, const jmb_op *op, ui
     jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
     uint32_t expert = (uint32_t)r->used[1 + task / op->first_task[1]], first = task % op->first_task[1] * op->group;
     size_t i, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), rows[JMB_TILE_ROWS];
-    int step = JMB_K(jmb_outputs_step)(l.w, (size_t)(r->start[expert + 1] - r->start[expert])), count, n, c, t;
+    int step = JMB_K(jmb_outputs_step)(l.w), count, n, c, t;
     v16 y[JMB_STREAMS * JMB_TILE_ROWS];
     int32_t at;
     l.w += 2 * expert; /* gate_up and down alternate in the directory */
@@ -5900,7 +5991,7 @@ JMB_KERNEL void JMB_K(jmb_run_expert_up)(const jmb_pass *p, const jmb_op *op, ui
             JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
             for (c = 0; c < count; c++)
                 for (t = 0; t < n; t++)
-                    v_store(jmb_row(p, &op->out[0], (size_t)(at + t)) + (i + (size_t)c) * 16, y[c * n + t]);
+                    v_store(jmb_row(p, &op->out[0], (size_t)(at + t)) + (i + (size_t)c) * 16, y[c * JMB_TILE_ROWS + t]);
         }
     }
 }
@@ -5920,7 +6011,7 @@ JMB_FN void JMB_K(jmb_add_expert)(
         for (c = 0; c < count; c++)
             for (t = 0; t < n; t++) {
                 float *sum = jmb_row(p, &op->out[1], (size_t)r->row[at + t]) + (i + (size_t)c) * 16;
-                v_store(sum, v_fma(v_set1(r->share[at + t]), y[c * n + t], v_load(sum)));
+                v_store(sum, v_fma(v_set1(r->share[at + t]), y[c * JMB_TILE_ROWS + t], v_load(sum)));
             }
     }
 }
@@ -5931,7 +6022,7 @@ JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, 
     jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
     uint32_t expert, first = task * op->group;
     size_t i, lane, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), row;
-    int step = JMB_K(jmb_outputs_step)(l.w, p->rows), count;
+    int step = JMB_K(jmb_outputs_step)(l.w), count;
     for (i = first; i < stop; i += (size_t)step) {
         count = stop - i < (size_t)step ? (int)(stop - i) : step;
         for (row = 0; row < p->rows; row++)
@@ -6574,12 +6665,12 @@ static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
 
 #if JMB_X86_KERNELS
 
-static void jmb_cpuid(uint32_t leaf, uint32_t r[4])
+static void jmb_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t r[4])
 {
 #if defined(_MSC_VER)
-    __cpuidex((int *)r, (int)leaf, 0);
+    __cpuidex((int *)r, (int)leaf, (int)subleaf);
 #else
-    if (!__get_cpuid_count(leaf, 0, &r[0], &r[1], &r[2], &r[3])) memset(r, 0, 4 * sizeof *r);
+    if (!__get_cpuid_count(leaf, subleaf, &r[0], &r[1], &r[2], &r[3])) memset(r, 0, 4 * sizeof *r);
 #endif
 }
 
@@ -6595,18 +6686,30 @@ static uint32_t jmb_xgetbv(void)
 #endif
 }
 
+#if JMB_AVXVNNI_KERNELS
+static bool jmb_has_avxvnni(void)
+{
+    uint32_t seven[4];
+    jmb_cpuid(7, 1, seven);
+    return (seven[0] & 1u << 4) != 0;
+}
+#endif
+
 static jamba_cpu jmb_detect_cpu(void)
 {
     uint32_t one[4], seven[4], saved;
     const uint32_t avx = 1u << 28 | 1u << 12 | 1u << 29; /* AVX, FMA, F16C */
     const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
-    jmb_cpuid(1, one);
+    jmb_cpuid(1, 0, one);
     if (!(one[2] & 1u << 27) || (one[2] & avx) != avx) return JAMBA_CPU_SCALAR;
-    jmb_cpuid(7, seven);
+    jmb_cpuid(7, 0, seven);
     saved = jmb_xgetbv();
     if ((saved & 6) != 6 || !(seven[1] & 1u << 5)) return JAMBA_CPU_SCALAR;
-    if ((saved & 0xe6) != 0xe6 || (seven[1] & avx512) != avx512 || !(seven[2] & 1u << 11)) return JAMBA_CPU_AVX2;
-    return JAMBA_CPU_AVX512;
+    if ((saved & 0xe6) == 0xe6 && (seven[1] & avx512) == avx512 && (seven[2] & 1u << 11)) return JAMBA_CPU_AVX512;
+#if JMB_AVXVNNI_KERNELS
+    if (jmb_has_avxvnni()) return JAMBA_CPU_AVXVNNI;
+#endif
+    return JAMBA_CPU_AVX2;
 }
 
 static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
@@ -6614,7 +6717,11 @@ static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
     switch (cpu) {
     case JAMBA_CPU_SCALAR: return &jmb_kernels_of_scalar;
     case JAMBA_CPU_AVX2: return &jmb_kernels_of_avx2;
-    default: return &jmb_kernels_of_avx512;
+#if JMB_AVXVNNI_KERNELS
+    case JAMBA_CPU_AVXVNNI: return jmb_has_avxvnni() ? &jmb_kernels_of_avxvnni : NULL; /* AVX-512 may lack it */
+#endif
+    case JAMBA_CPU_AVX512: return &jmb_kernels_of_avx512;
+    default: return NULL;
     }
 }
 
@@ -6638,8 +6745,11 @@ static jamba_cpu jmb_detect_cpu(void)
 
 static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
 {
-    if (cpu == JAMBA_CPU_SCALAR) return &jmb_kernels_of_scalar;
-    return jmb_has_dotprod() ? &jmb_kernels_of_dotprod : &jmb_kernels_of_neon;
+    switch (cpu) {
+    case JAMBA_CPU_SCALAR: return &jmb_kernels_of_scalar;
+    case JAMBA_CPU_NEON: return jmb_has_dotprod() ? &jmb_kernels_of_dotprod : &jmb_kernels_of_neon;
+    default: return NULL;
+    }
 }
 
 #else
@@ -6661,10 +6771,8 @@ static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
 static const jmb_kernels *jmb_choose_kernels(jamba_cpu wanted)
 {
     jamba_cpu best = jmb_detect_cpu();
-    bool x86 = wanted == JAMBA_CPU_AVX2 || wanted == JAMBA_CPU_AVX512;
     if (wanted == JAMBA_CPU_BEST) wanted = best;
-    if (wanted < JAMBA_CPU_SCALAR || wanted > best || (x86 && best == JAMBA_CPU_NEON)) return NULL;
-    return jmb_kernels_for(wanted);
+    return wanted < JAMBA_CPU_SCALAR || wanted > best ? NULL : jmb_kernels_for(wanted);
 }
 
 /* Nearest even, no flush to zero, while the library computes; the caller's settings come back. */
@@ -6858,11 +6966,13 @@ static jmb_part jmb_part_of(uint32_t role, uint32_t bias, jmb_view out)
     return part;
 }
 
-/* Panels in a task: about 128 KiB of weights, so that a task is short and a layer has many. */
+/* Panels in a task: about 128 KiB of weights, so that a task is short and a layer has many; but as many as are
+ * read side by side. */
 static uint32_t jmb_panel_group(const jmb_tensor *w)
 {
-    uint64_t n = 131072 / (jmb_panel_bytes(w->type, w->cols) * (jmb_roles[w->role].paired ? 2 : 1));
-    return n < 1 ? 1 : n > 16 ? 16 : (uint32_t)n;
+    uint64_t n = 131072 / jmb_panel_bytes(w->type, w->cols) / JMB_STREAMS * JMB_STREAMS;
+    n = n < JMB_STREAMS ? JMB_STREAMS : n > 16 ? 16 : n;
+    return (uint32_t)(jmb_roles[w->role].paired ? n / 2 : n);
 }
 
 static uint32_t jmb_panel_tasks(const jmb_tensor *w, uint32_t group)
@@ -8683,6 +8793,10 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef v_select_gt
 #undef v_store_i8
 #undef v_load_i8
+#undef v_prefetch
+#undef vb64
+#undef vb_load
+#undef vb_levels
 #undef vi_start
 #undef vi_dot
 #undef vi_float
@@ -8693,6 +8807,7 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef v_exp
 #undef v_silu
 #undef jmb_rows_in
+#undef jmb_panels_in
 #undef jmb_part_in
 #undef jmb_lanes_of
 #undef jmb_scan_in

@@ -446,6 +446,7 @@ static const struct {
 } cpus[] = {
     { "scalar", JAMBA_CPU_SCALAR },
     { "avx2", JAMBA_CPU_AVX2 },
+    { "avx-vnni", JAMBA_CPU_AVXVNNI },
     { "avx512", JAMBA_CPU_AVX512 },
 };
 

@@ -180,6 +180,90 @@ static void check_experts(void)
     CHECK(chosen[0] == 0 && chosen[1] == 1 && chosen[2] == 2);
 }
 
+/* One linear of a few panels, all of its memory inside. */
+enum { ROWS = 13, COLS = 200, PANELS = 7, SCRATCH = ROWS * (256 + PANELS * 16) };
+
+typedef struct linear {
+    jmb_tensor w;
+    jmb_op op;
+    jmb_pass pass;
+    float scratch[SCRATCH], expected[SCRATCH];
+    uint8_t codes[ROWS * 384];
+    uint8_t weights[PANELS * COLS * 64];
+} linear;
+
+static void random_weights(linear *l)
+{
+    size_t panel = (size_t)jmb_panel_bytes(l->w.type, COLS), codes, i;
+    codes = l->w.type == JMB_Q8 ? 256 * 16 : l->w.type == JMB_Q4 ? 256 * 8 : 0;
+    for (i = 0; i < sizeof l->weights; i++) l->weights[i] = (uint8_t)(random_bits() >> 24);
+    for (i = 1; i < sizeof l->weights; i += 2) /* floats and scales below 2 */
+        if (i % panel >= codes) l->weights[i] &= 0xbf;
+}
+
+static void make_linear(linear *l, uint32_t type, uint32_t panels)
+{
+    uint32_t row, i;
+    memset(l, 0, sizeof *l);
+    l->w.type = type;
+    l->w.role = JMB_ROLE_DOWN;
+    l->w.rows = 16 * panels;
+    l->w.cols = COLS;
+    l->w.data = l->weights;
+    random_weights(l);
+    l->op.in.width = COLS;
+    l->op.in.stride = 256;
+    l->op.out[0].width = l->op.out[0].stride = 16 * panels;
+    l->op.out[0].offset = 256;
+    l->op.flags = type >= JMB_Q8 ? (uint32_t)JMB_OP_CODES : 0;
+    l->op.w[0] = &l->w;
+    l->op.parts = l->op.first_task[1] = 1;
+    l->op.group = panels;
+    l->pass.capacity = ROWS;
+    l->pass.scratch = l->scratch;
+    l->pass.codes = l->codes;
+    l->pass.codes_row = jmb_codes_bytes(COLS);
+    for (row = 0; row < ROWS; row++) {
+        for (i = 0; i < COLS; i++) l->scratch[row * 256 + i] = (float)uniform(-1, 1);
+        jmb_run_quantise_scalar(&l->pass, &l->op, row);
+    }
+}
+
+/* Any count of rows, full tiles or not: the bits that plain C gives all of them. */
+static void check_linear(linear *l, const jmb_kernels *kernels)
+{
+    const size_t width = l->op.out[0].width;
+    float *out = l->scratch + 256 * ROWS;
+    for (l->pass.rows = 1; l->pass.rows <= ROWS; l->pass.rows++) {
+        memset(out, 0, ROWS * width * sizeof *out);
+        kernels->run[JMB_OP_LINEAR](&l->pass, &l->op, 0);
+        CHECK_THAT(memcmp(out, l->expected, l->pass.rows * width * sizeof *out) == 0, "%s %s: %u rows, %u outputs",
+            kernels->name, jmb_type_names[l->w.type], l->pass.rows, l->w.rows);
+    }
+}
+
+static void check_linears_of(uint32_t type, uint32_t panels)
+{
+    static linear l;
+    int cpu;
+    make_linear(&l, type, panels);
+    l.pass.rows = ROWS;
+    jmb_run_linear_scalar(&l.pass, &l.op, 0);
+    memcpy(l.expected, l.scratch + 256 * ROWS, ROWS * 16 * panels * sizeof *l.expected);
+    CHECK(l.expected[0] != 0 && jmb_finite(l.expected[0]));
+    for (cpu = JAMBA_CPU_SCALAR; cpu <= JAMBA_CPU_NEON; cpu++) {
+        const jmb_kernels *kernels = jmb_choose_kernels((jamba_cpu)cpu);
+        if (kernels) check_linear(&l, kernels);
+    }
+}
+
+static void check_linears(void)
+{
+    uint32_t type, panels;
+    for (type = 0; type < JMB_TYPES; type++)
+        for (panels = 1; panels <= PANELS; panels++) check_linears_of(type, panels);
+}
+
 static void sha256_hex(const char *text, size_t repeat, char hex[65])
 {
     static const char digits[] = "0123456789abcdef";
@@ -244,7 +328,8 @@ int main(int argc, char **argv)
         void (*run)(void);
     } tests[] = { { "fma is exact", check_fma }, { "f16 conversion", check_f16 },
         { "accuracy of elementary functions", check_accuracy }, { "limits of elementary functions", check_limits },
-        { "activation codes", check_quantise }, { "choice of experts", check_experts }, { "sha-256", check_sha256 },
+        { "activation codes", check_quantise }, { "linears of every instruction set", check_linears },
+        { "choice of experts", check_experts }, { "sha-256", check_sha256 },
         { "64-bit hash", check_hash64 }, { "checked arithmetic and messages", check_arithmetic } };
     size_t i;
     test_start(argc, argv);
