@@ -267,7 +267,7 @@ typedef struct jamba_session_params { /* zero means default, everywhere */
     void *now_user;
     int32_t context;       /* tokens; 0: the model's, at most 8192 */
     int32_t chunk;         /* prefill tokens per pass; 0: 64. Bigger is faster and takes more scratch */
-    int32_t marks;         /* snapshots for going back, each of the state and a row of logits; 0: 4, negative: none */
+    int32_t marks;         /* room for snapshots to go back to, each of the state and a row of logits */
     int32_t mark_every;    /* also marks by itself, at the end of a pass this many tokens after the last; 0: never */
     jamba_kv_type kv_type; /* precision of cached keys and values */
     bool huge_pages;       /* as for the model: for the session's memory */
@@ -7687,9 +7687,10 @@ static jamba_result jmb_check_session_params(const jamba_session_params *p, jamb
             error, JAMBA_ERR_ARGUMENT, 0, "context is %d, outside 0 to %d", p->context, (int)JMB_MAX_CONTEXT);
     if (p->chunk < 0 || p->chunk > 65536)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "chunk is %d, outside 0 to 65536", p->chunk);
-    if (p->marks > 65536 || p->mark_every < 0)
-        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "marks is %d, above 65536, or mark_every is %d, below 0",
-            p->marks, p->mark_every);
+    if (p->marks < 0 || p->marks > 65536)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "marks is %d, outside 0 to 65536", p->marks);
+    if (p->mark_every < 0)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "mark_every is %d, below 0", p->mark_every);
     if (p->threads < 0 || p->threads > 4096)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "threads is %d, outside 0 to 4096", p->threads);
     if (p->kv_type != JAMBA_KV_F16 && p->kv_type != JAMBA_KV_F32 && p->kv_type != JAMBA_KV_Q8)
@@ -7720,7 +7721,7 @@ static jamba_result jmb_session_prepare(
     s->chunk = params->chunk ? (uint32_t)params->chunk : 64;
     if (s->chunk > s->context) s->chunk = s->context;
     s->pages = (s->context + JMB_PAGE - 1) / JMB_PAGE;
-    s->mark_room = params->marks < 0 ? 0 : params->marks == 0 ? 4 : (uint32_t)params->marks;
+    s->mark_room = (uint32_t)params->marks;
     s->mark_every = (uint32_t)params->mark_every;
     s->own.session = NULL;
     s->own.kv_type = params->kv_type;
@@ -8552,7 +8553,7 @@ JAMBA_API jamba_result jamba_session_mark(jamba_session *session)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "%u tokens are pending: evaluate them before a mark",
             session->fed - session->position);
     if (!session->mark_room)
-        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "the session was created without marks");
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "the session has no room for marks: set jamba_session_params.marks");
     jmb_put_mark(session);
     return JAMBA_OK;
 }

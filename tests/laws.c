@@ -45,7 +45,7 @@ static uint64_t clock_tick(void *user)
 
 static script script_make(uint64_t seed)
 {
-    static const int32_t chunks[] = { 1, 3, 7, 64 }, marks[] = { -1, 1, 2, 0 }, every[] = { 0, 0, 5 };
+    static const int32_t chunks[] = { 1, 3, 7, 64 }, marks[] = { 0, 1, 2, 4 }, every[] = { 0, 0, 5 };
     static const int often[] = { OP_FEED, OP_FEED, OP_FEED, OP_STEP, OP_STEP, OP_FINISH, OP_SAMPLE, OP_SAMPLE, OP_MARK,
         OP_MARK, OP_REWIND, OP_REWIND, OP_REWIND, OP_BATCH, OP_BATCH };
     uint64_t random = seed;
@@ -119,7 +119,6 @@ static bool session_lawful(laws *l, const script *s, jamba_session *session)
     params.context = TOKENS_MAX;
     params.kv_type = s->kv;
     params.threads = 1;
-    params.marks = -1;
     if (jamba_session_create(&plain, l->model, &params, NULL) != JAMBA_OK) return fails(l, "no plain session", NULL);
     same = jamba_eval(plain, tokens, count) == JAMBA_OK && jamba_logits(session)
         && memcmp(jamba_logits(plain), jamba_logits(session), l->vocab * sizeof(float)) == 0;
@@ -176,7 +175,7 @@ static bool run_sample(laws *l, jamba_session *session, uint32_t argument)
 
 static bool run_mark(laws *l, const script *s, jamba_session *session)
 {
-    bool possible = s->marks >= 0 && pending_of(session) == 0;
+    bool possible = s->marks > 0 && pending_of(session) == 0;
     return (jamba_session_mark(session) == JAMBA_OK) == possible || fails(l, "mark", session);
 }
 
