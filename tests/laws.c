@@ -8,7 +8,9 @@
 
 enum { OPS_MAX = 24, TOKENS_MAX = 40, SESSIONS = 2 };
 
-typedef enum op_kind { OP_FEED, OP_STEP, OP_FINISH, OP_SAMPLE, OP_MARK, OP_REWIND, OP_BATCH, OP_RESET, OP_KINDS } op_kind;
+typedef enum op_kind {
+    OP_FEED, OP_STEP, OP_FINISH, OP_SAMPLE, OP_MARK, OP_REWIND, OP_BATCH, OP_RESET, OP_KINDS
+} op_kind;
 
 static const char *const op_names[OP_KINDS] = { "feed", "step", "finish", "sample", "mark", "rewind", "batch", "reset" };
 
@@ -207,7 +209,8 @@ static bool run_batch(laws *l, jamba_session *const *sessions, uint32_t argument
     }
     if (jamba_eval_batch(sessions, tokens, SESSIONS) != (room ? JAMBA_OK : JAMBA_ERR_CONTEXT))
         return fails(l, "batch", sessions[0]);
-    return !room || (pending_of(sessions[0]) == 0 && pending_of(sessions[1]) == 0) || fails(l, "left over", sessions[0]);
+    if (room && pending_of(sessions[0]) + pending_of(sessions[1]) != 0) return fails(l, "left over", sessions[0]);
+    return true;
 }
 
 static bool run_op(laws *l, const script *s, jamba_session *const *sessions, const script_op *op)
