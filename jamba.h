@@ -8687,7 +8687,8 @@ JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const in
 
 JAMBA_API const float *jamba_logits(const jamba_session *session)
 {
-    if (!session || session->logit_rows == 0 || session->position == 0 || session->position < session->fed) return NULL;
+    if (!session || session->position == 0 || session->position < session->fed) return NULL;
+    if (session->logit_rows == 0) return NULL;
     return session->logits + (session->logit_rows - 1) * jmb_pad16(session->model->metadata.header.vocab);
 }
 

@@ -12,7 +12,8 @@ typedef enum op_kind {
     OP_FEED, OP_STEP, OP_FINISH, OP_SAMPLE, OP_MARK, OP_REWIND, OP_BATCH, OP_RESET, OP_KINDS
 } op_kind;
 
-static const char *const op_names[OP_KINDS] = { "feed", "step", "finish", "sample", "mark", "rewind", "batch", "reset" };
+static const char *const op_names[OP_KINDS] = { "feed", "step", "finish", "sample", "mark", "rewind", "batch",
+    "reset" };
 
 /* What an argument means depends on the session's place, so that any part of a script is a script. */
 typedef struct script_op {
