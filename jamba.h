@@ -8553,7 +8553,7 @@ JAMBA_API jamba_result jamba_session_mark(jamba_session *session)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "%u tokens are pending: evaluate them before a mark",
             session->fed - session->position);
     if (!session->mark_room)
-        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "the session has no room for marks: set jamba_session_params.marks");
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "the session was created without room for marks");
     jmb_put_mark(session);
     return JAMBA_OK;
 }
