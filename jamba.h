@@ -4294,7 +4294,7 @@ typedef struct jmb_routing {
 enum { JMB_STREAMS = 4 }; /* panels at once, read side by side for few rows */
 enum { JMB_PREFETCH = 2048 }; /* bytes ahead of the weights in use */
 enum { JMB_PAGE = 256 }; /* keys in a KV page, and in a softmax block */
-enum { JMB_QUERIES = 8 }; /* queries of one KV head that share a reading of its page */
+enum { JMB_QUERIES = 16 }; /* queries of one KV head that share a reading of its page */
 enum { JMB_WIDE = 64 }; /* vectors of the KV cache that are widened to floats at a time */
 
 /* One layer's share of a KV page: for each KV head, K as [PAGE/16][head_dim][16 keys], then V as
@@ -6475,11 +6475,11 @@ JMB_FN void JMB_K(jmb_widen)(const uint8_t *kv, jamba_kv_type type, size_t from,
     }
 }
 
-/* sum[t] = fma(x[t][i * step], vectors[i * 16...], sum[t]) for i = 0, 1, ...: a chain for each of m. */
+/* sum[t] = fma(x[t][at + i], vectors[i * 16...], sum[t]) for i = 0, 1, ...: a chain for each of m. */
 JMB_FN void JMB_K(jmb_chains)(
     const float *vectors, size_t count, const float *const *x, size_t at, const int m, v16 *sum)
 {
-    v16 s[JMB_QUERIES];
+    v16 s[8];
     size_t i;
     int t;
     JMB_UNROLL
@@ -6497,10 +6497,7 @@ JMB_KERNEL void JMB_K(jmb_all_chains)(
     const float *vectors, size_t count, const float *const *x, size_t at, int n, v16 *sum)
 {
     int t = 0;
-    if (n == JMB_QUERIES) {
-        JMB_K(jmb_chains)(vectors, count, x, at, JMB_QUERIES, sum);
-        return;
-    }
+    for (; t + 8 <= n; t += 8) JMB_K(jmb_chains)(vectors, count, x + t, at, 8, sum + t);
     for (; t + 4 <= n; t += 4) JMB_K(jmb_chains)(vectors, count, x + t, at, 4, sum + t);
     for (; t + 2 <= n; t += 2) JMB_K(jmb_chains)(vectors, count, x + t, at, 2, sum + t);
     if (t < n) JMB_K(jmb_chains)(vectors, count, x + t, at, 1, sum + t);
