@@ -215,7 +215,8 @@ typedef enum jamba_cpu {
     JAMBA_CPU_AVX2,    /* with FMA and F16C */
     JAMBA_CPU_AVXVNNI, /* the same with the 256-bit integer dot product */
     JAMBA_CPU_AVX512,  /* F, BW, DQ, VL and VNNI */
-    JAMBA_CPU_NEON    /* with the dot product instructions where the CPU has them */
+    JAMBA_CPU_NEON,    /* with the dot and matrix product instructions where the CPU has them */
+    JAMBA_CPU_WASM     /* SIMD128, where the compiler was given -msimd128 */
 } jamba_cpu;
 
 typedef struct jamba_model_params {   /* zero means default, everywhere */
@@ -436,8 +437,10 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off", "no-fast-math", "no-tree-coalesce-vars")
 #elif defined(__clang__)
+#if !defined(__wasm__) /* which has no float_control */
 #pragma float_control(push)
 #pragma float_control(precise, on)
+#endif
 #pragma clang fp contract(off)
 #endif
 
@@ -481,6 +484,23 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #endif
 #else
 #define JMB_NEON_KERNELS 0
+#endif
+/* Intrinsics of the 8-bit matrix product: gcc 10; a clang that has them without its own flag. */
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define JMB_I8MM_KERNELS JMB_NEON_KERNELS
+#elif defined(__clang__)
+#define JMB_I8MM_KERNELS (JMB_NEON_KERNELS && __clang_major__ >= 16)
+#elif defined(__GNUC__)
+#define JMB_I8MM_KERNELS (JMB_NEON_KERNELS && __GNUC__ >= 10)
+#else
+#define JMB_I8MM_KERNELS 0
+#endif
+/* WebAssembly has nothing to detect: a module with SIMD loads where the machine has it. */
+#if defined(__wasm_simd128__) && !defined(JAMBA_NO_SIMD)
+#define JMB_WASM_KERNELS 1
+#include <wasm_simd128.h>
+#else
+#define JMB_WASM_KERNELS 0
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -773,6 +793,11 @@ static void *jmb_place(jmb_layout *layout, uint64_t count, uint64_t size)
 #include <time.h>
 #endif
 
+#if defined(__EMSCRIPTEN__) /* whose mmap reads the file into the heap, unaligned */
+#define JMB_NO_MMAP 1
+#else
+#define JMB_NO_MMAP 0
+#endif
 #if defined(O_CLOEXEC)
 #define JMB_CLOEXEC O_CLOEXEC
 #else
@@ -875,7 +900,7 @@ static const char *jmb_file_open(jmb_file *file, const char *path)
 static bool jmb_file_map(jmb_file *file)
 {
     void *mapping;
-    if (file->size == 0 || file->size > SIZE_MAX) return false;
+    if (JMB_NO_MMAP || file->size == 0 || file->size > SIZE_MAX) return false;
     mapping = mmap(NULL, (size_t)file->size, PROT_READ, MAP_SHARED, file->handle, 0);
     if (mapping == MAP_FAILED) return false;
     file->mapping = mapping;
@@ -4667,15 +4692,44 @@ typedef struct jmb_kernels {
 #undef JMB_PASS_TARGET
 #endif
 
+#if JMB_I8MM_KERNELS
+#define JMB_PASS 6
+#define JMB_SUFFIX _i8mm
+#define JMB_PASS_NAME "neon-i8mm"
+#if defined(__clang__)
+#define JMB_PASS_TARGET JMB_TARGET("i8mm")
+#else
+#define JMB_PASS_TARGET JMB_TARGET("arch=armv8.2-a+i8mm")
+#endif
+#include JAMBA_HEADER_FILE
+#undef JMB_PASS
+#undef JMB_SUFFIX
+#undef JMB_PASS_NAME
+#undef JMB_PASS_TARGET
+#endif
+
+#if JMB_WASM_KERNELS
+#define JMB_PASS 7
+#define JMB_SUFFIX _wasm
+#define JMB_PASS_NAME "wasm-simd"
+#define JMB_PASS_TARGET
+#include JAMBA_HEADER_FILE
+#undef JMB_PASS
+#undef JMB_SUFFIX
+#undef JMB_PASS_NAME
+#undef JMB_PASS_TARGET
+#endif
+
 #else /* JMB_PASS */
 
 /* ===========================================================================================
  * >>lanes - sixteen floats as one value, for each instruction set
  *
- * v16 is one AVX-512 register, two AVX registers, or a plain array. Every operation gives the same
- * bits in each: IEEE single precision, nearest even. max and min are (a > b ? a : b) and
- * (a < b ? a : b), so that NaN takes the second operand everywhere. v_raise(a, n) adds the low bits of n to the
- * exponent of a. v_swap(a, d) exchanges lanes i and i ^ d, of which a sum over lanes needs those that come to 0..d-1.
+ * v16 is one AVX-512 register, two AVX registers, four of NEON or WebAssembly, or a plain array. Every
+ * operation gives the same bits in each: IEEE single precision, nearest even. max and min are
+ * (a > b ? a : b) and (a < b ? a : b), so that NaN takes the second operand everywhere. v_raise(a, n) adds the
+ * low bits of n to the exponent of a. v_swap(a, d) exchanges lanes i and i ^ d, of which a sum over lanes needs
+ * those that come to 0..d-1.
  * =========================================================================================== */
 
 /* Plain C leaves inlining to the compiler: forced, it would take most of this file's compile time. */
@@ -5019,7 +5073,7 @@ JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
 JMB_FN v16 vi_float(vi16 a) { return v_make(_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)); }
 #undef v_make
 
-#elif JMB_PASS == 4 || JMB_PASS == 5
+#elif JMB_PASS == 4 || JMB_PASS == 5 || JMB_PASS == 6
 
 typedef struct v16 {
     float32x4_t q[4];
@@ -5028,7 +5082,11 @@ typedef struct vi16 {
     int32x4_t q[4];
 } vi16;
 typedef struct vb64 {
+#if JMB_PASS == 6
+    uint8x16_t q[4];
+#else
     int8x16_t q[4]; /* offset taken off */
+#endif
 } vb64;
 
 #define JMB_EACH(type, expression)                               \
@@ -5109,6 +5167,57 @@ JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
         odd->q[i] = vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(both, 16)));
     }
 }
+#if JMB_PASS == 6
+/* usdot and usmmla take the file's offset bytes as they are: start at -128 times the sum of the codes. */
+JMB_FN vi16 vi_start(int32_t sum) { JMB_EACH(vi16, vdupq_n_s32(-128 * sum)); }
+JMB_FN vi16 vi_dot(vi16 acc, vb64 w, const int8_t *a)
+{
+    int32_t word;
+    memcpy(&word, a, 4);
+    JMB_EACH(vi16, vusdotq_s32(acc.q[i], w.q[i], vreinterpretq_s8_s32(vdupq_n_s32(word))));
+}
+JMB_FN vb64 vb_load(const uint8_t *p) { JMB_EACH(vb64, vld1q_u8(p + 16 * i)); }
+JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
+{
+    uint8x16_t table = vld1q_u8(jmb_q4_levels);
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        uint8x16_t pairs = vld1q_u8(p + 16 * i);
+        low->q[i] = vqtbl1q_u8(table, vandq_u8(pairs, vdupq_n_u8(15)));
+        high->q[i] = vqtbl1q_u8(table, vshrq_n_u8(pairs, 4));
+    }
+}
+/* The sums of two rows x and y at once: q[i] is x and y of panel row 2 i, then of 2 i + 1. */
+typedef struct JMB_K(jmb_vi_pair) {
+    int32x4_t q[8];
+} JMB_K(jmb_vi_pair);
+JMB_FN JMB_K(jmb_vi_pair) JMB_K(jmb_pair_start)(int32_t sum_x, int32_t sum_y)
+{
+    JMB_K(jmb_vi_pair) r;
+    int32x4_t x = vdupq_n_s32(-128 * sum_x), y = vdupq_n_s32(-128 * sum_y);
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 8; i++) r.q[i] = vzip1q_s32(x, y);
+    return r;
+}
+/* Eight k: w holds the first four, v the others. */
+JMB_FN JMB_K(jmb_vi_pair)
+    JMB_K(jmb_pair_dot)(JMB_K(jmb_vi_pair) acc, vb64 w, vb64 v, const int8_t *x, const int8_t *y)
+{
+    int8x16_t both = vcombine_s8(vld1_s8(x), vld1_s8(y));
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        uint32x4_t first = vreinterpretq_u32_u8(w.q[i]), second = vreinterpretq_u32_u8(v.q[i]);
+        acc.q[2 * i] = vusmmlaq_s32(acc.q[2 * i], vreinterpretq_u8_u32(vzip1q_u32(first, second)), both);
+        acc.q[2 * i + 1] = vusmmlaq_s32(acc.q[2 * i + 1], vreinterpretq_u8_u32(vzip2q_u32(first, second)), both);
+    }
+    return acc;
+}
+JMB_FN vi16 JMB_K(jmb_pair_x)(JMB_K(jmb_vi_pair) p) { JMB_EACH(vi16, vuzp1q_s32(p.q[2 * i], p.q[2 * i + 1])); }
+JMB_FN vi16 JMB_K(jmb_pair_y)(JMB_K(jmb_vi_pair) p) { JMB_EACH(vi16, vuzp2q_s32(p.q[2 * i], p.q[2 * i + 1])); }
+#else
 JMB_FN vi16 vi_start(int32_t sum)
 {
     (void)sum;
@@ -5148,7 +5257,194 @@ JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
         high->q[i] = vreinterpretq_s8_u8(vqtbl1q_u8(table, vshrq_n_u8(pairs, 4)));
     }
 }
+#endif
 JMB_FN v16 vi_float(vi16 a) { JMB_EACH(v16, vcvtq_f32_s32(a.q[i])); }
+#undef JMB_EACH
+
+#elif JMB_PASS == 7
+
+typedef struct v16 {
+    v128_t q[4];
+} v16;
+typedef struct vi16 {
+    v128_t q[4];
+} vi16;
+typedef struct vb64 {
+    v128_t q[4];
+} vb64;
+
+#define JMB_EACH(type, expression)                               \
+    type r;                                                      \
+    int i;                                                       \
+    JMB_UNROLLED for (i = 0; i < 4; i++) r.q[i] = (expression);  \
+    return r
+
+JMB_FN v16 v_set1(float x) { JMB_EACH(v16, wasm_f32x4_splat(x)); }
+JMB_FN v16 v_load(const float *p) { JMB_EACH(v16, wasm_v128_load(p + 4 * i)); }
+JMB_FN void v_store(float *p, v16 a)
+{
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) wasm_v128_store(p + 4 * i, a.q[i]);
+}
+/* Halves in 32-bit lanes. A subnormal is (2^-14 + itself) - 2^-14; infinity and NaN need all exponent bits. */
+JMB_FN v128_t JMB_K(jmb_v_half)(v128_t h)
+{
+    v128_t rest = wasm_i32x4_shl(wasm_v128_and(h, wasm_i32x4_const_splat(0x7fff)), 13);
+    v128_t sign = wasm_i32x4_shl(wasm_v128_andnot(h, wasm_i32x4_const_splat(0x7fff)), 16);
+    v128_t normal = wasm_i32x4_add(rest, wasm_i32x4_const_splat(112 << 23)), least = wasm_i32x4_const_splat(113 << 23);
+    v128_t subnormal = wasm_f32x4_sub(wasm_i32x4_add(rest, least), least);
+    v128_t f = wasm_v128_bitselect(subnormal, normal, wasm_i32x4_lt(normal, least));
+    v128_t special = wasm_i32x4_ge(normal, wasm_i32x4_const_splat(143 << 23));
+    f = wasm_v128_or(f, wasm_v128_and(special, wasm_i32x4_const_splat(0x7f800000)));
+    return wasm_v128_or(f, sign);
+}
+JMB_FN v16 v_load_f16(const uint16_t *p) { JMB_EACH(v16, JMB_K(jmb_v_half)(wasm_u32x4_load16x4(p + 4 * i))); }
+JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_add(a.q[i], b.q[i])); }
+JMB_FN v16 v_sub(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_sub(a.q[i], b.q[i])); }
+JMB_FN v16 v_mul(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_mul(a.q[i], b.q[i])); }
+JMB_FN v16 v_div(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_div(a.q[i], b.q[i])); }
+JMB_FN v16 v_sqrt(v16 a) { JMB_EACH(v16, wasm_f32x4_sqrt(a.q[i])); }
+JMB_FN v16 v_load_i8(const int8_t *p)
+{
+    JMB_EACH(v16, wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(wasm_i16x8_load8x8(p + 4 * i))));
+}
+/* pmax(x, y) is (x < y ? y : x), pmin(x, y) is (y < x ? y : x). */
+JMB_FN v16 v_max(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_pmax(b.q[i], a.q[i])); }
+JMB_FN v16 v_min(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_pmin(b.q[i], a.q[i])); }
+JMB_FN v128_t JMB_K(jmb_v_low)(v128_t a) { return wasm_f64x2_promote_low_f32x4(a); }
+JMB_FN v128_t JMB_K(jmb_v_high)(v128_t a) { return wasm_f64x2_promote_low_f32x4(wasm_i32x4_shuffle(a, a, 2, 3, 2, 3)); }
+JMB_FN v128_t JMB_K(jmb_v_join)(v128_t low, v128_t high)
+{
+    return wasm_i64x2_shuffle(wasm_f32x4_demote_f64x2_zero(low), wasm_f32x4_demote_f64x2_zero(high), 0, 2);
+}
+/* p + d rounded to odd, so that rounding it again is right: one bit nearer to zero where two-sum says that the sum
+ * is past the exact one, then the last bit set where it is not exact. Infinity and NaN have NaN for an error. */
+JMB_FN v128_t JMB_K(jmb_add_odd)(v128_t p, v128_t d)
+{
+    v128_t s = wasm_f64x2_add(p, d), t = wasm_f64x2_sub(s, p);
+    v128_t error = wasm_f64x2_add(wasm_f64x2_sub(p, wasm_f64x2_sub(s, t)), wasm_f64x2_sub(d, t));
+    v128_t outward = wasm_v128_xor(error, wasm_v128_and(s, wasm_f64x2_const_splat(-0.0)));
+    v128_t past = wasm_f64x2_lt(outward, wasm_f64x2_const_splat(0));
+    v128_t inexact = wasm_v128_or(past, wasm_f64x2_gt(outward, wasm_f64x2_const_splat(0)));
+    return wasm_v128_or(wasm_i64x2_add(s, past), wasm_v128_and(inexact, wasm_i64x2_const_splat(1)));
+}
+/* Not inlined: it is rare, and v_fma is everywhere. */
+static __attribute__((noinline)) v128_t JMB_K(jmb_fma_exact)(v128_t a, v128_t b, v128_t c)
+{
+    v128_t low = wasm_f64x2_mul(JMB_K(jmb_v_low)(a), JMB_K(jmb_v_low)(b));
+    v128_t high = wasm_f64x2_mul(JMB_K(jmb_v_high)(a), JMB_K(jmb_v_high)(b));
+    low = JMB_K(jmb_add_odd)(low, JMB_K(jmb_v_low)(c));
+    high = JMB_K(jmb_add_odd)(high, JMB_K(jmb_v_high)(c));
+    return JMB_K(jmb_v_join)(low, high);
+}
+/* There is no such instruction. The product of two floats is exact in double; rounding the sum there and once more
+ * goes wrong only where that double is half way between two floats. Then its last 29 bits are 1 0 ... 0 (least[0],
+ * signed, finds them moved to the top), or the result is subnormal or the first normal (least[1]: twice its bits,
+ * less one, which leaves zero out). If one of the lanes is so, all take the exact form. */
+JMB_FN v16 v_fma(v16 a, v16 b, v16 c)
+{
+    v128_t least[2], sure;
+    v16 r;
+    int i;
+    least[0] = wasm_i32x4_const_splat(0);
+    least[1] = wasm_i32x4_const_splat(-1);
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        v128_t low = wasm_f64x2_mul(JMB_K(jmb_v_low)(a.q[i]), JMB_K(jmb_v_low)(b.q[i]));
+        v128_t high = wasm_f64x2_mul(JMB_K(jmb_v_high)(a.q[i]), JMB_K(jmb_v_high)(b.q[i])), twice;
+        low = wasm_f64x2_add(low, JMB_K(jmb_v_low)(c.q[i]));
+        high = wasm_f64x2_add(high, JMB_K(jmb_v_high)(c.q[i]));
+        r.q[i] = JMB_K(jmb_v_join)(low, high);
+        twice = wasm_i32x4_shl(r.q[i], 1);
+        least[0] = wasm_i32x4_min(least[0], wasm_i32x4_min(wasm_i64x2_shl(low, 35), wasm_i64x2_shl(high, 35)));
+        least[1] = wasm_u32x4_min(least[1], wasm_i32x4_add(twice, wasm_i32x4_const_splat(-1)));
+    }
+    least[0] = wasm_v128_xor(least[0], wasm_i32x4_const_splat((int)0x80000000u));
+    sure = wasm_u32x4_min(least[0], wasm_u32x4_shr(least[1], 24));
+    if (wasm_i32x4_all_true(sure)) return r;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) r.q[i] = JMB_K(jmb_fma_exact)(a.q[i], b.q[i], c.q[i]);
+    return r;
+}
+JMB_FN v16 JMB_K(jmb_v_neg)(v16 a) { JMB_EACH(v16, wasm_f32x4_neg(a.q[i])); }
+JMB_FN v16 v_fnma(v16 a, v16 b, v16 c) { return v_fma(JMB_K(jmb_v_neg)(a), b, c); }
+JMB_FN v16 v_round(v16 a) { JMB_EACH(v16, wasm_f32x4_nearest(a.q[i])); }
+/* Whole numbers below 2^22: the last bits of 1.5 * 2^23 + n. The conversion by name saturates, at a price. */
+JMB_FN v128_t JMB_K(jmb_v_int)(v128_t n)
+{
+    return wasm_i32x4_sub(wasm_f32x4_add(n, wasm_f32x4_const_splat(12582912.0f)), wasm_f32x4_const_splat(12582912.0f));
+}
+JMB_FN v16 v_pow2(v16 n)
+{
+    JMB_EACH(v16, wasm_i32x4_shl(wasm_i32x4_add(JMB_K(jmb_v_int)(n.q[i]), wasm_i32x4_const_splat(127)), 23));
+}
+JMB_FN v16 v_raise(v16 a, v16 n) { JMB_EACH(v16, wasm_i32x4_add(a.q[i], wasm_i32x4_shl(n.q[i], 23))); }
+JMB_FN v16 v_swap(v16 a, int distance)
+{
+    JMB_EACH(v16, distance >= 4 ? a.q[i ^ (distance / 4)] :
+        distance == 2 ? wasm_i32x4_shuffle(a.q[i], a.q[i], 2, 3, 0, 1) :
+        wasm_i32x4_shuffle(a.q[i], a.q[i], 1, 0, 3, 2));
+}
+JMB_FN v16 v_select_gt(v16 a, v16 b, v16 x, v16 y)
+{
+    JMB_EACH(v16, wasm_v128_bitselect(x.q[i], y.q[i], wasm_f32x4_gt(a.q[i], b.q[i])));
+}
+JMB_FN void v_store_i8(int8_t *p, v16 a)
+{
+    v128_t low = wasm_i16x8_narrow_i32x4(JMB_K(jmb_v_int)(a.q[0]), JMB_K(jmb_v_int)(a.q[1]));
+    v128_t high = wasm_i16x8_narrow_i32x4(JMB_K(jmb_v_int)(a.q[2]), JMB_K(jmb_v_int)(a.q[3]));
+    wasm_v128_store(p, wasm_i8x16_narrow_i16x8(low, high));
+}
+JMB_FN void v_pair_bf16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        v128_t both = wasm_v128_load(p + 16 * i);
+        even->q[i] = wasm_i32x4_shl(both, 16);
+        odd->q[i] = wasm_v128_and(both, wasm_i32x4_const_splat((int)0xffff0000u));
+    }
+}
+JMB_FN void v_pair_f16(const uint8_t *p, v16 *even, v16 *odd)
+{
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        v128_t both = wasm_v128_load(p + 16 * i);
+        even->q[i] = JMB_K(jmb_v_half)(wasm_v128_and(both, wasm_i32x4_const_splat(0xffff)));
+        odd->q[i] = JMB_K(jmb_v_half)(wasm_u32x4_shr(both, 16));
+    }
+}
+/* The file's offset bytes as they are: start at -128 times the sum of the codes. */
+JMB_FN vi16 vi_start(int32_t sum) { JMB_EACH(vi16, wasm_i32x4_splat(-128 * sum)); }
+/* Even and odd bytes as 16-bit numbers: both dots of pairs fall into the lane of their row. */
+JMB_FN vi16 vi_dot(vi16 acc, vb64 w, const int8_t *a)
+{
+    v128_t four = wasm_v128_load32_splat(a);
+    v128_t even = wasm_i16x8_shr(wasm_i16x8_shl(four, 8), 8), odd = wasm_i16x8_shr(four, 8);
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        v128_t w_even = wasm_v128_and(w.q[i], wasm_i16x8_const_splat(255)), w_odd = wasm_u16x8_shr(w.q[i], 8);
+        acc.q[i] = wasm_i32x4_add(acc.q[i], wasm_i32x4_dot_i16x8(w_even, even));
+        acc.q[i] = wasm_i32x4_add(acc.q[i], wasm_i32x4_dot_i16x8(w_odd, odd));
+    }
+    return acc;
+}
+JMB_FN vb64 vb_load(const uint8_t *p) { JMB_EACH(vb64, wasm_v128_load(p + 16 * i)); }
+JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
+{
+    v128_t table = wasm_v128_load(jmb_q4_levels);
+    int i;
+    JMB_UNROLLED
+    for (i = 0; i < 4; i++) {
+        v128_t pairs = wasm_v128_load(p + 16 * i);
+        low->q[i] = wasm_i8x16_swizzle(table, wasm_v128_and(pairs, wasm_i8x16_const_splat(15)));
+        high->q[i] = wasm_i8x16_swizzle(table, wasm_u8x16_shr(pairs, 4));
+    }
+}
+JMB_FN v16 vi_float(vi16 a) { JMB_EACH(v16, wasm_f32x4_convert_i32x4(a.q[i])); }
 #undef JMB_EACH
 
 #else /* plain C */
@@ -5763,6 +6059,55 @@ JMB_FN void JMB_K(jmb_tile_q4)(
     for (t = 0; t < m * n; t++) acc[t / n * JMB_TILE_ROWS + t % n] = out[t];
 }
 
+#if JMB_PASS == 6
+/* 8 k of one panel, w and v, for n rows, from k = `at` on. */
+JMB_FN void JMB_K(jmb_pairs_dot)(
+    JMB_K(jmb_vi_pair) *sum, vb64 w, vb64 v, const uint8_t *const *codes, size_t at, const int n)
+{
+    int t;
+    JMB_UNROLL
+    for (t = 0; t < n; t += 2)
+        sum[t / 2] = JMB_K(jmb_pair_dot)(
+            sum[t / 2], w, v, (const int8_t *)codes[t] + at, (const int8_t *)codes[t + 1] + at);
+}
+
+/* A tile of one panel and an even number of rows, for the 8-bit matrix product. */
+JMB_FN void JMB_K(jmb_tile_pairs)(
+    const uint8_t *panel, size_t blocks, const uint8_t *const *codes, const bool q4, const int n, v16 *acc)
+{
+    const size_t bytes = q4 ? 256 : 1024, width = q4 ? 32 : 64, count = q4 ? 2 * blocks : blocks;
+    JMB_K(jmb_vi_pair) sum[JMB_TILE_ROWS / 2];
+    vb64 low[2], high[2];
+    size_t b, j;
+    int t;
+    for (t = 0; t < n; t++) acc[t] = v_set1(0);
+    for (b = 0; b < count; b++) {
+        const uint8_t *at = panel + b * bytes, *scales = panel + count * bytes + b * 32;
+        JMB_UNROLL
+        for (t = 0; t < n; t += 2) {
+            const int32_t *x = JMB_K(jmb_code_sums)(codes[t], blocks), *y = JMB_K(jmb_code_sums)(codes[t + 1], blocks);
+            sum[t / 2] = q4 ? JMB_K(jmb_pair_start)(x[b], y[b])
+                            : JMB_K(jmb_pair_start)(x[2 * b] + x[2 * b + 1], y[2 * b] + y[2 * b + 1]);
+        }
+        for (j = 0; q4 && j < 4; j += 2) {
+            vb_levels(at + j * 64, &low[0], &high[0]);
+            vb_levels(at + j * 64 + 64, &low[1], &high[1]);
+            JMB_K(jmb_pairs_dot)(sum, low[0], low[1], codes, b * width + j * 4, n);
+            JMB_K(jmb_pairs_dot)(sum, high[0], high[1], codes, b * width + j * 4 + 16, n);
+        }
+        for (j = 0; !q4 && j < 16; j += 2)
+            JMB_K(jmb_pairs_dot)(
+                sum, vb_load(at + j * 64), vb_load(at + j * 64 + 64), codes, b * width + j * 4, n);
+        JMB_UNROLL
+        for (t = 0; t < n; t++) {
+            vi16 one = t % 2 ? JMB_K(jmb_pair_y)(sum[t / 2]) : JMB_K(jmb_pair_x)(sum[t / 2]);
+            float row_scale = JMB_K(jmb_code_scale)(codes[t], blocks, b * width / 64);
+            acc[t] = JMB_K(jmb_add_block)(acc[t], one, scales, row_scale);
+        }
+    }
+}
+#endif
+
 /* Panels from `first` on, `count` of the tile's m, against the rows, `there` of its n. */
 JMB_FN void JMB_K(jmb_tile)(const jmb_tensor *w, size_t first, int count, const jmb_rows_in *in, const size_t *rows,
     int there, const int m, const int n, v16 *acc)
@@ -5779,6 +6124,13 @@ JMB_FN void JMB_K(jmb_tile)(const jmb_tensor *w, size_t first, int count, const 
         x[t] = in->codes ? NULL : in->x + row * in->stride;
         codes[t] = in->codes ? in->codes + row * in->stride : NULL;
     }
+#if JMB_PASS == 6
+    if (in->codes && m == 1 && n % 2 == 0) {
+        if (w->type == JMB_Q4) JMB_K(jmb_tile_pairs)(panels.at[0], in->blocks, codes, true, n, acc);
+        else JMB_K(jmb_tile_pairs)(panels.at[0], in->blocks, codes, false, n, acc);
+        return;
+    }
+#endif
     switch (w->type) {
     case JMB_F32: JMB_K(jmb_tile_f32)(&panels, w->cols, x, m, n, acc); break;
     case JMB_Q8: JMB_K(jmb_tile_q8)(&panels, in->blocks, codes, m, n, acc); break;
@@ -6735,6 +7087,19 @@ static bool jmb_has_dotprod(void)
 #endif
 }
 
+#if JMB_I8MM_KERNELS
+static bool jmb_has_i8mm(void)
+{
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    return true;
+#elif defined(__linux__)
+    return (getauxval(AT_HWCAP2) & (1ul << 13)) != 0; /* HWCAP2_I8MM */
+#else
+    return false;
+#endif
+}
+#endif
+
 static jamba_cpu jmb_detect_cpu(void)
 {
     return JAMBA_CPU_NEON;
@@ -6742,9 +7107,26 @@ static jamba_cpu jmb_detect_cpu(void)
 
 static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
 {
+    if (cpu == JAMBA_CPU_SCALAR) return &jmb_kernels_of_scalar;
+    if (cpu != JAMBA_CPU_NEON) return NULL;
+#if JMB_I8MM_KERNELS
+    if (jmb_has_i8mm()) return &jmb_kernels_of_i8mm;
+#endif
+    return jmb_has_dotprod() ? &jmb_kernels_of_dotprod : &jmb_kernels_of_neon;
+}
+
+#elif JMB_WASM_KERNELS
+
+static jamba_cpu jmb_detect_cpu(void)
+{
+    return JAMBA_CPU_WASM;
+}
+
+static const jmb_kernels *jmb_kernels_for(jamba_cpu cpu)
+{
     switch (cpu) {
     case JAMBA_CPU_SCALAR: return &jmb_kernels_of_scalar;
-    case JAMBA_CPU_NEON: return jmb_has_dotprod() ? &jmb_kernels_of_dotprod : &jmb_kernels_of_neon;
+    case JAMBA_CPU_WASM: return &jmb_kernels_of_wasm;
     default: return NULL;
     }
 }
@@ -7623,7 +8005,8 @@ static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
     jmb_place(layout, 1, sizeof *s);
     s->tokens = (int32_t *)jmb_place(layout, s->context, sizeof *s->tokens);
     jmb_pass_layout(&s->pass, plan, s->chunk, layout);
-    s->logits = (float *)jmb_place(layout, jmb_mul(jmb_pad16(vocab), s->on_logits ? s->chunk : 1), sizeof(float));
+    s->logits =
+        (float *)jmb_place(layout, jmb_mul(jmb_pad16((size_t)vocab), s->on_logits ? s->chunk : 1), sizeof(float));
     s->candidates = (float *)jmb_place(layout, vocab, sizeof(float));
     s->order = (int32_t *)jmb_place(layout, vocab, sizeof(int32_t));
     s->memory.scratch = (size_t)layout->size;
@@ -8814,7 +9197,7 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #undef jmb_queries_of
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
-#elif defined(__clang__)
+#elif defined(__clang__) && !defined(__wasm__)
 #pragma float_control(pop)
 #endif
 #endif /* JMB_PASS */

@@ -24,7 +24,7 @@ static const char USAGE[] =
     "  -c CONTEXT   tokens the conversation may take (the model's, at most 8192)\n"
     "  --kv TYPE    of cached keys and values: f16 or f32 (f16)\n"
     "  --think HOW  reasoning between <think> and </think>: show, dim or hide (dim on a terminal, else show)\n"
-    "  --cpu NAME   highest instruction set: best, scalar, avx2, avxvnni, avx512 or neon (best)\n";
+    "  --cpu NAME   highest instruction set: best, scalar, avx2, avxvnni, avx512, neon or wasm (best)\n";
 
 static const char HELP[] =
     "/reset    forget the conversation\n"

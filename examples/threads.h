@@ -14,7 +14,7 @@
 #include <stdlib.h>
 
 #if (defined(__unix__) || defined(__APPLE__)) && defined(__GCC_ATOMIC_LLONG_LOCK_FREE) && \
-    __GCC_ATOMIC_LLONG_LOCK_FREE == 2
+    __GCC_ATOMIC_LLONG_LOCK_FREE == 2 && (!defined(__EMSCRIPTEN__) || defined(__EMSCRIPTEN_PTHREADS__))
 #define THREADS_POSIX 1
 #include <pthread.h>
 #include <signal.h>

@@ -231,7 +231,7 @@ static void check_threads(crowd *c, const char *what)
 {
     threads_pool *pool = threads_start(3);
     jamba_executor executor;
-    if (!CHECK(pool != NULL)) return;
+    if (!THREADS_POSIX || !CHECK(pool != NULL)) return;
     check_crowd(c, 0, &pool->executor, what);
     executor = pool->executor;
     executor.concurrent = false;

@@ -1,9 +1,10 @@
 #!/bin/bash
-# platforms.sh - logits of other processors, emulated, against those of this one, byte for byte
+# platforms.sh - logits of other processors, emulated, against those of this one, byte for byte; tests in WebAssembly
 #
 #     tests/platforms.sh [BUILD]
 #
-# Needs `make` in BUILD, gcc-aarch64-linux-gnu and qemu-user-static. Prints N passed, N failed[, N skipped].
+# Needs `make` in BUILD; gcc-aarch64-linux-gnu and qemu-user-static; emscripten and node. Prints N passed,
+# N failed[, N skipped].
 cd "$(dirname "$0")/.." || exit 1
 build=${1:-build}
 work=$build/platforms
@@ -33,12 +34,51 @@ done
 if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static >/dev/null; then
     aarch64-linux-gnu-gcc $flags -o "$work/logits.aarch64" tools/logits.c -lm -pthread || exit 1
     for type in f32 bf16 q8 q4; do
-        same "aarch64 with dot product" $type qemu-aarch64-static -cpu max "$work/logits.aarch64" "$work/$type.jamba"
-        same "aarch64 without" $type qemu-aarch64-static -cpu cortex-a53 "$work/logits.aarch64" "$work/$type.jamba"
+        same "aarch64 with i8mm" $type qemu-aarch64-static -cpu max "$work/logits.aarch64" "$work/$type.jamba"
+        same "aarch64 with dotprod" $type \
+            qemu-aarch64-static -cpu cortex-a76 "$work/logits.aarch64" "$work/$type.jamba"
+        same "aarch64 without either" $type \
+            qemu-aarch64-static -cpu cortex-a53 "$work/logits.aarch64" "$work/$type.jamba"
         same "aarch64 plain C" $type qemu-aarch64-static "$work/logits.aarch64" "$work/$type.jamba" --cpu scalar
     done
 else
     echo "skipped: aarch64, no compiler or emulator"
+    skipped=$((skipped + 1))
+fi
+
+# For node, which reads files as the others do; with the small stack of newer versions of emcc. Without
+# optimising the link, which takes long, and needs a package that not every node finds.
+wasm_link="-O1 -sNODERAWFS=1 -sALLOW_MEMORY_GROWTH=1 -sWASM_ASYNC_COMPILATION=0 -sTOTAL_STACK=65536"
+
+# wasm_make FOLDER FLAGS TARGET...: builds targets of the Makefile in that folder; convert is this machine's.
+wasm_make() {
+    local folder=$1 flags=$2
+    shift 2
+    mkdir -p "$folder" && ln -sf "$(realpath "$build/convert")" "$folder/convert" &&
+        make -s -j"$(nproc)" BUILD="$folder" CC=emcc WERROR=1 CFLAGS="-O2 $flags" LIBS=-lm LDFLAGS="$wasm_link" \
+            "${@/#/$folder/}" && chmod +x "$folder"/tests/*
+}
+
+# wasm_tests FOLDER: runs the tests built there and adds their counts
+wasm_tests() {
+    local counts
+    RUN=node tests/run "$1" | tee "$work/tests.log"
+    read -r -a counts <<<"$(tail -n 1 "$work/tests.log" | sed 's/[^0-9]/ /g')"
+    passed=$((passed + ${counts[0]:-0})) failed=$((failed + ${counts[1]:-1})) skipped=$((skipped + ${counts[2]:-0}))
+}
+
+if command -v emcc >/dev/null && command -v node >/dev/null; then
+    wasm_make "$work/wasm-simd" -msimd128 logits \
+        tests/{golden,invariants,batch,quantised,programs,unit_kernels} || exit 1
+    wasm_make "$work/wasm" "" logits tests/{golden,unit_kernels} || exit 1
+    for type in f32 bf16 q8 q4; do
+        same "WebAssembly with SIMD" $type node "$work/wasm-simd/logits" "$work/$type.jamba"
+        same "WebAssembly without" $type node "$work/wasm/logits" "$work/$type.jamba"
+    done
+    wasm_tests "$work/wasm-simd"
+    wasm_tests "$work/wasm"
+else
+    echo "skipped: WebAssembly, no emcc or node"
     skipped=$((skipped + 1))
 fi
 

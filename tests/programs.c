@@ -569,7 +569,7 @@ static void check_cpus(trial *t, const image *file)
         const char *name;
         jamba_cpu cpu;
     } cpus[] = { { "AVX2", JAMBA_CPU_AVX2 }, { "AVX-VNNI", JAMBA_CPU_AVXVNNI }, { "AVX-512", JAMBA_CPU_AVX512 },
-        { "NEON", JAMBA_CPU_NEON } };
+        { "NEON", JAMBA_CPU_NEON }, { "WebAssembly", JAMBA_CPU_WASM } };
     size_t i;
     for (i = 0; i < sizeof cpus / sizeof *cpus; i++) {
         jamba_model *model = load_image(file, cpus[i].cpu);
@@ -735,7 +735,7 @@ static void test_values(void)
 {
     uint32_t type, cpu;
     for (type = 0; type < JMB_TYPES; type++)
-        for (cpu = JAMBA_CPU_SCALAR; cpu <= JAMBA_CPU_NEON; cpu++) check_values_of(type, cpu);
+        for (cpu = JAMBA_CPU_SCALAR; cpu <= JAMBA_CPU_WASM; cpu++) check_values_of(type, cpu);
 }
 
 /* NaN in all of an expert's router row, though the top one of four alone is used. */
@@ -767,7 +767,7 @@ static void check_router(uint32_t flags, uint32_t cpu)
 static void test_router(void)
 {
     uint32_t cpu;
-    for (cpu = JAMBA_CPU_BEST; cpu <= JAMBA_CPU_NEON; cpu++) {
+    for (cpu = JAMBA_CPU_BEST; cpu <= JAMBA_CPU_WASM; cpu++) {
         check_router(0, cpu);
         check_router(JMB_RENORMALISE, cpu);
     }

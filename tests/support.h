@@ -24,6 +24,13 @@
 
 enum { PATH_ROOM = 512 };
 
+/* Whether a model file can be mapped here. */
+#if defined(__EMSCRIPTEN__)
+enum { FILES_MAP = 0 };
+#else
+enum { FILES_MAP = 1 };
+#endif
+
 /* Contents of a file and a terminating zero; NULL when it cannot be read. free() it. */
 TEST_UNUSED static uint8_t *file_read(const char *path, size_t *size)
 {
@@ -82,6 +89,28 @@ TEST_UNUSED static const char *temp_path(char path[PATH_ROOM], const char *name)
 
 /* Runs BUILD/TOOL with the arguments (NULL at the end); stdin and stdout are the files given, stderr goes
  * to `errors`. Returns the exit code, -1 when it did not exit by itself. */
+#if defined(__EMSCRIPTEN__) /* which has no fork, but node's shell */
+TEST_UNUSED static int tool_run_with(
+    const char *tool, const char *const *arguments, const char *in, const char *out, char *errors, size_t capacity)
+{
+    char command[8 * PATH_ROOM], log[PATH_ROOM];
+    size_t used, size = 0;
+    uint8_t *text;
+    int status;
+    temp_path(log, "errors");
+    used = (size_t)snprintf(command, sizeof command, "'%s/%s'", test_state.build, tool);
+    for (; *arguments && used < sizeof command; arguments++)
+        used += (size_t)snprintf(command + used, sizeof command - used, " '%s'", *arguments);
+    if (used < sizeof command)
+        used += (size_t)snprintf(command + used, sizeof command - used, " <'%s' >'%s' 2>'%s'", in, out, log);
+    if (used >= sizeof command) return -1;
+    status = system(command);
+    text = file_read(log, &size);
+    snprintf(errors, capacity, "%s", text ? (const char *)text : "");
+    free(text);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+#else
 TEST_UNUSED static int tool_run_with(
     const char *tool, const char *const *arguments, const char *in, const char *out, char *errors, size_t capacity)
 {
@@ -113,6 +142,7 @@ TEST_UNUSED static int tool_run_with(
     if (child < 0 || waitpid(child, &status, 0) != child) return -1;
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
+#endif
 
 TEST_UNUSED static int tool_run(const char *tool, const char *const *arguments, char *errors, size_t capacity)
 {

@@ -1,5 +1,6 @@
 /* The numeric building blocks: conversions, exact fma, elementary functions against double precision,
- * hashes against published vectors. Equality between instruction sets is tested in invariants.c. */
+ * hashes against published vectors, the lanes of an instruction set against plain C. That whole models are
+ * equal between instruction sets is tested in invariants.c. */
 #include "test.h"
 
 #define JAMBA_IMPLEMENTATION
@@ -24,16 +25,185 @@ static float near_product(float a, float b)
     return jmb_float_of((jmb_bits_of(a * b) ^ 0x80000000u) + (random_bits() & 15));
 }
 
+/* a * b beside half of the last place of c: in double the sum looks half way between two floats, and is not. */
+static void near_half(bool subnormal, float *a, float *b, float *c)
+{
+    uint32_t bits = random_bits();
+    float off = (float)(random_bits() % 64) * 0x1p-23f;
+    int exponent;
+    if (subnormal) bits &= 0x807fffffu;
+    exponent = (int)(bits >> 23 & 255);
+    exponent = (exponent ? exponent : 1) - 127 - 24; /* of the half place */
+    *a = ldexpf(1 + off, exponent / 2);
+    *b = ldexpf(random_bits() & 1 ? 1 - off : 1 + off, exponent - exponent / 2);
+    if (random_bits() & 1) *a = -*a;
+    *c = jmb_float_of(bits);
+}
+
+static float special(void)
+{
+    static const uint32_t bits[] = { 0, 1, 0x007fffff, 0x00800000, 0x00800001, 0x3f800000, 0x3f800001, 0x33800000,
+        0x4b800000, 0x7f7fffff, 0x7f800000, 0x7fc00000, 0x34000000, 0x7f000000, 0x0b800000, 0x20000000 };
+    return jmb_float_of(bits[random_bits() % 16] | (random_bits() << 31));
+}
+
+/* Number i of the operands that fma is tried on. Subnormal and special ones stay out of some groups of 16, since
+ * one lane may make the others take a longer way. */
+static void fma_operands(long i, float *a, float *b, float *c)
+{
+    *a = jmb_float_of(random_bits());
+    *b = jmb_float_of(random_bits());
+    *c = i & 1 ? near_product(*a, *b) : jmb_float_of(random_bits());
+    if (i % 4 == 2) near_half(i / 16 % 2 == 1, a, b, c);
+    if (i % 8 == 4 && i / 32 % 2 == 1) {
+        *a = special();
+        *b = special();
+        *c = special();
+    }
+}
+
+static bool same_number(float x, float y)
+{
+    return jmb_bits_of(x) == jmb_bits_of(y) || (x != x && y != y);
+}
+
+/* The library's fmaf, but on WebAssembly, where it rounds twice: it would need another rounding mode. There long
+ * double has 113 bits, which hold these sums. */
+static float exact_fma(float a, float b, float c)
+{
+#if defined(__wasm__)
+    return (float)((long double)a * (long double)b + (long double)c);
+#else
+    return fmaf(a, b, c);
+#endif
+}
+
 static void check_fma(void)
 {
     long wrong = 0, i;
     for (i = 0; i < 2000000; i++) {
-        float a = jmb_float_of(random_bits()), b = jmb_float_of(random_bits());
-        float c = i & 1 ? near_product(a, b) : jmb_float_of(random_bits());
-        float ours = jmb_fma1_scalar(a, b, c), exact = fmaf(a, b, c);
-        if (jmb_bits_of(ours) != jmb_bits_of(exact) && !(ours != ours && exact != exact)) wrong++;
+        float a, b, c;
+        fma_operands(i, &a, &b, &c);
+        if (!same_number(jmb_fma1_scalar(a, b, c), exact_fma(a, b, c))) wrong++;
     }
     CHECK(wrong == 0);
+}
+
+/* ---- lanes ---------------------------------------------------------------------------------------- */
+
+/* Operands of the lanes, and what one instruction set makes of them. */
+typedef struct lanes_in {
+    float a[16], b[16], c[16], whole[16]; /* whole: numbers in [-126, 127] */
+    uint16_t half[16];
+    uint8_t bytes[64];
+    int8_t codes[4];
+    int32_t sum; /* of the codes */
+} lanes_in;
+
+enum { LANES_FLOATS = 18 };
+
+typedef struct lanes_out {
+    float f[LANES_FLOATS][16];
+    int8_t i8[16];
+} lanes_out;
+
+/* vi_start takes the sum of all the activations that vi_dot then sees. */
+#define LANES_OF(set, target)                                                                                \
+    target static void lanes_##set(const lanes_in *in, lanes_out *out)                                       \
+    {                                                                                                        \
+        jmb_v16_##set a = jmb_v_load_##set(in->a), b = jmb_v_load_##set(in->b), c = jmb_v_load_##set(in->c); \
+        jmb_v16_##set r[2];                                                                                  \
+        jmb_vb64_##set low, high;                                                                            \
+        int32_t sum = in->sum;                                                                               \
+        jmb_v_store_##set(out->f[0], jmb_v_add_##set(a, b));                                                 \
+        jmb_v_store_##set(out->f[1], jmb_v_sub_##set(a, b));                                                 \
+        jmb_v_store_##set(out->f[2], jmb_v_mul_##set(a, b));                                                 \
+        jmb_v_store_##set(out->f[3], jmb_v_div_##set(a, b));                                                 \
+        jmb_v_store_##set(out->f[4], jmb_v_sqrt_##set(a));                                                   \
+        jmb_v_store_##set(out->f[5], jmb_v_max_##set(a, b));                                                 \
+        jmb_v_store_##set(out->f[6], jmb_v_min_##set(a, b));                                                 \
+        jmb_v_store_##set(out->f[7], jmb_v_fma_##set(a, b, c));                                              \
+        jmb_v_store_##set(out->f[8], jmb_v_fnma_##set(a, b, c));                                             \
+        jmb_v_store_##set(out->f[9], jmb_v_round_##set(c));                                                  \
+        jmb_v_store_##set(out->f[10], jmb_v_pow2_##set(jmb_v_load_##set(in->whole)));                        \
+        jmb_v_store_##set(out->f[11], jmb_v_select_gt_##set(a, b, c, a));                                    \
+        jmb_v_store_##set(out->f[12], jmb_v_load_f16_##set(in->half));                                       \
+        jmb_v_pair_f16_##set(in->bytes, &r[0], &r[1]);                                                       \
+        jmb_v_store_##set(out->f[13], jmb_v_add_##set(r[0], r[1]));                                          \
+        jmb_v_pair_bf16_##set(in->bytes, &r[0], &r[1]);                                                      \
+        jmb_v_store_##set(out->f[14], r[0]);                                                                 \
+        jmb_v_store_##set(out->f[15], r[1]);                                                                 \
+        low = jmb_vb_load_##set(in->bytes);                                                                  \
+        jmb_v_store_##set(                                                                                   \
+            out->f[16], jmb_vi_float_##set(jmb_vi_dot_##set(jmb_vi_start_##set(sum), low, in->codes)));      \
+        jmb_vb_levels_##set(in->bytes, &low, &high);                                                         \
+        jmb_v_store_##set(out->f[17], jmb_vi_float_##set(jmb_vi_dot_##set(                                   \
+            jmb_vi_dot_##set(jmb_vi_start_##set(2 * sum), low, in->codes), high, in->codes)));               \
+        jmb_v_store_i8_##set(out->i8, jmb_v_load_##set(in->whole));                                          \
+    }
+
+LANES_OF(scalar, )
+#if JMB_X86_KERNELS
+LANES_OF(avx2, JMB_TARGET("avx2,fma,f16c"))
+LANES_OF(avx512, JMB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))
+#elif JMB_NEON_KERNELS
+LANES_OF(neon, )
+#elif JMB_WASM_KERNELS
+LANES_OF(wasm, )
+#endif
+
+static const struct {
+    jamba_cpu cpu;
+    void (*run)(const lanes_in *in, lanes_out *out);
+} lane_sets[] = {
+    { JAMBA_CPU_SCALAR, lanes_scalar },
+#if JMB_X86_KERNELS
+    { JAMBA_CPU_AVX2, lanes_avx2 },
+    { JAMBA_CPU_AVX512, lanes_avx512 },
+#elif JMB_NEON_KERNELS
+    { JAMBA_CPU_NEON, lanes_neon },
+#elif JMB_WASM_KERNELS
+    { JAMBA_CPU_WASM, lanes_wasm },
+#endif
+};
+
+static void lanes_operands(long round, lanes_in *in)
+{
+    int i;
+    for (i = 0; i < 16; i++) {
+        fma_operands(round * 16 + i, &in->a[i], &in->b[i], &in->c[i]);
+        in->whole[i] = (float)((int)(random_bits() % 254) - 126);
+        in->half[i] = (uint16_t)(round * 16 + i); /* each of them */
+    }
+    for (i = 0; i < 64; i++) in->bytes[i] = (uint8_t)random_bits();
+    for (in->sum = 0, i = 0; i < 4; i++) {
+        in->codes[i] = (int8_t)((int)(random_bits() % 255) - 127);
+        in->sum += in->codes[i];
+    }
+}
+
+static void check_lanes(void)
+{
+    lanes_in in;
+    lanes_out want, got;
+    jamba_cpu best = jmb_detect_cpu();
+    size_t set;
+    long round;
+    int i, t;
+    for (round = 0; round < 200000; round++) {
+        lanes_operands(round, &in);
+        lanes_scalar(&in, &want);
+        for (set = 1; set < sizeof lane_sets / sizeof *lane_sets; set++) {
+            if (lane_sets[set].cpu > best) continue;
+            lane_sets[set].run(&in, &got);
+            for (t = 0; t < LANES_FLOATS; t++)
+                for (i = 0; i < 16 && memcmp(got.f[t], want.f[t], sizeof got.f[t]) != 0; i++)
+                    CHECK_THAT(same_number(got.f[t][i], want.f[t][i]),
+                        "result %d is %.9g, not %.9g, of %.9g %.9g %.9g", t, (double)got.f[t][i],
+                        (double)want.f[t][i], (double)in.a[i], (double)in.b[i], (double)in.c[i]);
+            CHECK(memcmp(got.i8, want.i8, sizeof got.i8) == 0);
+        }
+    }
 }
 
 static void check_f16(void)
@@ -326,7 +496,8 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*run)(void);
-    } tests[] = { { "fma is exact", check_fma }, { "f16 conversion", check_f16 },
+    } tests[] = { { "fma is exact", check_fma }, { "lanes equal plain C", check_lanes },
+        { "f16 conversion", check_f16 },
         { "accuracy of elementary functions", check_accuracy }, { "limits of elementary functions", check_limits },
         { "activation codes", check_quantise }, { "linears of every instruction set", check_linears },
         { "choice of experts", check_experts }, { "sha-256", check_sha256 },

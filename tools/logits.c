@@ -7,7 +7,7 @@ static const char USAGE[] =
     "usage: logits MODEL.jamba [options] < IDS > LOGITS\n"
     "Reads blank separated token ids; writes little-endian float32, one row of the vocabulary per token.\n"
     "  --threads N   (1)\n"
-    "  --cpu NAME    highest instruction set: best, scalar, avx2, avxvnni, avx512 or neon (best)\n"
+    "  --cpu NAME    highest instruction set: best, scalar, avx2, avxvnni, avx512, neon or wasm (best)\n"
     "  --chunk N     tokens per prefill pass (the library's)\n"
     "  --step        feed one token at a time\n"
     "  --kv TYPE     of cached keys and values: f32, f16 or q8 (f32)\n"

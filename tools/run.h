@@ -17,12 +17,13 @@ typedef struct run_context {
 
 JMB_UNUSED static jamba_cpu run_argument_cpu(const char *tool, const char *usage, const char *text)
 {
-    static const char *const names[] = { "best", "scalar", "avx2", "avxvnni", "avx512", "neon" };
+    static const char *const names[] = { "best", "scalar", "avx2", "avxvnni", "avx512", "neon", "wasm" };
     static const jamba_cpu values[] = { JAMBA_CPU_BEST, JAMBA_CPU_SCALAR, JAMBA_CPU_AVX2, JAMBA_CPU_AVXVNNI,
-        JAMBA_CPU_AVX512, JAMBA_CPU_NEON };
+        JAMBA_CPU_AVX512, JAMBA_CPU_NEON, JAMBA_CPU_WASM };
     for (size_t i = 0; text && i < sizeof names / sizeof *names; i++)
         if (strcmp(text, names[i]) == 0) return values[i];
-    tool_usage(tool, usage, "--cpu needs best, scalar, avx2, avxvnni, avx512 or neon, not", text ? text : "nothing");
+    tool_usage(
+        tool, usage, "--cpu needs best, scalar, avx2, avxvnni, avx512, neon or wasm, not", text ? text : "nothing");
     return JAMBA_CPU_BEST;
 }
 
