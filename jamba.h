@@ -5874,10 +5874,10 @@ JMB_KERNEL void JMB_K(jmb_run_quantise)(const jmb_pass *p, const jmb_op *op, uin
 
 /* ---- linears -------------------------------------------------------------------------------- */
 
-/* A tile is some panels against some rows: sums stay in registers, what a panel's weights meet and what a
- * row's numbers meet is read once. X(rows, panels), ascending: the first that holds the rows at hand is used,
- * the last for more of them. Rows and panels that are not there repeat one that is; plain C has tiles of any
- * size. For one row there are several panels, as several streams from memory hide its latency. */
+/* A tile is some panels against some rows: its sums stay in registers, and each number it loads meets several.
+ * X(rows, panels), ascending: n rows take the first that holds them, and no more rows go together than the last
+ * holds. Rows and panels that are not there repeat one that is; plain C has tiles of any size. One row has several
+ * panels, as several streams from memory hide its latency where one cannot. */
 #undef JMB_TILES
 #undef JMB_TILE_ROWS
 #if JMB_PASS == 3
@@ -7350,7 +7350,7 @@ static jmb_part jmb_part_of(uint32_t role, uint32_t bias, jmb_view out)
 static uint32_t jmb_panel_group(const jmb_tensor *w)
 {
     uint64_t n = 131072 / jmb_panel_bytes(w->type, w->cols) / JMB_STREAMS * JMB_STREAMS;
-    n = n < JMB_STREAMS ? JMB_STREAMS : n > 16 ? 16 : n;
+    n = n < JMB_STREAMS ? (uint64_t)JMB_STREAMS : n > 16 ? 16 : n;
     return (uint32_t)(jmb_roles[w->role].paired ? n / 2 : n);
 }
 
