@@ -6946,7 +6946,8 @@ JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint3
     row = tile * jmb_query_rows(b);
     last = row + jmb_query_rows(b) < span->rows ? row + jmb_query_rows(b) : span->rows;
     while (row < last && span->position + row < page * JMB_PAGE) row++; /* rows that end before this page */
-    if (row < last) h = jmb_kv_head_of(p, op, span, page, g);
+    if (row == last) return;
+    h = jmb_kv_head_of(p, op, span, page, g);
     while (row < last) {
         for (a.n = 0; a.n < JMB_QUERIES && row < last; a.n++) {
             size_t keys = span->position + row + 1 - page * JMB_PAGE;
