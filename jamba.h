@@ -267,7 +267,7 @@ typedef struct jamba_session_params { /* zero means default, everywhere */
                                          from any thread of the executor */
     void *now_user;
     int32_t context;       /* tokens; 0: the model's, at most 8192 */
-    int32_t chunk;         /* prefill tokens per pass; 0: 64. Bigger is faster and takes more scratch */
+    int32_t chunk;         /* prefill tokens per pass; 0: 128. Bigger is faster and takes more scratch */
     int32_t marks;         /* room for snapshots to go back to, each of the state and a row of logits */
     int32_t mark_every;    /* also marks by itself, at the end of a pass this many tokens after the last; 0: never */
     jamba_kv_type kv_type; /* precision of cached keys and values */
@@ -8099,7 +8099,7 @@ static jamba_result jmb_session_prepare(
     s->on_logits = params->on_logits;
     s->logits_user = params->logits_user;
     s->context = params->context ? (uint32_t)params->context : trained < 8192 ? trained : 8192;
-    s->chunk = params->chunk ? (uint32_t)params->chunk : 64;
+    s->chunk = params->chunk ? (uint32_t)params->chunk : 128;
     if (s->chunk > s->context) s->chunk = s->context;
     s->pages = (s->context + JMB_PAGE - 1) / JMB_PAGE;
     s->mark_room = (uint32_t)params->marks;

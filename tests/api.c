@@ -172,7 +172,7 @@ static void test_session_arguments(void)
     CHECK(jamba_session_error(NULL) == NULL && jamba_logits(NULL) == NULL);
     CHECK(jamba_session_create(&session, model, NULL, NULL) == JAMBA_OK);
     jamba_session_describe(session, &info);
-    CHECK(info.context == 2048 && info.chunk == 64);
+    CHECK(info.context == 2048 && info.chunk == 128);
     jamba_session_free(session);
 }
 

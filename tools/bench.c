@@ -29,7 +29,7 @@ typedef struct depth_result {
 
 /* What one token costs. */
 typedef struct token_work {
-    double bytes; /* of weights read to write it */
+    double bytes; /* of weights read to write it, and of state read and written */
     double products, head_products; /* of quantised linears, in the blocks and in the head */
 } token_work;
 
@@ -153,9 +153,10 @@ static double prompt_fraction(const bench *b, double rate)
     return 2 * products / b->prompt * rate / b->limits.int8;
 }
 
-static double decode_fraction(const bench *b, double rate)
+/* At a depth, all keys and values before it are read too. */
+static double decode_fraction(const bench *b, const depth_result *at, double rate)
 {
-    return b->work.bytes * rate / b->limits.read_4;
+    return (b->work.bytes + (double)(at->depth ? at->memory.kv : 0)) * rate / b->limits.read_4;
 }
 
 /* ---- a session at a depth ------------------------------------------------------------------ */
@@ -313,6 +314,7 @@ static void load(bench *b)
     run_load(&b->run, JAMBA_CPU_BEST);
     b->load_ms = (tool_seconds() - start) * 1e3;
     b->work = count_work(&b->run.model->metadata);
+    b->work.bytes += 2.0 * (double)b->run.model->plan.state_floats * sizeof(float);
 }
 
 /* ---- results ------------------------------------------------------------------------------- */
@@ -410,7 +412,7 @@ static void print_rates(const bench *b, const depth_result *at)
         { "decode", "decode", b->written, 1, at->decode, 0, 0 },
         { "batch", "decode", b->batch > 1 ? b->written : 0, b->batch, at->batch, 0, 0 } };
     if (b->prompt > 0) lines[0].fraction = prompt_fraction(b, median(b, at->prompt));
-    if (b->written > 0) lines[1].fraction = decode_fraction(b, median(b, at->decode));
+    if (b->written > 0) lines[1].fraction = decode_fraction(b, at, median(b, at->decode));
     if (b->batch > 1) lines[2].ratio = median(b, at->batch) / median(b, at->decode);
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         if (lines[i].tokens == 0) continue;
