@@ -167,8 +167,8 @@ typedef struct jamba_executor {
 /* Return false to stop the operation; it then fails with JAMBA_ERR_ABORTED. */
 typedef bool (*jamba_progress_fn)(void *user, const char *stage, uint64_t done, uint64_t total);
 
-/* Called after evaluation of each token, in order, with the `vocab` logits that follow it. No callback may
- * feed, step, sample from or reset the session that calls it: that fails. */
+/* Called after evaluation of each token, in order, with the `vocab` logits that follow it; again for tokens that a
+ * rewind has queued again. No callback may work on the session that calls it: that fails (reset: does nothing). */
 typedef void (*jamba_logits_fn)(void *user, int32_t position, const float *logits);
 
 /* ---- where bytes come from --------------------------------------------- */
@@ -307,12 +307,12 @@ JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size
 /* Recurrent state cannot be undone, so going back takes a snapshot: the state is copied back, keys and values
  * are cut. Models of attention alone go back anywhere without one. */
 
-/* Keeps a snapshot of this place, with its logits. When all are in use, the one goes whose loss makes going back
- * to any place least longer; the first stays. JAMBA_ERR_ARGUMENT while tokens are pending. */
+/* Keeps a snapshot of this place, with its logits. When all are in use, the one goes whose neighbours are closest to
+ * each other; the first of several stays. JAMBA_ERR_ARGUMENT while tokens are pending, or without room for marks. */
 JAMBA_API jamba_result jamba_session_mark(jamba_session *session);
 /* Back to where `position` tokens had been fed: the nearest snapshot at or before it is restored, and the tokens in
- * between are queued again; *replay (may be NULL) says how many. 0: the logits are there at once. Later snapshots
- * are lost. Also drops what is pending, in the middle of a token too. */
+ * between are queued again; *replay (may be NULL) says how many. 0: the logits are there at once (but at position 0,
+ * which has none). Later snapshots are lost. Also drops what is pending, in the middle of a token too. */
 JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t position, int32_t *replay);
 
 /* ---- evaluation --------------------------------------------------------- */
@@ -329,7 +329,7 @@ JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens,
 /* Evaluates `count` different sessions of one model together: tokens[i] is queued for sessions[i] (NULL: none),
  * then all queues are worked off in common passes, so that the weights are read once for all. Each session ends
  * with the bits that it would have alone. The first one lends its executor and its scratch: a pass holds at most
- * its `chunk` tokens. Errors are those of jamba_feed(), for any of them: then no token is queued and
+ * its `chunk` tokens, taken from the sessions in order. A token that a budget has left half way is finished first. Errors are those of jamba_feed(), for any of them: then no token is queued and
  * jamba_session_error(sessions[0]) tells. JAMBA_ERR_ABORTED when a progress callback stops it: what is left stays
  * queued. */
 JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const int32_t *tokens, size_t count);
@@ -464,8 +464,10 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #else
 #define JMB_X86_KERNELS 0
 #endif
-/* AVX-VNNI came with gcc 11, clang 12 and Visual Studio 2022. */
-#if defined(__apple_build_version__)
+/* AVX-VNNI came with gcc 11, clang 12 and Visual Studio 2022. JAMBA_NO_AVXVNNI is for an assembler older than that. */
+#if defined(JAMBA_NO_AVXVNNI)
+#define JMB_AVXVNNI_KERNELS 0
+#elif defined(__apple_build_version__)
 #define JMB_AVXVNNI_KERNELS (JMB_X86_KERNELS && __clang_major__ >= 13)
 #elif defined(__clang__)
 #define JMB_AVXVNNI_KERNELS (JMB_X86_KERNELS && __clang_major__ >= 12)
@@ -519,6 +521,7 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #if (defined(__GNUC__) || defined(__clang__)) && defined(__GCC_ATOMIC_LLONG_LOCK_FREE) && \
     __GCC_ATOMIC_LLONG_LOCK_FREE == 2
 #define JMB_ATOMICS 1
+#define JMB_ALIGNED8 __attribute__((aligned(8)))
 #define JMB_ATOMIC_LOAD(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define JMB_ATOMIC_STORE(p, value) __atomic_store_n(p, value, __ATOMIC_RELEASE)
 #define JMB_ATOMIC_DECREMENT(p) __atomic_sub_fetch(p, 1, __ATOMIC_ACQ_REL)
@@ -526,6 +529,7 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
     __atomic_compare_exchange_n(p, old, value, true, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 #else
 #define JMB_ATOMICS 0
+#define JMB_ALIGNED8
 #endif
 
 /* How this file finds itself again. */
@@ -730,19 +734,26 @@ typedef struct jmb_heap {
 enum { JMB_ALIGN = 64 }; /* of every block: a cache line, an AVX-512 register */
 
 /* `count` zeroed items of `size` bytes, aligned to 64; NULL when there is no memory. */
-static void *jmb_heap_take(jmb_heap *heap, uint64_t count, uint64_t size)
+static void *jmb_heap_take_raw(jmb_heap *heap, uint64_t count, uint64_t size)
 {
     uint64_t bytes = jmb_add(jmb_mul(count, size), JMB_ALIGN);
     jmb_heap_block *block;
     if (bytes > SIZE_MAX / 2) return NULL;
     block = (jmb_heap_block *)heap->allocator.alloc(heap->allocator.user, (size_t)bytes, JMB_ALIGN);
     if (!block) return NULL;
-    memset(block, 0, (size_t)bytes);
     block->next = heap->blocks;
     block->size = (size_t)bytes;
     heap->blocks = block;
     heap->total += (size_t)bytes;
     return (uint8_t *)block + JMB_ALIGN;
+}
+
+/* The same, all zero. */
+static void *jmb_heap_take(jmb_heap *heap, uint64_t count, uint64_t size)
+{
+    void *memory = jmb_heap_take_raw(heap, count, size);
+    if (memory) memset(memory, 0, (size_t)(count * size));
+    return memory;
 }
 
 static void jmb_heap_free(jmb_heap *heap)
@@ -998,10 +1009,16 @@ static uint64_t jmb_clock_us(void *user)
 
 #endif
 
+#if defined(MADV_HUGEPAGE)
+#define JMB_HUGE_PAGES 1
+#else
+#define JMB_HUGE_PAGES 0
+#endif
+
 /* Asks for huge pages behind memory that nobody has touched. */
 static void jmb_advise_huge(void *memory, size_t size)
 {
-#if defined(MADV_HUGEPAGE)
+#if JMB_HUGE_PAGES
     const uintptr_t page = 4096; /* a larger one makes the call fail, which changes nothing */
     uintptr_t first = ((uintptr_t)memory + page - 1) / page * page, end = ((uintptr_t)memory + size) / page * page;
     int before = errno;
@@ -4337,7 +4354,7 @@ typedef struct jmb_span {
     const int32_t *tokens; /* (rows) */
     float *state;
     uint8_t *kv; /* pages, each of all layers */
-    size_t page_bytes;
+    uint64_t page_bytes;
     jamba_kv_type kv_type;
 } jmb_span;
 
@@ -4473,7 +4490,7 @@ static size_t jmb_kv_bytes(jamba_kv_type type)
 
 static jmb_kv_head jmb_kv_head_of(const jmb_pass *p, const jmb_op *op, const jmb_span *span, size_t page, size_t head)
 {
-    uint8_t *at = span->kv + page * span->page_bytes;
+    uint8_t *at = span->kv + page * (size_t)span->page_bytes;
     size_t bytes = jmb_kv_bytes(span->kv_type);
     jmb_kv_head h;
     h.type = span->kv_type;
@@ -6866,7 +6883,7 @@ typedef struct JMB_K(jmb_queries) {
 #define jmb_queries_of JMB_K(jmb_queries)
 
 /* score = scale q K for each query, -3e38 for keys that it may not see. */
-JMB_FN void JMB_K(jmb_scores)(const jmb_kv_head *h, float scale, jmb_queries_of *a)
+JMB_KERNEL void JMB_K(jmb_scores)(const jmb_kv_head *h, float scale, jmb_queries_of *a)
 {
     float wide[JMB_WIDE * 16];
     size_t key, i;
@@ -6907,7 +6924,7 @@ JMB_FN void JMB_K(jmb_weights)(const jmb_kv_head *h, float *score, size_t keys, 
 }
 
 /* out = weights V, for each query a chain over its keys. */
-JMB_FN void JMB_K(jmb_values)(const jmb_kv_head *h, jmb_queries_of *a)
+JMB_KERNEL void JMB_K(jmb_values)(const jmb_kv_head *h, jmb_queries_of *a)
 {
     float wide[JMB_WIDE * 16];
     const float *score[JMB_QUERIES];
@@ -7779,7 +7796,7 @@ static jamba_result jmb_read_all(
     if (io->size >= sizeof header && io->read(io->user, 0, header, sizeof header) != sizeof header)
         return jmb_fail(error, JAMBA_ERR_IO, 0, "the file could not be read at byte 0");
     JMB_TRY(jmb_parse_header(&first, header, io->size, error)); /* before reading what is no model */
-    data = (uint8_t *)jmb_heap_take(&model->heap, io->size, 1);
+    data = (uint8_t *)jmb_heap_take_raw(&model->heap, io->size, 1);
     if (!data) return jmb_no_memory(error);
     if (params->huge_pages) jmb_advise_huge(data, (size_t)io->size);
     for (at = 0; at < io->size;) {
@@ -7803,7 +7820,7 @@ static jamba_result jmb_open_path(
     const char *why = jmb_file_open(&file, path);
     if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", path, why);
     model->size = file.size;
-    if (!params->no_mmap && !params->huge_pages && jmb_file_map(&file)) {
+    if (!params->no_mmap && !(params->huge_pages && JMB_HUGE_PAGES) && jmb_file_map(&file)) {
         model->mapping = file.mapping;
         model->data = (const uint8_t *)file.mapping;
     } else {
@@ -7821,7 +7838,7 @@ static jamba_result jmb_open_memory(jamba_model *model, const void *data, size_t
     model->size = size;
     model->data = (const uint8_t *)data;
     if ((uintptr_t)data % JMB_ALIGN) {
-        void *copy = jmb_heap_take(&model->heap, size, 1);
+        void *copy = jmb_heap_take_raw(&model->heap, size, 1);
         if (!copy) return jmb_no_memory(error);
         memcpy(copy, data, size);
         model->data = (const uint8_t *)copy;
@@ -7924,7 +7941,6 @@ static jamba_result jmb_load(
 /* A place to go back to. */
 typedef struct jmb_mark {
     uint32_t position;
-    bool has_logits;
     float *state, *logits;
 } jmb_mark;
 
@@ -8049,10 +8065,10 @@ static jamba_executor jmb_default_executor(int32_t threads)
     return executor;
 }
 
-static size_t jmb_page_bytes(const jmb_plan *plan, jamba_kv_type type)
+static uint64_t jmb_page_bytes(const jmb_plan *plan, jamba_kv_type type)
 {
-    size_t bytes = (size_t)plan->page_elements * jmb_kv_bytes(type);
-    return type == JAMBA_KV_Q8 ? bytes + (size_t)plan->page_scales * sizeof(float) : bytes;
+    uint64_t bytes = jmb_mul(plan->page_elements, jmb_kv_bytes(type));
+    return type == JAMBA_KV_Q8 ? jmb_add(bytes, jmb_mul(plan->page_scales, sizeof(float))) : bytes;
 }
 
 static jamba_result jmb_check_allocator(const jamba_allocator *allocator, jamba_error *error)
@@ -8115,51 +8131,52 @@ static jamba_result jmb_session_prepare(
 
 static void jmb_session_clear(jamba_session *s)
 {
-    s->position = s->fed = s->next_op = s->next_task = s->mark_count = 0;
+    s->position = s->fed = s->next_op = s->next_task = s->mark_count = s->logit_rows = 0;
     s->pass.rows = 0;
     memset(s->own.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
 }
 
 /* ---- marks --------------------------------------------------------------------------------- */
 
-/* Makes room by dropping the mark, not the first or last, whose neighbours are closest to each other. */
-static void jmb_drop_mark(jamba_session *s)
-{
-    uint32_t i, drop = s->mark_count - 1, least = UINT32_MAX;
-    jmb_mark dropped;
-    for (i = 1; i + 1 < s->mark_count; i++)
-        if (s->marks[i + 1].position - s->marks[i - 1].position < least) {
-            least = s->marks[i + 1].position - s->marks[i - 1].position;
-            drop = i;
-        }
-    dropped = s->marks[drop]; /* its memory serves the next one */
-    memmove(s->marks + drop, s->marks + drop + 1, (s->mark_count - 1 - drop) * sizeof *s->marks);
-    s->marks[--s->mark_count] = dropped;
-}
-
-static void jmb_put_mark(jamba_session *s)
-{
-    size_t vocab = jmb_pad16(s->model->metadata.header.vocab);
-    jmb_mark *m;
-    if (!s->mark_room) return;
-    if (s->mark_count && s->marks[s->mark_count - 1].position == s->position) s->mark_count--;
-    if (s->mark_count == s->mark_room) jmb_drop_mark(s);
-    m = &s->marks[s->mark_count++];
-    m->position = s->position;
-    m->has_logits = s->logit_rows > 0;
-    memcpy(m->state, s->own.state, (size_t)s->model->plan.state_floats * sizeof(float));
-    if (m->has_logits) memcpy(m->logits, s->logits + (s->logit_rows - 1) * vocab, vocab * sizeof(float));
-}
-
 static uint32_t jmb_last_mark(const jamba_session *s)
 {
     return s->mark_count ? s->marks[s->mark_count - 1].position : 0;
 }
 
-/* Whether a mark holds what a rewind to `target` can start from. */
-static bool jmb_mark_serves(const jmb_mark *m, uint32_t target)
+/* Makes room for a mark here by dropping the one, never the first of several, whose neighbours are closest. */
+static void jmb_drop_mark(jamba_session *s)
 {
-    return m->position < target || (m->position == target && m->has_logits);
+    uint32_t i, drop = 0, least = UINT32_MAX;
+    jmb_mark dropped;
+    for (i = 1; i < s->mark_count; i++) {
+        uint32_t next = i + 1 < s->mark_count ? s->marks[i + 1].position : s->position;
+        if (next - s->marks[i - 1].position >= least) continue;
+        least = next - s->marks[i - 1].position;
+        drop = i;
+    }
+    dropped = s->marks[drop]; /* its memory serves the next one */
+    memmove(s->marks + drop, s->marks + drop + 1, (s->mark_count - 1 - drop) * sizeof *s->marks);
+    s->marks[--s->mark_count] = dropped;
+}
+
+/* Whether a mark is due when the session has come to `position`. */
+static bool jmb_mark_due(const jamba_session *s, uint32_t position)
+{
+    return s->mark_room && s->mark_every && position - jmb_last_mark(s) >= s->mark_every;
+}
+
+/* Needs the logits of the last row. Position 0 needs no mark. */
+static void jmb_put_mark(jamba_session *s)
+{
+    size_t vocab = jmb_pad16(s->model->metadata.header.vocab);
+    jmb_mark *m;
+    if (s->position == 0 || !s->logit_rows) return;
+    if (s->mark_count && jmb_last_mark(s) == s->position) s->mark_count--;
+    if (s->mark_count == s->mark_room) jmb_drop_mark(s);
+    m = &s->marks[s->mark_count++];
+    m->position = s->position;
+    memcpy(m->state, s->own.state, (size_t)s->model->plan.state_floats * sizeof(float));
+    memcpy(m->logits, s->logits + (s->logit_rows - 1) * vocab, vocab * sizeof(float));
 }
 
 /* Puts the session to the last place it can be restored to at or before `target`; what is between is queued. */
@@ -8168,8 +8185,7 @@ static void jmb_restore_mark(jamba_session *s, uint32_t target)
     size_t vocab = jmb_pad16(s->model->metadata.header.vocab), state = (size_t)s->model->plan.state_floats;
     uint32_t from = 0, anywhere = target - 1 < s->position ? target - 1 : s->position;
     const jmb_mark *m = NULL;
-    while (s->mark_count && s->marks[s->mark_count - 1].position > target) s->mark_count--;
-    if (s->mark_count && !jmb_mark_serves(&s->marks[s->mark_count - 1], target)) s->mark_count--;
+    while (s->mark_count && jmb_last_mark(s) > target) s->mark_count--;
     if (s->mark_count) m = &s->marks[s->mark_count - 1];
     if (m) from = m->position;
     if (state == 0 && anywhere > from) from = anywhere; /* keys and values of all tokens are there */
@@ -8192,11 +8208,12 @@ static void jmb_rewind(jamba_session *s, uint32_t target)
 
 /* ---- running ------------------------------------------------------------------------------- */
 
-/* Takes up to `rows` of a session's queue into a pass. Logits are wanted for every token, or for the last
- * of the queue. */
+/* Takes `rows` of a session's queue into a pass. Logits are wanted for every token, or for the last of the
+ * queue and of what a mark follows. */
 static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t rows)
 {
-    uint32_t pending = s->fed - s->position, i;
+    bool last = s->position + rows == s->fed || jmb_mark_due(s, s->position + rows);
+    uint32_t i;
     jmb_span *span = &p->spans[p->span_count++];
     *span = s->own;
     span->session = s;
@@ -8205,7 +8222,7 @@ static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t rows)
     span->position = s->position;
     span->tokens = s->tokens + s->position;
     s->logit_rows = 0;
-    for (i = s->on_logits ? 0 : rows - 1; i < rows && (s->on_logits || rows == pending); i++) {
+    for (i = s->on_logits ? 0 : last ? rows - 1 : rows; i < rows; i++) {
         p->wanted_row[p->wanted] = p->rows + i;
         p->logits[p->wanted++] = s->logits + s->logit_rows++ * jmb_pad16(s->model->metadata.header.vocab);
     }
@@ -8227,12 +8244,12 @@ static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, s
     lead->next_op = lead->next_task = 0;
 }
 
-/* Ends a pass; false when a progress callback asks to stop and there is more to do. */
+/* Ends a pass; false when a progress callback asks to stop. */
 static bool jmb_pass_end(jamba_session *lead)
 {
     jmb_pass *p = &lead->pass;
     uint32_t i, row;
-    bool more = true;
+    bool go_on = true;
     p->rows = 0;
     for (i = 0; i < p->span_count; i++) p->spans[i].session->position += p->spans[i].rows;
     for (i = 0; i < p->span_count; i++) {
@@ -8241,11 +8258,10 @@ static bool jmb_pass_end(jamba_session *lead)
         for (row = 0; s->on_logits && row < span->rows; row++)
             s->on_logits(s->logits_user, (int32_t)(span->position + row),
                 s->logits + row * jmb_pad16(s->model->metadata.header.vocab));
-        if (s->mark_every && s->position - jmb_last_mark(s) >= s->mark_every) jmb_put_mark(s);
-        if (s->progress && !s->progress(s->progress_user, "eval", s->position, s->fed) && s->position < s->fed)
-            more = false;
+        if (jmb_mark_due(s, s->position)) jmb_put_mark(s);
+        if (s->progress && !s->progress(s->progress_user, "eval", s->position, s->fed)) go_on = false;
     }
-    return more;
+    return go_on;
 }
 
 static void jmb_run_chain(const jamba_session *s, const jmb_op *op, uint32_t task)
@@ -8271,11 +8287,11 @@ static uint32_t jmb_phase_after(const jmb_plan *plan, jmb_pass *p, uint32_t op)
 
 /* A run of one pass, and its time limit. */
 typedef struct jmb_run {
+    uint64_t ticket;  /* atomic: phase in the upper half, tasks of it that nobody has taken in the lower */
     jamba_session *session;
     uint64_t start, budget_us; /* budget 0: none */
     const jmb_op *op;          /* executor: the slice's operation and first task */
     uint32_t first;
-    uint64_t ticket;  /* atomic: phase in the upper half, tasks of it that nobody has taken in the lower */
     uint32_t working; /* atomic: tasks of the phase that are not done */
     uint32_t stop;    /* atomic: the budget is spent */
 } jmb_run;
@@ -8399,7 +8415,7 @@ static bool jmb_run_gang(jmb_run *run)
     s->next_task = 0;
     if (s->next_op == plan->count) return true;
     s->next_task = jmb_op_tasks(&plan->ops[s->next_op], &s->pass) - (uint32_t)run->ticket;
-    return false;
+    return run->budget_us ? false : jmb_run_serial(run); /* an executor that runs no task at all must not lose any */
 }
 #endif
 
@@ -8407,7 +8423,7 @@ static bool jmb_run_gang(jmb_run *run)
  * after each task. */
 static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
 {
-    jmb_run run;
+    JMB_ALIGNED8 jmb_run run; /* 32-bit x86 aligns 64-bit numbers to 4, which is too little for atomic ones */
     memset(&run, 0, sizeof run);
     run.session = s;
     run.start = start;
@@ -8680,9 +8696,10 @@ static jamba_result jmb_prepare_candidates(jamba_session *s, const jamba_sampler
     if (penalty) jmb_penalise(s, p);
     jmb_fp_leave(saved);
     if (p->filter) p->filter(p->filter_user, s->candidates, (int32_t)vocab);
-    bad = jmb_find_bad(s->candidates, vocab, true);
+    bad = jmb_find_bad(s->candidates, vocab, p->filter != NULL);
     if (bad >= 0)
-        return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "after the filter, the logit of token %d is not finite", bad);
+        return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "after the %s, the logit of token %d is not finite",
+            p->filter ? "filter" : "penalty", bad);
     return JAMBA_OK;
 }
 
@@ -8691,16 +8708,17 @@ static int32_t jmb_sample(jamba_session *s, jamba_sampler *p, const float *logit
     uint32_t vocab = s->model->metadata.header.vocab;
     jmb_fp_state saved;
     int32_t token;
+    bool allowed;
     JMB_TRY(jmb_prepare_candidates(s, p, logits));
-    token = jmb_argmax(s->candidates, vocab);
-    if (!jmb_finite(s->candidates[token]))
-        return jmb_fail(&s->error, JAMBA_ERR_FILTER, 0, "the logit filter allows no token");
-    if (p->temperature == 0) return token;
     saved = jmb_fp_enter();
-    jmb_soften(s, s->candidates[token], p->temperature);
-    token = jmb_draw(s, p);
+    token = jmb_argmax(s->candidates, vocab);
+    allowed = jmb_finite(s->candidates[token]);
+    if (allowed && p->temperature > 0) {
+        jmb_soften(s, s->candidates[token], p->temperature);
+        token = jmb_draw(s, p);
+    }
     jmb_fp_leave(saved);
-    return token;
+    return allowed ? token : jmb_fail(&s->error, JAMBA_ERR_FILTER, 0, "the logit filter allows no token");
 }
 
 /* ===========================================================================================
@@ -8988,7 +9006,8 @@ static jamba_result jmb_step(jamba_session *s, uint64_t budget_us)
     while (s->pass.rows || s->position < s->fed) {
         if (!s->pass.rows) jmb_pass_fill(s, &s, 1);
         if (!jmb_pass_run(s, start, budget_us)) return JAMBA_PENDING;
-        if (!jmb_pass_end(s)) return jmb_fail(&s->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
+        if (!jmb_pass_end(s) && s->position < s->fed)
+            return jmb_fail(&s->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
     }
     return JAMBA_OK;
 }
@@ -9032,23 +9051,31 @@ static jamba_result jmb_batch_hold(
     return JAMBA_OK;
 }
 
-/* A pass that a time budget left half way is a session's own. */
-static jamba_result jmb_batch_run(jamba_session *const *sessions, size_t count)
+/* Finishes the passes that time budgets left half way: they are their session's own. */
+static bool jmb_batch_finish(jamba_session *const *sessions, size_t count)
 {
-    jamba_session *lead = sessions[0];
+    bool go_on = true;
     size_t i;
-    bool more = true;
     for (i = 0; i < count; i++) {
         if (!sessions[i]->pass.rows) continue;
         jmb_pass_run(sessions[i], 0, 0);
-        more = jmb_pass_end(sessions[i]) && more;
+        go_on = jmb_pass_end(sessions[i]) && go_on;
     }
-    while (more) {
+    return go_on;
+}
+
+static jamba_result jmb_batch_run(jamba_session *const *sessions, size_t count)
+{
+    jamba_session *lead = sessions[0];
+    bool go_on = jmb_batch_finish(sessions, count);
+    for (;;) {
         jmb_pass_fill(lead, sessions, count);
         if (!lead->pass.rows) return JAMBA_OK;
+        if (!go_on) break;
         jmb_pass_run(lead, 0, 0);
-        more = jmb_pass_end(lead);
+        go_on = jmb_pass_end(lead);
     }
+    lead->pass.rows = 0;
     return jmb_fail(&lead->error, JAMBA_ERR_ABORTED, 0, "stopped by a progress callback");
 }
 

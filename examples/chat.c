@@ -22,7 +22,7 @@ static const char USAGE[] =
     "  --seed N     of the sampling (1)\n"
     "  -t THREADS   (one per processor, at most 8; 1 for a model under 32 MB)\n"
     "  -c CONTEXT   tokens the conversation may take (the model's, at most 8192)\n"
-    "  --kv TYPE    of cached keys and values: f16 or f32 (f16)\n"
+    "  --kv TYPE    of cached keys and values: f16, f32 or q8 (f16)\n"
     "  --think HOW  reasoning between <think> and </think>: show, dim or hide (dim on a terminal, else show)\n"
     "  --cpu NAME   highest instruction set: best, scalar, avx2, avxvnni, avx512, neon or wasm (best)\n";
 

@@ -5,7 +5,10 @@
 #define SUPPORT_API_ONLY
 #include "support.h"
 
-enum { CROWD = 6, STEPS = 5, LONGEST = 40 };
+enum { CROWD = 6, STEPS = 5 };
+
+/* Tokens in the prompts; the second row reaches into one, two and three pages of 256 keys. */
+static const size_t lengths[2][CROWD] = { { 1, 7, 14, 21, 28, 35 }, { 10, 250, 600, 300, 252, 257 } };
 
 typedef struct crowd {
     jamba_model *model;
@@ -21,7 +24,7 @@ static jamba_session_params crowd_params(crowd *c, int i)
     static const jamba_kv_type kv[] = { JAMBA_KV_F32, JAMBA_KV_F16, JAMBA_KV_Q8 };
     jamba_session_params params;
     memset(&params, 0, sizeof params);
-    params.context = LONGEST + STEPS;
+    params.context = (int32_t)c->given[i] + STEPS;
     params.kv_type = kv[i % 3];
     params.threads = 1;
     if (i != 3) return params;
@@ -30,17 +33,17 @@ static jamba_session_params crowd_params(crowd *c, int i)
     return params;
 }
 
-static void crowd_open(crowd *c, const char *name, jamba_model *model)
+static void crowd_open(crowd *c, const char *name, jamba_model *model, const size_t *given)
 {
     int i;
     memset(c, 0, sizeof *c);
     c->model = model;
     c->vocab = (size_t)model_vocab(model);
     for (i = 0; i < CROWD; i++) {
-        jamba_session_params params = crowd_params(c, i);
-        size_t count, j;
-        c->given[i] = i == 0 ? 1 : (size_t)(i * 7);
-        count = c->given[i] + STEPS;
+        jamba_session_params params;
+        size_t count = given[i] + STEPS, j;
+        c->given[i] = given[i];
+        params = crowd_params(c, i);
         c->tokens[i] = golden_tokens(name, count + (size_t)i);
         for (j = 0; j < count; j++) c->tokens[i][j] = c->tokens[i][j + (size_t)i]; /* each its own text */
         c->want[i] = model_logits(model, &params, c->tokens[i], count, 0);
@@ -220,6 +223,13 @@ static void check_stopped(crowd *c)
     c->session[1] = pair[1];
     check_same(c, 1, c->given[1], "stopped and gone on");
     CHECK(calls > 1);
+    c->session[1] = pair[0];
+    pair[0] = pair[1];
+    pair[1] = c->session[1];
+    CHECK(jamba_feed(pair[1], c->tokens[1], c->given[1]) == JAMBA_OK);
+    CHECK(jamba_eval_batch(pair, c->tokens[1], 2) == JAMBA_ERR_ABORTED); /* stops what another has left */
+    CHECK(jamba_step(pair[1], 0) == JAMBA_OK);
+    CHECK(jamba_eval_batch(pair, NULL, 2) == JAMBA_OK);
     jamba_session_free(pair[0]);
     jamba_session_free(pair[1]);
     c->session[1] = NULL;
@@ -239,6 +249,25 @@ static void check_threads(crowd *c, const char *what)
     threads_stop(pool);
 }
 
+/* Attention over pages that some of the sessions do not have. */
+static void test_pages(const char *name)
+{
+    char folder[PATH_ROOM], path[PATH_ROOM];
+    jamba_model *model = NULL;
+    crowd c;
+    snprintf(folder, sizeof folder, "tests/cases/%s", name);
+    if (convert(folder, name, "f32", path)) model = load_for_cpu(path, JAMBA_CPU_BEST);
+    if (CHECK(model != NULL)) {
+        crowd_open(&c, name, model, lengths[1]);
+        check_crowd(&c, 0, NULL, "together");
+        check_crowd(&c, 4, NULL, "in passes of 4 tokens");
+        check_crowd(&c, 600, NULL, "in passes of 600 tokens");
+        check_threads(&c, "3 threads");
+        crowd_close(&c);
+    }
+    jamba_model_free(model);
+}
+
 static void test_crowd(const char *name, const char *type)
 {
     char folder[PATH_ROOM], path[PATH_ROOM];
@@ -248,7 +277,7 @@ static void test_crowd(const char *name, const char *type)
     if (convert(folder, name, type, path)) model = load_for_cpu(path, JAMBA_CPU_BEST);
     if (model) other = load_for_cpu(path, JAMBA_CPU_BEST);
     if (CHECK(model != NULL) && CHECK(other != NULL)) {
-        crowd_open(&c, name, model);
+        crowd_open(&c, name, model, lengths[0]);
         check_crowd(&c, 0, NULL, "together");
         check_crowd(&c, 4, NULL, "in passes of 4 tokens");
         check_crowd(&c, 1, NULL, "in passes of one token");
@@ -271,6 +300,12 @@ int main(int argc, char **argv)
         const char *name = golden_cases[i].name, *type = types[i % 3];
         if (!test_begin("%s %s", name, type)) continue;
         test_crowd(name, type);
+        test_end();
+    }
+    for (i = 0; i < 2; i++) {
+        static const char *const paged[] = { "llama-llama3", "jamba-moe" };
+        if (!test_begin("%s, over several pages", paged[i])) continue;
+        test_pages(paged[i]);
         test_end();
     }
     return test_summary();

@@ -204,7 +204,8 @@ static size_t read_memory(void *user, uint64_t offset, void *dst, size_t size)
     return size;
 }
 
-static void check_source(const subject *s, jamba_source source, bool no_mmap, bool verify, const char *what)
+static void check_source(
+    const subject *s, jamba_source source, bool no_mmap, bool verify, bool huge_pages, const char *what)
 {
     jamba_model_params model_params;
     jamba_session_params params = plain_params(s);
@@ -213,6 +214,7 @@ static void check_source(const subject *s, jamba_source source, bool no_mmap, bo
     memset(&model_params, 0, sizeof model_params);
     model_params.no_mmap = no_mmap;
     model_params.verify = verify;
+    model_params.huge_pages = params.huge_pages = huge_pages;
     model = load_model(source, &model_params);
     if (!CHECK(model != NULL)) return;
     jamba_model_describe(model, &info);
@@ -229,15 +231,16 @@ static void check_sources(const subject *s)
     uint8_t *aligned = room + (64 - (uintptr_t)room % 64);
     jamba_io io;
     memcpy(aligned, file, size);
-    check_source(s, jamba_from_memory(aligned, size), false, true, "aligned memory");
+    check_source(s, jamba_from_memory(aligned, size), false, true, false, "aligned memory");
     memmove(aligned + 1, aligned, size);
-    check_source(s, jamba_from_memory(aligned + 1, size), false, false, "unaligned memory");
+    check_source(s, jamba_from_memory(aligned + 1, size), false, false, false, "unaligned memory");
     io.read = read_memory;
     io.user = file;
     io.size = size;
-    check_source(s, jamba_from_io(io), false, false, "reader");
-    check_source(s, jamba_from_file(s->path), true, true, "file read into the heap");
-    check_source(s, jamba_from_file(s->path), false, true, "file mapped");
+    check_source(s, jamba_from_io(io), false, false, false, "reader");
+    check_source(s, jamba_from_file(s->path), true, true, false, "file read into the heap");
+    check_source(s, jamba_from_file(s->path), false, true, false, "file mapped");
+    check_source(s, jamba_from_file(s->path), false, true, true, "huge pages");
     free(room);
     free(file);
 }

@@ -280,6 +280,64 @@ static void run_scripts(const char *path, uint64_t first, int count)
     jamba_model_free(model);
 }
 
+/* ---- marks: how far a way back is -------------------------------------------------------------------- */
+
+static jamba_session *marked_session(const jamba_model *model, int32_t marks, int32_t every)
+{
+    jamba_session_params params;
+    jamba_session *session;
+    memset(&params, 0, sizeof params);
+    params.context = TOKENS_MAX;
+    params.chunk = 8;
+    params.marks = marks;
+    params.mark_every = every;
+    return jamba_session_create(&session, model, &params, NULL) == JAMBA_OK ? session : NULL;
+}
+
+/* Marks made on the way through a prompt can be gone back to without reading anything again. */
+static void check_automatic(const jamba_model *model, const int32_t *tokens)
+{
+    jamba_session *marked = marked_session(model, 4, 8), *plain = marked_session(model, 0, 0);
+    int32_t replay = -1;
+    size_t vocab = (size_t)model_vocab(model) * sizeof(float);
+    if (!CHECK(marked && plain)) return;
+    CHECK(jamba_eval(marked, tokens, 30) == JAMBA_OK);
+    CHECK(jamba_session_rewind(marked, 16, &replay) == JAMBA_OK && replay == 0);
+    CHECK(jamba_eval(plain, tokens, 16) == JAMBA_OK);
+    CHECK(jamba_logits(marked) && memcmp(jamba_logits(marked), jamba_logits(plain), vocab) == 0);
+    CHECK(jamba_session_rewind(marked, 15, &replay) == JAMBA_OK && replay == 7);
+    jamba_session_free(marked);
+    jamba_session_free(plain);
+}
+
+/* More marks than room: those that stay lie spread over the whole way. */
+static void check_spread(const jamba_model *model, const int32_t *tokens)
+{
+    int32_t i, to, replay;
+    for (to = 1; to < TOKENS_MAX; to++) {
+        jamba_session *session = marked_session(model, 4, 0);
+        if (!CHECK(session != NULL)) return;
+        for (i = 0; i < TOKENS_MAX; i++)
+            CHECK(jamba_eval(session, tokens + i, 1) == JAMBA_OK && jamba_session_mark(session) == JAMBA_OK);
+        CHECK(jamba_session_rewind(session, to, &replay) == JAMBA_OK);
+        CHECK_THAT(replay < TOKENS_MAX / 2, "back to %d takes %d tokens again", (int)to, (int)replay);
+        CHECK(jamba_session_rewind(session, 0, &replay) == JAMBA_OK && replay == 0 && jamba_logits(session) == NULL);
+        jamba_session_free(session);
+    }
+}
+
+static void test_marks(const char *path)
+{
+    jamba_model *model = load_for_cpu(path, JAMBA_CPU_BEST);
+    int32_t tokens[TOKENS_MAX], i;
+    for (i = 0; i < TOKENS_MAX; i++) tokens[i] = 1 + i * 7;
+    if (CHECK(model != NULL)) {
+        check_automatic(model, tokens);
+        check_spread(model, tokens);
+    }
+    jamba_model_free(model);
+}
+
 int main(int argc, char **argv)
 {
     const char *wanted = getenv("LAWS");
@@ -289,6 +347,11 @@ int main(int argc, char **argv)
     if (test_begin("%d scripts on a tiny hybrid", scripts)) {
         tiny_write(temp_path(folder, "tiny"), false);
         if (convert(folder, "tiny", "q8", path)) run_scripts(path, 1, scripts);
+        test_end();
+    }
+    if (test_begin("marks on the way, and spread")) {
+        tiny_write(temp_path(folder, "tiny"), false);
+        if (convert(folder, "tiny", "q8", path)) test_marks(path);
         test_end();
     }
     for (i = 0; i < GOLDEN_CASES; i++) {
