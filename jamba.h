@@ -5324,7 +5324,8 @@ JMB_FN v16 v_div(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_div(a.q[i], b.q[i])); 
 JMB_FN v16 v_sqrt(v16 a) { JMB_EACH(v16, wasm_f32x4_sqrt(a.q[i])); }
 JMB_FN v16 v_load_i8(const int8_t *p)
 {
-    JMB_EACH(v16, wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(wasm_i16x8_load8x8(p + 4 * i))));
+    JMB_EACH(v16, wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(
+        wasm_i16x8_extend_low_i8x16(wasm_v128_load32_zero(p + 4 * i)))));
 }
 /* pmax(x, y) is (x < y ? y : x), pmin(x, y) is (y < x ? y : x). */
 JMB_FN v16 v_max(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_pmax(b.q[i], a.q[i])); }

@@ -20,8 +20,16 @@ import numpy as np
 from gguf import GGMLQuantizationType, quants
 
 F32, Q8, Q4 = 0, 3, 4
-LEVELS = np.array([1, 36, 57, 73, 87, 99, 110, 121, 131, 142, 153, 166, 180, 197, 217, 242]) - 128
 SHIFTS = (0, 8, 16, 24)
+
+
+def q4_levels():
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "jamba.h")) as header:
+        found = re.search(r"jmb_q4_levels\[16\] = \{([^}]*)\}", header.read())
+    return np.array([int(level) for level in found.group(1).split(",")]) - 128
+
+
+LEVELS = q4_levels()
 
 
 class Model:
@@ -94,7 +102,7 @@ class Comparison:
         with open(self.copy, "wb") as file:
             file.write(copy.bytes)
         out = self.perplexity(self.copy, "--against", self.paths["f32"])
-        found = dict(re.findall(r"(\w+): ([\d.]+)", out))
+        found = dict(re.findall(r"(\w+): (\S+)", out))
         return [float(found[k]) for k in ("kl_divergence", "top1_agreement", "perplexity")] + [lost / energy]
 
     def count(self, index):
@@ -121,7 +129,7 @@ class Comparison:
 
     def all_q4(self):
         """q4 for the matrices too that a q4 file keeps in q8, which no file can hold."""
-        line = re.search(r"^all +(\d+) +(\d+) +-?\d+ +([\d.]+) +([\d.]+) +([\d.]+)", self.ablate(), re.M)
+        line = re.search(r"^all +(\d+) +(\d+) +-?\d+ +(\S+) +(\S+) +(\S+)", self.ablate(), re.M)
         count, size, *score = map(float, line.groups())
         return dict(name="q4", bits=8 * size / count, scores=[score + [float("nan")]])
 

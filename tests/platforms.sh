@@ -26,19 +26,39 @@ same() {
     fi
 }
 
+# add_counts LOG: adds the counts in its last line
+add_counts() {
+    local counts
+    read -r -a counts <<<"$(tail -n 1 "$1" | sed 's/[^0-9]/ /g')"
+    passed=$((passed + ${counts[0]:-0})) failed=$((failed + ${counts[1]:-1})) skipped=$((skipped + ${counts[2]:-0}))
+}
+
+# aarch64 KERNELS CPU: on that CPU those kernels must be chosen, pass their tests, and give equal logits
+aarch64() {
+    local run="qemu-aarch64-static -cpu $2" type
+    $run "$work/unit_kernels.aarch64" >"$work/tests.log" 2>&1
+    grep -v passed "$work/tests.log"
+    add_counts "$work/tests.log"
+    if [[ $($run "$work/unit_kernels.aarch64" --list) != *"best kernels: $1"$'\n'* ]]; then
+        echo "FAIL aarch64: $2 does not choose $1"
+        failed=$((failed + 1))
+    fi
+    for type in f32 bf16 q8 q4; do same "aarch64 $1" $type $run "$work/logits.aarch64" "$work/$type.jamba"; done
+}
+
 for type in f32 bf16 q8 q4; do
     "$build/convert" examples/storyteller "$work/$type.jamba" --type $type --force &&
         echo "$ids" | "$build/logits" "$work/$type.jamba" >"$work/$type.here" || exit 1
 done
 
 if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static >/dev/null; then
-    aarch64-linux-gnu-gcc $flags -o "$work/logits.aarch64" tools/logits.c -lm -pthread || exit 1
+    for source in tools/logits.c tests/unit_kernels.c; do
+        aarch64-linux-gnu-gcc $flags -o "$work/$(basename $source .c).aarch64" $source -lm -pthread || exit 1
+    done
+    aarch64 neon-i8mm max
+    aarch64 neon-dotprod cortex-a76
+    aarch64 neon cortex-a53
     for type in f32 bf16 q8 q4; do
-        same "aarch64 with i8mm" $type qemu-aarch64-static -cpu max "$work/logits.aarch64" "$work/$type.jamba"
-        same "aarch64 with dotprod" $type \
-            qemu-aarch64-static -cpu cortex-a76 "$work/logits.aarch64" "$work/$type.jamba"
-        same "aarch64 without either" $type \
-            qemu-aarch64-static -cpu cortex-a53 "$work/logits.aarch64" "$work/$type.jamba"
         same "aarch64 plain C" $type qemu-aarch64-static "$work/logits.aarch64" "$work/$type.jamba" --cpu scalar
     done
 else
@@ -61,10 +81,8 @@ wasm_make() {
 
 # wasm_tests FOLDER: runs the tests built there and adds their counts
 wasm_tests() {
-    local counts
     RUN=node tests/run "$1" | tee "$work/tests.log"
-    read -r -a counts <<<"$(tail -n 1 "$work/tests.log" | sed 's/[^0-9]/ /g')"
-    passed=$((passed + ${counts[0]:-0})) failed=$((failed + ${counts[1]:-1})) skipped=$((skipped + ${counts[2]:-0}))
+    add_counts "$work/tests.log"
 }
 
 if command -v emcc >/dev/null && command -v node >/dev/null; then

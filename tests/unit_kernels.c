@@ -67,12 +67,18 @@ static bool same_number(float x, float y)
     return jmb_bits_of(x) == jmb_bits_of(y) || (x != x && y != y);
 }
 
-/* The library's fmaf, but on WebAssembly, where it rounds twice: it would need another rounding mode. There long
- * double has 113 bits, which hold these sums. */
+/* The library's fmaf, but on WebAssembly, where it rounds twice: it would need another rounding mode. There the
+ * product is exact in long double, of 113 bits. They do not hold every sum, which therefore is rounded to odd: by
+ * its error, from two-sum, to that neighbour whose last bit is set. */
 static float exact_fma(float a, float b, float c)
 {
 #if defined(__wasm__)
-    return (float)((long double)a * (long double)b + (long double)c);
+    long double p = (long double)a * (long double)b, d = (long double)c, sum = p + d, t = sum - p;
+    long double error = (p - (sum - t)) + (d - t);
+    uint64_t low;
+    memcpy(&low, &sum, sizeof low);
+    if ((error > 0 || error < 0) && !(low & 1)) sum = nextafterl(sum, error > 0 ? HUGE_VALL : -HUGE_VALL);
+    return (float)sum;
 #else
     return fmaf(a, b, c);
 #endif
@@ -93,21 +99,24 @@ static void check_fma(void)
 
 /* Operands of the lanes, and what one instruction set makes of them. */
 typedef struct lanes_in {
-    float a[16], b[16], c[16], whole[16]; /* whole: numbers in [-126, 127] */
+    float a[16], b[16], c[16];
+    float whole[16], power[16]; /* integers in [-126, 127] and [-252, 254] */
+    float mantissa[16];         /* in [1/2, 2) */
     uint16_t half[16];
     uint8_t bytes[64];
     int8_t codes[4];
     int32_t sum; /* of the codes */
 } lanes_in;
 
-enum { LANES_FLOATS = 18 };
+enum { LANES_FLOATS = 22 };
 
 typedef struct lanes_out {
-    float f[LANES_FLOATS][16];
+    float f[LANES_FLOATS][16], swapped[16];
     int8_t i8[16];
 } lanes_out;
 
-/* vi_start takes the sum of all the activations that vi_dot then sees. */
+/* vi_start takes the sum of all the activations that vi_dot then sees. v_raise gets what jmb_exp2 gives it. Of
+ * v_swap(a, d) the lanes below d count: out->f[21] has them from lane d on, added to those of a. */
 #define LANES_OF(set, target)                                                                                \
     target static void lanes_##set(const lanes_in *in, lanes_out *out)                                       \
     {                                                                                                        \
@@ -139,33 +148,84 @@ typedef struct lanes_out {
         jmb_vb_levels_##set(in->bytes, &low, &high);                                                         \
         jmb_v_store_##set(out->f[17], jmb_vi_float_##set(jmb_vi_dot_##set(                                   \
             jmb_vi_dot_##set(jmb_vi_start_##set(2 * sum), low, in->codes), high, in->codes)));               \
+        jmb_v_store_##set(out->f[18], jmb_v_load_i8_##set((const int8_t *)in->bytes));                       \
+        b = jmb_v_load_##set(in->mantissa);                                                                  \
+        jmb_v_store_##set(out->f[19], jmb_v_ldexp_##set(b, jmb_v_load_##set(in->power)));                    \
+        c = jmb_v_add_##set(jmb_v_load_##set(in->whole), jmb_v_set1_##set(12582912.0f));                     \
+        jmb_v_store_##set(out->f[20], jmb_v_raise_##set(b, c));                                              \
+        out->f[21][0] = 0;                                                                                   \
+        LANES_SWAPPED(set, 1) LANES_SWAPPED(set, 2) LANES_SWAPPED(set, 4) LANES_SWAPPED(set, 8)              \
         jmb_v_store_i8_##set(out->i8, jmb_v_load_##set(in->whole));                                          \
     }
+#define LANES_SWAPPED(set, d)                                                    \
+    jmb_v_store_##set(out->swapped, jmb_v_add_##set(a, jmb_v_swap_##set(a, d))); \
+    memcpy(out->f[21] + (d), out->swapped, (d) * sizeof(float));
 
 LANES_OF(scalar, )
 #if JMB_X86_KERNELS
 LANES_OF(avx2, JMB_TARGET("avx2,fma,f16c"))
 LANES_OF(avx512, JMB_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))
+#if JMB_AVXVNNI_KERNELS
+LANES_OF(avxvnni, JMB_TARGET("avx2,fma,f16c,avxvnni"))
+#endif
 #elif JMB_NEON_KERNELS
+#if defined(__clang__)
+#define TARGET_ARM(extension) JMB_TARGET(extension)
+#else
+#define TARGET_ARM(extension) JMB_TARGET("arch=armv8.2-a+" extension)
+#endif
 LANES_OF(neon, )
+LANES_OF(dotprod, TARGET_ARM("dotprod"))
+#if JMB_I8MM_KERNELS
+LANES_OF(i8mm, TARGET_ARM("i8mm"))
+#endif
 #elif JMB_WASM_KERNELS
 LANES_OF(wasm, )
 #endif
 
+static bool always(void)
+{
+    return true;
+}
+
+/* The instruction sets of this build, worse ones first. */
 static const struct {
     jamba_cpu cpu;
-    void (*run)(const lanes_in *in, lanes_out *out);
-} lane_sets[] = {
-    { JAMBA_CPU_SCALAR, lanes_scalar },
+    bool (*detected)(void); /* besides the CPU's best being `cpu` or a later one */
+    const jmb_kernels *kernels;
+    void (*lanes)(const lanes_in *in, lanes_out *out);
+} sets[] = {
+    { JAMBA_CPU_SCALAR, always, &jmb_kernels_of_scalar, lanes_scalar },
 #if JMB_X86_KERNELS
-    { JAMBA_CPU_AVX2, lanes_avx2 },
-    { JAMBA_CPU_AVX512, lanes_avx512 },
+    { JAMBA_CPU_AVX2, always, &jmb_kernels_of_avx2, lanes_avx2 },
+#if JMB_AVXVNNI_KERNELS
+    { JAMBA_CPU_AVXVNNI, jmb_has_avxvnni, &jmb_kernels_of_avxvnni, lanes_avxvnni },
+#endif
+    { JAMBA_CPU_AVX512, always, &jmb_kernels_of_avx512, lanes_avx512 },
 #elif JMB_NEON_KERNELS
-    { JAMBA_CPU_NEON, lanes_neon },
+    { JAMBA_CPU_NEON, always, &jmb_kernels_of_neon, lanes_neon },
+    { JAMBA_CPU_NEON, jmb_has_dotprod, &jmb_kernels_of_dotprod, lanes_dotprod },
+#if JMB_I8MM_KERNELS
+    { JAMBA_CPU_NEON, jmb_has_i8mm, &jmb_kernels_of_i8mm, lanes_i8mm },
+#endif
 #elif JMB_WASM_KERNELS
-    { JAMBA_CPU_WASM, lanes_wasm },
+    { JAMBA_CPU_WASM, always, &jmb_kernels_of_wasm, lanes_wasm },
 #endif
 };
+enum { SETS = sizeof sets / sizeof *sets };
+
+static bool usable(int set)
+{
+    return sets[set].cpu <= jmb_detect_cpu() && sets[set].detected();
+}
+
+/* What the library takes where nobody asks for less. */
+static void check_choice(void)
+{
+    int best = SETS - 1;
+    while (!usable(best)) best--;
+    CHECK(jmb_choose_kernels(JAMBA_CPU_BEST) == sets[best].kernels);
+}
 
 static void lanes_operands(long round, lanes_in *in)
 {
@@ -173,6 +233,8 @@ static void lanes_operands(long round, lanes_in *in)
     for (i = 0; i < 16; i++) {
         fma_operands(round * 16 + i, &in->a[i], &in->b[i], &in->c[i]);
         in->whole[i] = (float)((int)(random_bits() % 254) - 126);
+        in->power[i] = (float)((int)(random_bits() % 507) - 252);
+        in->mantissa[i] = jmb_float_of((126u << 23) + (random_bits() >> 8));
         in->half[i] = (uint16_t)(round * 16 + i); /* each of them */
     }
     for (i = 0; i < 64; i++) in->bytes[i] = (uint8_t)random_bits();
@@ -186,21 +248,21 @@ static void check_lanes(void)
 {
     lanes_in in;
     lanes_out want, got;
-    jamba_cpu best = jmb_detect_cpu();
-    size_t set;
+    bool present[SETS]; /* asked once, as CPUID is slow in virtual machines */
     long round;
-    int i, t;
+    int set, i, t;
+    for (set = 0; set < SETS; set++) present[set] = usable(set);
     for (round = 0; round < 200000; round++) {
         lanes_operands(round, &in);
         lanes_scalar(&in, &want);
-        for (set = 1; set < sizeof lane_sets / sizeof *lane_sets; set++) {
-            if (lane_sets[set].cpu > best) continue;
-            lane_sets[set].run(&in, &got);
+        for (set = 1; set < SETS; set++) {
+            if (!present[set]) continue;
+            sets[set].lanes(&in, &got);
             for (t = 0; t < LANES_FLOATS; t++)
                 for (i = 0; i < 16 && memcmp(got.f[t], want.f[t], sizeof got.f[t]) != 0; i++)
                     CHECK_THAT(same_number(got.f[t][i], want.f[t][i]),
-                        "result %d is %.9g, not %.9g, of %.9g %.9g %.9g", t, (double)got.f[t][i],
-                        (double)want.f[t][i], (double)in.a[i], (double)in.b[i], (double)in.c[i]);
+                        "%s: result %d is %.9g, not %.9g, of %.9g %.9g %.9g", sets[set].kernels->name, t,
+                        (double)got.f[t][i], (double)want.f[t][i], (double)in.a[i], (double)in.b[i], (double)in.c[i]);
             CHECK(memcmp(got.i8, want.i8, sizeof got.i8) == 0);
         }
     }
@@ -350,8 +412,8 @@ static void check_experts(void)
     CHECK(chosen[0] == 0 && chosen[1] == 1 && chosen[2] == 2);
 }
 
-/* One linear of a few panels, all of its memory inside. */
-enum { ROWS = 13, COLS = 200, PANELS = 7, SCRATCH = ROWS * (256 + PANELS * 16) };
+/* One linear of a few panels, all of its memory inside; COLS: at most. */
+enum { ROWS = 13, COLS = 201, PANELS = 7, SCRATCH = ROWS * (256 + PANELS * 16) };
 
 typedef struct linear {
     jmb_tensor w;
@@ -359,29 +421,29 @@ typedef struct linear {
     jmb_pass pass;
     float scratch[SCRATCH], expected[SCRATCH];
     uint8_t codes[ROWS * 384];
-    uint8_t weights[PANELS * COLS * 64];
+    uint8_t weights[PANELS * COLS * 64]; /* in f32, the largest type */
 } linear;
 
 static void random_weights(linear *l)
 {
-    size_t panel = (size_t)jmb_panel_bytes(l->w.type, COLS), codes, i;
+    size_t panel = (size_t)jmb_panel_bytes(l->w.type, l->w.cols), codes, i;
     codes = l->w.type == JMB_Q8 ? 256 * 16 : l->w.type == JMB_Q4 ? 256 * 8 : 0;
     for (i = 0; i < sizeof l->weights; i++) l->weights[i] = (uint8_t)(random_bits() >> 24);
     for (i = 1; i < sizeof l->weights; i += 2) /* floats and scales below 2 */
         if (i % panel >= codes) l->weights[i] &= 0xbf;
 }
 
-static void make_linear(linear *l, uint32_t type, uint32_t panels)
+static void make_linear(linear *l, uint32_t type, uint32_t cols, uint32_t panels)
 {
     uint32_t row, i;
     memset(l, 0, sizeof *l);
     l->w.type = type;
     l->w.role = JMB_ROLE_DOWN;
     l->w.rows = 16 * panels;
-    l->w.cols = COLS;
+    l->w.cols = cols;
     l->w.data = l->weights;
     random_weights(l);
-    l->op.in.width = COLS;
+    l->op.in.width = cols;
     l->op.in.stride = 256;
     l->op.out[0].width = l->op.out[0].stride = 16 * panels;
     l->op.out[0].offset = 256;
@@ -392,9 +454,9 @@ static void make_linear(linear *l, uint32_t type, uint32_t panels)
     l->pass.capacity = ROWS;
     l->pass.scratch = l->scratch;
     l->pass.codes = l->codes;
-    l->pass.codes_row = jmb_codes_bytes(COLS);
+    l->pass.codes_row = jmb_codes_bytes(cols);
     for (row = 0; row < ROWS; row++) {
-        for (i = 0; i < COLS; i++) l->scratch[row * 256 + i] = (float)uniform(-1, 1);
+        for (i = 0; i < cols; i++) l->scratch[row * 256 + i] = (float)uniform(-1, 1);
         jmb_run_quantise_scalar(&l->pass, &l->op, row);
     }
 }
@@ -407,31 +469,32 @@ static void check_linear(linear *l, const jmb_kernels *kernels)
     for (l->pass.rows = 1; l->pass.rows <= ROWS; l->pass.rows++) {
         memset(out, 0, ROWS * width * sizeof *out);
         kernels->run[JMB_OP_LINEAR](&l->pass, &l->op, 0);
-        CHECK_THAT(memcmp(out, l->expected, l->pass.rows * width * sizeof *out) == 0, "%s %s: %u rows, %u outputs",
-            kernels->name, jmb_type_names[l->w.type], l->pass.rows, l->w.rows);
+        CHECK_THAT(memcmp(out, l->expected, l->pass.rows * width * sizeof *out) == 0,
+            "%s %s: %u rows, %u inputs, %u outputs", kernels->name, jmb_type_names[l->w.type], l->pass.rows, l->w.cols, l->w.rows);
     }
 }
 
-static void check_linears_of(uint32_t type, uint32_t panels)
+static void check_linears_of(uint32_t type, uint32_t cols, uint32_t panels)
 {
     static linear l;
-    int cpu;
-    make_linear(&l, type, panels);
+    int set;
+    make_linear(&l, type, cols, panels);
     l.pass.rows = ROWS;
     jmb_run_linear_scalar(&l.pass, &l.op, 0);
     memcpy(l.expected, l.scratch + 256 * ROWS, ROWS * 16 * panels * sizeof *l.expected);
     CHECK(l.expected[0] != 0 && jmb_finite(l.expected[0]));
-    for (cpu = JAMBA_CPU_SCALAR; cpu <= JAMBA_CPU_NEON; cpu++) {
-        const jmb_kernels *kernels = jmb_choose_kernels((jamba_cpu)cpu);
-        if (kernels) check_linear(&l, kernels);
-    }
+    for (set = 0; set < SETS; set++)
+        if (usable(set)) check_linear(&l, sets[set].kernels);
 }
 
 static void check_linears(void)
 {
     uint32_t type, panels;
     for (type = 0; type < JMB_TYPES; type++)
-        for (panels = 1; panels <= PANELS; panels++) check_linears_of(type, panels);
+        for (panels = 1; panels <= PANELS; panels++) {
+            check_linears_of(type, COLS, panels); /* odd: the 16-bit types store columns in pairs */
+            check_linears_of(type, COLS - 1, panels);
+        }
 }
 
 static void sha256_hex(const char *text, size_t repeat, char hex[65])
@@ -509,5 +572,9 @@ int main(int argc, char **argv)
             tests[i].run();
             test_end();
         }
+    if (test_begin("best kernels: %s", jmb_choose_kernels(JAMBA_CPU_BEST)->name)) {
+        check_choice();
+        test_end();
+    }
     return test_summary();
 }

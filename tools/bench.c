@@ -203,12 +203,20 @@ static int room(const bench *b)
     return b->prompt > b->written ? b->prompt : b->written;
 }
 
+/* As run_check, for any session of the batch. */
+static void check_session(const bench *b, jamba_session *s, int32_t result)
+{
+    run_context run = b->run;
+    run.session = s;
+    run_check(&run, result);
+}
+
 /* Reads real tokens for one page of keys and values, and repeats them. */
 static void fill_session(const bench *b, jamba_session *s)
 {
     int depth = deepest(b), page = depth < JMB_PAGE ? depth : JMB_PAGE;
     jamba_session_reset(s);
-    run_check(&b->run, jamba_eval(s, b->tokens, (size_t)page));
+    check_session(b, s, jamba_eval(s, b->tokens, (size_t)page));
     memcpy(s->tokens, b->tokens, (size_t)depth * sizeof *b->tokens);
     fill_pages(s, depth);
 }
@@ -261,7 +269,7 @@ static double write_batch(const bench *b, int count)
     for (int i = 0; i < count; i++) {
         for (int k = 0; k < b->batch; k++) tokens[k] = b->tokens[(i + k * 7) % b->params.context];
         run_check(&b->run, jamba_eval_batch(b->sessions, tokens, (size_t)b->batch));
-        for (int k = 0; k < b->batch; k++) run_check(&b->run, jamba_sample(b->sessions[k], NULL));
+        for (int k = 0; k < b->batch; k++) check_session(b, b->sessions[k], jamba_sample(b->sessions[k], NULL));
     }
     return tool_seconds() - start;
 }

@@ -126,13 +126,10 @@ typedef double (*machine_peak_fn)(volatile int32_t *sink);
 MACHINE_PEAK(machine_peak_avx512, JMB_TARGET("avx512f,avx512vnni"), __m512i, _mm512_set1_epi8, MACHINE_STEP, 128)
 #undef MACHINE_STEP
 
-#if defined(__clang__) || __GNUC__ >= 11
-#define MACHINE_AVX_VNNI 1
+#if JMB_AVXVNNI_KERNELS
 #define MACHINE_STEP(i) sum_##i = _mm256_dpbusd_avx_epi32(sum_##i, w, w); MACHINE_HOLD("x", sum_##i);
 MACHINE_PEAK(machine_peak_avxvnni, JMB_TARGET("avx2,avxvnni"), __m256i, _mm256_set1_epi8, MACHINE_STEP, 64)
 #undef MACHINE_STEP
-#else
-#define MACHINE_AVX_VNNI 0
 #endif
 
 /* The shortest way without VNNI: products of bytes added to 16 bits, those to 32, an addition. */
@@ -144,16 +141,27 @@ MACHINE_PEAK(machine_peak_avx2, JMB_TARGET("avx2"), __m256i, _mm256_set1_epi8, M
 #endif
 
 #if JMB_NEON_KERNELS
+#if defined(__clang__)
+#define MACHINE_ARM(extension) JMB_TARGET(extension)
+#else
+#define MACHINE_ARM(extension) JMB_TARGET("arch=armv8.2-a+" extension)
+#endif
+
 /* In int32x4_t, so that w and the sums have one type. */
 #define MACHINE_BYTES(value) vreinterpretq_s8_s32(value)
 #define MACHINE_SET(x) vreinterpretq_s32_s8(vdupq_n_s8(x))
 #define MACHINE_STEP(i) sum_##i = vdotq_s32(sum_##i, MACHINE_BYTES(w), MACHINE_BYTES(w)); MACHINE_HOLD("w", sum_##i);
-#if defined(__clang__)
-MACHINE_PEAK(machine_peak_dotprod, JMB_TARGET("dotprod"), int32x4_t, MACHINE_SET, MACHINE_STEP, 32)
-#else
-MACHINE_PEAK(machine_peak_dotprod, JMB_TARGET("arch=armv8.2-a+dotprod"), int32x4_t, MACHINE_SET, MACHINE_STEP, 32)
-#endif
+MACHINE_PEAK(machine_peak_dotprod, MACHINE_ARM("dotprod"), int32x4_t, MACHINE_SET, MACHINE_STEP, 32)
 #undef MACHINE_STEP
+
+#if JMB_I8MM_KERNELS
+/* Two rows of eight bytes times two: each of the four sums takes eight products. */
+#define MACHINE_STEP(i)                                                         \
+    sum_##i = vusmmlaq_s32(sum_##i, vreinterpretq_u8_s32(w), MACHINE_BYTES(w)); \
+    MACHINE_HOLD("w", sum_##i);
+MACHINE_PEAK(machine_peak_i8mm, MACHINE_ARM("i8mm"), int32x4_t, MACHINE_SET, MACHINE_STEP, 64)
+#undef MACHINE_STEP
+#endif
 
 #define MACHINE_LOW(value) vget_low_s8(MACHINE_BYTES(value))
 #define MACHINE_STEP(i)                                                                       \
@@ -171,10 +179,13 @@ static machine_peak_fn machine_peak_of(const char *isa)
 #if JMB_X86_KERNELS
     if (strcmp(isa, "avx512") == 0) return machine_peak_avx512;
     if (strcmp(isa, "avx2") == 0) return machine_peak_avx2;
-#if MACHINE_AVX_VNNI
-    if (strcmp(isa, "avxvnni") == 0) return machine_peak_avxvnni;
+#if JMB_AVXVNNI_KERNELS
+    if (strcmp(isa, "avx-vnni") == 0) return machine_peak_avxvnni;
 #endif
 #elif JMB_NEON_KERNELS
+#if JMB_I8MM_KERNELS
+    if (strcmp(isa, "neon-i8mm") == 0) return machine_peak_i8mm;
+#endif
     if (strcmp(isa, "neon-dotprod") == 0) return machine_peak_dotprod;
     if (strcmp(isa, "neon") == 0) return machine_peak_neon;
 #endif
@@ -285,17 +296,18 @@ JMB_UNUSED static bool machine_limits_start(machine_limits *l, const jamba_execu
     enum { GRAIN = 64 * MACHINE_PARTS * MACHINE_STREAMS };
     const uint64_t least = (uint64_t)1 << 26, width = (uint64_t)executor->width, memory = machine_memory();
     uint64_t size = (uint64_t)1 << 30;
+    void *room = NULL;
     memset(l, 0, sizeof *l);
     l->executor = *executor;
     l->peak = machine_peak_of(isa);
     if (memory && memory / 4 < size) size = memory / 4;
     for (; size >= least; size /= 2) {
         l->share = (size_t)(size / width / GRAIN * GRAIN);
-        if (posix_memalign((void **)&l->buffer, 64, l->share * (size_t)width) != 0) continue;
+        if (posix_memalign(&room, 64, l->share * (size_t)width) != 0) continue;
+        l->buffer = (uint8_t *)room;
         memset(l->buffer, 0x5a, l->share * (size_t)width); /* untouched pages are all one page of zeros */
         return true;
     }
-    l->buffer = NULL;
     return false;
 }
 

@@ -252,7 +252,7 @@ static size_t choose_context(const score *s)
     size_t context = (size_t)(s->q.info.context > 2 ? s->q.info.context : 2);
     if (s->p.model && s->p.info.context > 1 && (size_t)s->p.info.context < context)
         context = (size_t)s->p.info.context;
-    return s->longest < context ? (s->longest > 2 ? s->longest : 2) : context;
+    return s->longest < context ? s->longest : context;
 }
 
 static void create_session(run_context *run, row_sink *sink, size_t context, int threads)
@@ -442,12 +442,12 @@ int main(int argc, char **argv)
         tool_die(TOOL, "%s", error.message);
     split_texts(&s, (const char *)bytes, size);
     free(bytes);
+    if (s.longest < 2) tool_die(TOOL, "standard input: holds no text with a token to score");
     context = choose_context(&s);
     create_session(&s.q, &q, context, s.threads);
     if (s.p.model) create_session(&s.p, &p, context, s.threads);
     if (s.ablate) ablate_all(&s, &q, &p, context);
     else score_texts(&s, &q, &p, context);
-    if (s.tokens == 0) tool_die(TOOL, "standard input: holds no text with a token to score");
     if (!s.ablate) print_scores(&s);
     close_all(&s, &q, &p);
     if (fflush(stdout) != 0) tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
