@@ -470,7 +470,8 @@ static void check_linear(linear *l, const jmb_kernels *kernels)
         memset(out, 0, ROWS * width * sizeof *out);
         kernels->run[JMB_OP_LINEAR](&l->pass, &l->op, 0);
         CHECK_THAT(memcmp(out, l->expected, l->pass.rows * width * sizeof *out) == 0,
-            "%s %s: %u rows, %u inputs, %u outputs", kernels->name, jmb_type_names[l->w.type], l->pass.rows, l->w.cols, l->w.rows);
+            "%s %s: %u rows, %u inputs, %u outputs", kernels->name, jmb_type_names[l->w.type], l->pass.rows, l->w.cols,
+            l->w.rows);
     }
 }
 
