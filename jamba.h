@@ -329,9 +329,9 @@ JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens,
 /* Evaluates `count` different sessions of one model together: tokens[i] is queued for sessions[i] (NULL: none),
  * then all queues are worked off in common passes, so that the weights are read once for all. Each session ends
  * with the bits that it would have alone. The first one lends its executor and its scratch: a pass holds at most
- * its `chunk` tokens, taken from the sessions in order. A token that a budget has left half way is finished first. Errors are those of jamba_feed(), for any of them: then no token is queued and
- * jamba_session_error(sessions[0]) tells. JAMBA_ERR_ABORTED when a progress callback stops it: what is left stays
- * queued. */
+ * its `chunk` tokens, taken from the sessions in order. A token that a budget has left half way is finished first.
+ * Errors are those of jamba_feed(), for any of them: then no token is queued and jamba_session_error(sessions[0])
+ * tells. JAMBA_ERR_ABORTED when a progress callback stops it: what is left stays queued. */
 JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const int32_t *tokens, size_t count);
 /* `vocab` floats after the last token, valid until the next call on this session. NULL before the
  * first token and while tokens are pending. */
