@@ -4791,16 +4791,23 @@ typedef struct jmb_kernels {
 #define vi_dot JMB_K(jmb_vi_dot)
 #define vi_float JMB_K(jmb_vi_float)
 
-/* Loops over rows of a tile are unrolled, so that sums stay in registers; plain C keeps its loops. */
+/* Loops over rows of a tile are unrolled, so that sums stay in registers; plain C keeps its loops, and so do builds
+ * with sanitizers that define JMB_UNROLLED as nothing: they would take minutes. */
 #if defined(__clang__)
 #define JMB_ROLLED _Pragma("clang loop unroll(disable)")
-#define JMB_UNROLLED _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
 #define JMB_ROLLED _Pragma("GCC unroll 1")
-#define JMB_UNROLLED _Pragma("GCC unroll 16")
 #else
 #define JMB_ROLLED
+#endif
+#if !defined(JMB_UNROLLED)
+#if defined(__clang__)
+#define JMB_UNROLLED _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define JMB_UNROLLED _Pragma("GCC unroll 16")
+#else
 #define JMB_UNROLLED
+#endif
 #endif
 #undef JMB_UNROLL
 #if JMB_PASS == 1
