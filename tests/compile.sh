@@ -97,7 +97,7 @@ run_queue
 
 # ---- symbols: nothing writable, no call that a library in a host must not make ----
 echo "compile: sections and symbols"
-allowed="^(malloc|free|mem(cpy|move|set|cmp|chr)|str(len|cmp|chr|ncmp)|open|close|read|lseek|l?seek64|fstat|mmap|munmap\
+allowed="^(malloc|free|bcmp|mem(cpy|move|set|cmp|chr)|str(len|cmp|chr|ncmp)|open|close|read|lseek|l?seek64|fstat|mmap|munmap\
 |clock_gettime|gettimeofday|sched_yield|madvise|__errno_location|sqrtf?|fmaf?|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_\
 |__gxx_personality_v0)$"
 for object in "$out"/*-c99-O?.o "$out"/*-c++11-O?.o; do
