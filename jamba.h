@@ -12,6 +12,7 @@
  *
  *     JAMBA_STATIC         every symbol is private to that file
  *     JAMBA_NO_SIMD        plain C kernels only: less code, the same results, slower
+ *     JAMBA_NO_AVXVNNI     no AVX-VNNI kernels, for an assembler that does not know them
  *     JAMBA_HEADER_FILE    this file's name in quotes, if it is not "jamba.h" (it includes itself)
  *
  *     jamba_model *model;
