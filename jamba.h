@@ -4829,6 +4829,13 @@ JMB_FN void v_prefetch(const uint8_t *p)
 #endif
 }
 
+/* Sets with four floats in a register: the same for each quarter of the lanes. */
+#define JMB_EACH(type, expression)                               \
+    type r;                                                      \
+    int i;                                                       \
+    JMB_UNROLLED for (i = 0; i < 4; i++) r.q[i] = (expression);  \
+    return r
+
 #if JMB_PASS == 3
 
 typedef __m512 v16;
@@ -5114,12 +5121,6 @@ typedef struct vb64 {
 #endif
 } vb64;
 
-#define JMB_EACH(type, expression)                               \
-    type r;                                                      \
-    int i;                                                       \
-    JMB_UNROLLED for (i = 0; i < 4; i++) r.q[i] = (expression);  \
-    return r
-
 JMB_FN v16 v_set1(float x) { JMB_EACH(v16, vdupq_n_f32(x)); }
 JMB_FN v16 v_load(const float *p) { JMB_EACH(v16, vld1q_f32(p + 4 * i)); }
 JMB_FN void v_store(float *p, v16 a)
@@ -5284,7 +5285,6 @@ JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
 }
 #endif
 JMB_FN v16 vi_float(vi16 a) { JMB_EACH(v16, vcvtq_f32_s32(a.q[i])); }
-#undef JMB_EACH
 
 #elif JMB_PASS == 7
 
@@ -5297,12 +5297,6 @@ typedef struct vi16 {
 typedef struct vb64 {
     v128_t q[4];
 } vb64;
-
-#define JMB_EACH(type, expression)                               \
-    type r;                                                      \
-    int i;                                                       \
-    JMB_UNROLLED for (i = 0; i < 4; i++) r.q[i] = (expression);  \
-    return r
 
 JMB_FN v16 v_set1(float x) { JMB_EACH(v16, wasm_f32x4_splat(x)); }
 JMB_FN v16 v_load(const float *p) { JMB_EACH(v16, wasm_v128_load(p + 4 * i)); }
@@ -5471,7 +5465,6 @@ JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
     }
 }
 JMB_FN v16 vi_float(vi16 a) { JMB_EACH(v16, wasm_f32x4_convert_i32x4(a.q[i])); }
-#undef JMB_EACH
 
 #else /* plain C */
 
@@ -5504,6 +5497,7 @@ JMB_FN float JMB_K(jmb_fma1)(float a, float b, float c)
 #endif
 }
 
+#undef JMB_EACH
 #define JMB_EACH(expression)                                  \
     v16 r;                                                    \
     int i;                                                    \
@@ -5599,9 +5593,9 @@ JMB_FN void vb_levels(const uint8_t *p, vb64 *low, vb64 *high)
     }
 }
 JMB_FN v16 vi_float(vi16 a) { JMB_EACH((float)a.i[i]); }
-#undef JMB_EACH
 
 #endif
+#undef JMB_EACH
 
 #if JMB_PASS != 3
 /* y 2^n, rounded once, for y in [1/2, 2): in two factors, so that n may reach past either end of the exponent
@@ -5846,12 +5840,25 @@ JMB_FN void JMB_K(jmb_load_block)(const float *x, size_t n, v16 v[4])
     }
 }
 
-/* Codes of one block of n <= 64 floats. A NaN or infinity makes the scale NaN, so that it reaches the
- * logits; a block below 1e-30 counts as zero, where 1 / scale would overflow. */
+/* The scale of codes of 8 bits, from the highest magnitudes and from 0 times each number. A NaN or infinity makes it
+ * NaN, so that it reaches the logits; numbers below 1e-30 count as zero, where 1 / scale would overflow. */
+JMB_FN float JMB_K(jmb_scale_of)(v16 top, v16 taint, v16 *inverse)
+{
+    float highest = v_highest(top);
+    if (!(highest >= 1e-30f)) highest = 0;
+    *inverse = v_set1(highest > 0 ? 1.0f / (highest / 127.0f) : 0);
+    return highest / 127.0f + v_sum(taint);
+}
+
+JMB_FN v16 JMB_K(jmb_codes_of)(v16 v, v16 inverse)
+{
+    return v_min(v_max(v_round(v_mul(v, inverse)), v_set1(-127.0f)), v_set1(127.0f));
+}
+
+/* Codes of one block of n <= 64 floats, its scale, and the sums of each 32 codes. */
 JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, float *scale, int32_t sums[2])
 {
     v16 v[4], top = v_set1(0), taint = v_set1(0), inverse;
-    float highest;
     int i;
     JMB_K(jmb_load_block)(x, n, v);
     JMB_UNROLL
@@ -5859,13 +5866,10 @@ JMB_FN void JMB_K(jmb_quantise_block)(const float *x, size_t n, int8_t *codes, f
         top = v_max(top, v_max(v[i], v_mul(v[i], v_set1(-1.0f))));
         taint = v_fma(v[i], v_set1(0), taint);
     }
-    highest = v_highest(top);
-    if (!(highest >= 1e-30f)) highest = 0;
-    *scale = highest / 127.0f + v_sum(taint);
-    inverse = v_set1(highest > 0 ? 1.0f / (highest / 127.0f) : 0);
+    *scale = JMB_K(jmb_scale_of)(top, taint, &inverse);
     JMB_UNROLL
     for (i = 0; i < 4; i++) {
-        v[i] = v_min(v_max(v_round(v_mul(v[i], inverse)), v_set1(-127.0f)), v_set1(127.0f));
+        v[i] = JMB_K(jmb_codes_of)(v[i], inverse);
         v_store_i8(codes + 16 * i, v[i]);
     }
     for (i = 0; i < 2; i++) sums[i] = (int32_t)v_sum(v_add(v[2 * i], v[2 * i + 1]));
@@ -6398,16 +6402,19 @@ JMB_FN void JMB_K(jmb_add_expert)(
 JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
-    uint32_t expert, first = task * op->group;
+    const int32_t *used = p->routing.used;
+    uint32_t first = task * op->group;
+    int32_t e;
     size_t i, lane, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), row;
     int step = JMB_K(jmb_outputs_step)(l.w), count;
     for (i = first; i < stop; i += (size_t)step) {
         count = stop - i < (size_t)step ? (int)(stop - i) : step;
         for (row = 0; row < p->rows; row++)
             memset(jmb_row(p, &op->out[1], row) + i * 16, 0, (size_t)count * 64);
-        for (expert = 0; expert < op->block->experts; expert++, l.w += 2)
-            JMB_K(jmb_add_expert)(p, op, &l, expert, i, count);
-        l.w = op->w[0];
+        for (e = 1; e <= used[0]; e++) {
+            l.w = op->w[0] + 2 * used[e];
+            JMB_K(jmb_add_expert)(p, op, &l, (uint32_t)used[e], i, count);
+        }
         for (row = 0; row < p->rows; row++)
             for (lane = i * 16; lane < (i + (size_t)count) * 16; lane += 16) {
                 float *x = jmb_row(p, &op->out[0], row) + lane;
@@ -6785,25 +6792,23 @@ JMB_FN void JMB_K(jmb_keep_f16)(const jmb_kv_head *h, size_t key, const float *k
     for (i = 0; i < h->stride; i++) to_v[i] = i < h->dim ? (uint16_t)jmb_float_to_f16(v[i]) : 0;
 }
 
-/* s8 codes of one head, `stride` of them, and their scale: NaN when x holds a NaN or infinity. */
+/* s8 codes of one head, `stride` of them; returns their scale. */
 JMB_FN float JMB_K(jmb_code_head)(const float *x, size_t dim, int8_t *codes)
 {
     v16 top = v_set1(0), taint = v_set1(0), inverse, v;
-    float highest;
+    float scale;
     size_t i;
     for (i = 0; i < dim; i += 16) {
         v = v_load_part(x + i, dim - i < 16 ? dim - i : 16);
         top = v_max(top, v_max(v, v_mul(v, v_set1(-1.0f))));
         taint = v_fma(v, v_set1(0), taint);
     }
-    highest = v_highest(top);
-    if (!(highest >= 1e-30f)) highest = 0;
-    inverse = v_set1(highest > 0 ? 1.0f / (highest / 127.0f) : 0);
+    scale = JMB_K(jmb_scale_of)(top, taint, &inverse);
     for (i = 0; i < dim; i += 16) {
-        v = v_round(v_mul(v_load_part(x + i, dim - i < 16 ? dim - i : 16), inverse));
-        v_store_i8(codes + i, v_min(v_max(v, v_set1(-127.0f)), v_set1(127.0f)));
+        v = v_load_part(x + i, dim - i < 16 ? dim - i : 16);
+        v_store_i8(codes + i, JMB_K(jmb_codes_of)(v, inverse));
     }
-    return highest / 127.0f + v_sum(taint);
+    return scale;
 }
 
 JMB_FN void JMB_K(jmb_keep_q8)(const jmb_kv_head *h, size_t key, const float *k, const float *v)
@@ -8299,7 +8304,8 @@ typedef struct jmb_run {
     uint64_t ticket;  /* atomic: phase in the upper half, tasks of it that nobody has taken in the lower */
     jamba_session *session;
     uint64_t start, budget_us; /* budget 0: none */
-    const jmb_op *op;          /* executor: the slice's operation and first task */
+    bool handed;               /* to the executor */
+    const jmb_op *op;          /* of the slice, and its first task */
     uint32_t first;
     uint32_t working; /* atomic: tasks of the phase that are not done */
     uint32_t stop;    /* atomic: the budget is spent */
@@ -8311,32 +8317,6 @@ static bool jmb_spent(const jmb_run *run)
     return run->budget_us && s->now_us(s->now_user) - run->start >= run->budget_us; /* also when set back */
 }
 
-/* On the calling thread. */
-static bool jmb_run_serial(jmb_run *run)
-{
-    jamba_session *s = run->session;
-    const jmb_plan *plan = &s->model->plan;
-    jmb_fp_state saved = jmb_fp_enter();
-    bool spent = false;
-    while (s->next_op < plan->count && !spent) {
-        const jmb_op *op = &plan->ops[s->next_op];
-        uint32_t tasks = jmb_op_tasks(op, &s->pass);
-        while (s->next_task < tasks && !spent) {
-            jmb_run_chain(s, op, s->next_task++);
-            if (run->budget_us) {
-                jmb_fp_leave(saved);
-                spent = jmb_spent(run);
-                saved = jmb_fp_enter();
-            }
-        }
-        if (s->next_task < tasks) break;
-        s->next_op = jmb_phase_after(plan, &s->pass, s->next_op);
-        s->next_task = 0;
-    }
-    jmb_fp_leave(saved);
-    return s->next_op == plan->count;
-}
-
 static void jmb_slice_task(void *ctx, int index)
 {
     const jmb_run *run = (const jmb_run *)ctx;
@@ -8345,13 +8325,23 @@ static void jmb_slice_task(void *ctx, int index)
     jmb_fp_leave(saved);
 }
 
-/* On an executor whose tasks may run one after the other: one call for each phase, or for four tasks for
- * each that runs at once between two looks at the clock. */
+static void jmb_run_slice(jmb_run *run, int count)
+{
+    jamba_session *s = run->session;
+    int i;
+    if (run->handed && count > 1) s->executor.run(s->executor.user, count, jmb_slice_task, run);
+    else
+        for (i = 0; i < count; i++) jmb_slice_task(run, i);
+}
+
+/* Phase by phase, on the calling thread or handed to the executor. A time limit is looked at after each task, or
+ * after four for each that the executor runs at once. */
 static bool jmb_run_slices(jmb_run *run)
 {
     jamba_session *s = run->session;
     const jmb_plan *plan = &s->model->plan;
-    uint32_t most = run->budget_us ? (uint32_t)s->executor.width * 4 : (uint32_t)INT32_MAX;
+    uint32_t limited = run->handed ? (uint32_t)s->executor.width * 4 : 1;
+    uint32_t most = run->budget_us ? limited : (uint32_t)INT32_MAX;
     bool spent = false;
     while (s->next_op < plan->count && !spent) {
         uint32_t tasks = jmb_op_tasks(&plan->ops[s->next_op], &s->pass), count;
@@ -8359,8 +8349,7 @@ static bool jmb_run_slices(jmb_run *run)
         while (s->next_task < tasks && !spent) {
             run->first = s->next_task;
             count = tasks - run->first < most ? tasks - run->first : most;
-            if (count == 1) jmb_slice_task(run, 0);
-            else s->executor.run(s->executor.user, (int)count, jmb_slice_task, run);
+            jmb_run_slice(run, (int)count);
             s->next_task += count;
             spent = jmb_spent(run);
         }
@@ -8424,7 +8413,8 @@ static bool jmb_run_gang(jmb_run *run)
     s->next_task = 0;
     if (s->next_op == plan->count) return true;
     s->next_task = jmb_op_tasks(&plan->ops[s->next_op], &s->pass) - (uint32_t)run->ticket;
-    return run->budget_us ? false : jmb_run_serial(run); /* an executor that runs no task at all must not lose any */
+    run->handed = false; /* an executor that runs no task at all must not lose any */
+    return run->budget_us ? false : jmb_run_slices(run);
 }
 #endif
 
@@ -8437,9 +8427,9 @@ static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
     run.session = s;
     run.start = start;
     run.budget_us = budget_us;
-    if (!s->executor.run || s->executor.width == 1) return jmb_run_serial(&run);
+    run.handed = s->executor.run && s->executor.width > 1;
 #if JMB_ATOMICS
-    if (s->executor.concurrent) return jmb_run_gang(&run);
+    if (run.handed && s->executor.concurrent) return jmb_run_gang(&run);
 #endif
     return jmb_run_slices(&run);
 }

@@ -249,34 +249,38 @@ static void check_threads(crowd *c, const char *what)
     threads_stop(pool);
 }
 
+static jamba_model *open_case(const char *name, const char *type, char path[PATH_ROOM])
+{
+    char folder[PATH_ROOM];
+    jamba_model *model = NULL;
+    snprintf(folder, sizeof folder, "tests/cases/%s", name);
+    if (convert(folder, name, type, path)) model = load_for_cpu(path, JAMBA_CPU_BEST);
+    CHECK(model != NULL);
+    return model;
+}
+
 /* Attention over pages that some of the sessions do not have. */
 static void test_pages(const char *name)
 {
-    char folder[PATH_ROOM], path[PATH_ROOM];
-    jamba_model *model = NULL;
+    char path[PATH_ROOM];
+    jamba_model *model = open_case(name, "f32", path);
     crowd c;
-    snprintf(folder, sizeof folder, "tests/cases/%s", name);
-    if (convert(folder, name, "f32", path)) model = load_for_cpu(path, JAMBA_CPU_BEST);
-    if (CHECK(model != NULL)) {
-        crowd_open(&c, name, model, lengths[1]);
-        check_crowd(&c, 0, NULL, "together");
-        check_crowd(&c, 4, NULL, "in passes of 4 tokens");
-        check_crowd(&c, 600, NULL, "in passes of 600 tokens");
-        check_threads(&c, "3 threads");
-        crowd_close(&c);
-    }
+    if (!model) return;
+    crowd_open(&c, name, model, lengths[1]);
+    check_crowd(&c, 0, NULL, "together");
+    check_crowd(&c, 4, NULL, "in passes of 4 tokens");
+    check_crowd(&c, 600, NULL, "in passes of 600 tokens");
+    check_threads(&c, "3 threads");
+    crowd_close(&c);
     jamba_model_free(model);
 }
 
 static void test_crowd(const char *name, const char *type)
 {
-    char folder[PATH_ROOM], path[PATH_ROOM];
-    jamba_model *model = NULL, *other = NULL;
+    char path[PATH_ROOM];
+    jamba_model *model = open_case(name, type, path), *other = model ? load_for_cpu(path, JAMBA_CPU_BEST) : NULL;
     crowd c;
-    snprintf(folder, sizeof folder, "tests/cases/%s", name);
-    if (convert(folder, name, type, path)) model = load_for_cpu(path, JAMBA_CPU_BEST);
-    if (model) other = load_for_cpu(path, JAMBA_CPU_BEST);
-    if (CHECK(model != NULL) && CHECK(other != NULL)) {
+    if (model && CHECK(other != NULL)) {
         crowd_open(&c, name, model, lengths[0]);
         check_crowd(&c, 0, NULL, "together");
         check_crowd(&c, 4, NULL, "in passes of 4 tokens");
