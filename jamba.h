@@ -272,6 +272,8 @@ typedef struct jamba_session_params { /* zero means default, everywhere */
     int32_t marks;         /* room for snapshots to go back to, each of the state and a row of logits */
     int32_t mark_every;    /* also marks by itself, at the end of a pass this many tokens after the last; 0: never */
     jamba_kv_type kv_type; /* precision of cached keys and values */
+    int32_t fork_chunk;    /* chunk of this session's forks; 0: 8 */
+    int32_t fork_marks;    /* room for marks of this session's forks */
     bool huge_pages;       /* as for the model: for the session's memory */
     jamba_progress_fn progress; /* tokens of the queue done; called between passes */
     void *progress_user;
@@ -290,9 +292,19 @@ typedef struct jamba_session_info {
 /* What jamba_session_create() would allocate, to the byte, without allocating it. */
 JAMBA_API jamba_result jamba_session_estimate(
     const jamba_model *model, const jamba_session_params *params, jamba_memory *out);
-/* One allocation. *out is NULL on failure. */
+/* One allocation, and one for keys and values where the model has attention; none later. *out is NULL on failure. */
 JAMBA_API jamba_result jamba_session_create(
     jamba_session **out, const jamba_model *model, const jamba_session_params *params, jamba_error *error);
+/* A second timeline from here on, queue and parameters included, with room for `tokens` more than are fed (0: for the
+ * source's context). It costs the state, a reserve of KV pages for those tokens, and a scratch of `fork_chunk` rows:
+ * full pages of 256 tokens are shared and counted. Source and forks are freed in any order and used from different
+ * threads at once. No session writes to a page that others hold: one that goes back below a fork and on from there
+ * takes fresh pages from its reserve, and jamba_feed() fails with JAMBA_ERR_CONTEXT when they run out. Marks stay with
+ * the source. JAMBA_ERR_ARGUMENT in the middle of a token. */
+JAMBA_API jamba_result jamba_session_fork(
+    jamba_session **out, const jamba_session *source, int32_t tokens, jamba_error *error);
+/* What jamba_session_fork() would allocate, to the byte. */
+JAMBA_API jamba_result jamba_session_fork_estimate(const jamba_session *source, int32_t tokens, jamba_memory *out);
 /* NULL is allowed. */
 JAMBA_API void jamba_session_free(jamba_session *session);
 /* Back to position 0, with an empty queue. */
@@ -327,12 +339,16 @@ JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens,
 JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us);
 /* jamba_feed() and jamba_step(session, 0) in one call. */
 JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count);
-/* Evaluates `count` different sessions of one model together: tokens[i] is queued for sessions[i] (NULL: none),
- * then all queues are worked off in common passes, so that the weights are read once for all. Each session ends
- * with the bits that it would have alone. The first one lends its executor and its scratch: a pass holds at most
- * its `chunk` tokens, taken from the sessions in order. A token that a budget has left half way is finished first.
- * Errors are those of jamba_feed(), for any of them: then no token is queued and jamba_session_error(sessions[0])
- * tells. JAMBA_ERR_ABORTED when a progress callback stops it: what is left stays queued. */
+/* Works on the queues of `count` different sessions of one model in common passes, so that the weights are read once
+ * for all. Each session ends with the bits that it would have alone. The first one lends its executor, clock and
+ * scratch: a pass holds at most its `chunk` tokens, taken from the sessions in order. A token that a budget has left
+ * half way is finished first. JAMBA_OK: all queues are empty. JAMBA_PENDING: call again; until then the sessions hang
+ * together: use them from one thread, and going back or freeing one finishes the common pass first.
+ * JAMBA_ERR_ABORTED when a progress callback stops it: what is left stays queued. jamba_session_error(sessions[0])
+ * tells about errors. */
+JAMBA_API jamba_result jamba_step_batch(jamba_session *const *sessions, size_t count, uint64_t budget_us);
+/* jamba_feed() of tokens[i] to sessions[i] (NULL: of none), then jamba_step_batch() without a budget. When one
+ * cannot be fed, none is. */
 JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const int32_t *tokens, size_t count);
 /* `vocab` floats after the last token, valid until the next call on this session. NULL before the
  * first token and while tokens are pending. */
@@ -531,6 +547,22 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
 #else
 #define JMB_ATOMICS 0
 #define JMB_ALIGNED8
+#endif
+
+/* Counts of what several sessions hold; both give the new value. Without atomic operations such sessions must stay on
+ * one thread. */
+#if (defined(__GNUC__) || defined(__clang__)) && defined(__GCC_ATOMIC_INT_LOCK_FREE) && __GCC_ATOMIC_INT_LOCK_FREE == 2
+#define JMB_COUNT_UP(p) __atomic_add_fetch(p, 1, __ATOMIC_ACQ_REL)
+#define JMB_COUNT_DOWN(p) __atomic_sub_fetch(p, 1, __ATOMIC_ACQ_REL)
+#define JMB_COUNT_OF(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+#elif defined(_MSC_VER)
+#define JMB_COUNT_UP(p) (uint32_t) _InterlockedIncrement((volatile long *)(p))
+#define JMB_COUNT_DOWN(p) (uint32_t) _InterlockedDecrement((volatile long *)(p))
+#define JMB_COUNT_OF(p) (uint32_t) _InterlockedOr((volatile long *)(p), 0)
+#else
+#define JMB_COUNT_UP(p) (++*(p))
+#define JMB_COUNT_DOWN(p) (--*(p))
+#define JMB_COUNT_OF(p) (*(p))
 #endif
 
 /* How this file finds itself again. */
@@ -4354,8 +4386,8 @@ typedef struct jmb_span {
     uint32_t position;    /* of the first row */
     const int32_t *tokens; /* (rows) */
     float *state;
-    uint8_t *kv; /* pages, each of all layers */
-    uint64_t page_bytes;
+    uint8_t **pages; /* KV, each of all layers */
+    uint32_t kept;   /* tokens whose keys and values are there, whatever of the state is run again */
     jamba_kv_type kv_type;
 } jmb_span;
 
@@ -4491,7 +4523,7 @@ static size_t jmb_kv_bytes(jamba_kv_type type)
 
 static jmb_kv_head jmb_kv_head_of(const jmb_pass *p, const jmb_op *op, const jmb_span *span, size_t page, size_t head)
 {
-    uint8_t *at = span->kv + page * (size_t)span->page_bytes;
+    uint8_t *at = span->pages[page];
     size_t bytes = jmb_kv_bytes(span->kv_type);
     jmb_kv_head h;
     h.type = span->kv_type;
@@ -6820,7 +6852,8 @@ JMB_FN void JMB_K(jmb_keep_q8)(const jmb_kv_head *h, size_t key, const float *k,
     h->v_scale[key] = JMB_K(jmb_code_head)(v, h->dim, (int8_t *)h->v + key * h->stride);
 }
 
-/* The cache holds rotated keys, rounded to its type; prefill reads them back like decode does. */
+/* The cache holds rotated keys, rounded to its type; prefill reads them back like decode does. What is there already is
+ * not written again: other sessions may be reading it. */
 JMB_KERNEL void JMB_K(jmb_run_cache)(const jmb_pass *p, const jmb_op *op, uint32_t row)
 {
     const jmb_block *b = op->block;
@@ -6828,7 +6861,7 @@ JMB_KERNEL void JMB_K(jmb_run_cache)(const jmb_pass *p, const jmb_op *op, uint32
     uint32_t position = span->position + row - span->first;
     size_t key = position % JMB_PAGE, g;
     if (b->flags & JMB_ROPE) JMB_K(jmb_rope)(p, op, row, position);
-    for (g = 0; g < b->kv_heads; g++) {
+    for (g = 0; g < b->kv_heads && position >= span->kept; g++) {
         const float *k = jmb_row(p, &op->out[0], row) + g * b->head_dim;
         const float *v = jmb_row(p, &op->out[1], row) + g * b->head_dim;
         jmb_kv_head h = jmb_kv_head_of(p, op, span, position / JMB_PAGE, g);
@@ -7958,10 +7991,26 @@ typedef struct jmb_mark {
     float *state, *logits;
 } jmb_mark;
 
+/* In front of the keys and values of JMB_PAGE tokens. Nobody writes to a page that several sessions hold. */
+typedef struct jmb_page {
+    struct jmb_page_block *block;
+    uint32_t uses; /* atomic: sessions that hold it */
+} jmb_page;
+
+/* The pages that one session may take. Lives until that is freed and nobody else holds one. */
+typedef struct jmb_page_block {
+    jamba_allocator allocator;
+    size_t size;   /* of this allocation */
+    size_t stride; /* from page to page, their heads included */
+    uint32_t count;
+    uint32_t uses; /* atomic: its session, and each hold on a page */
+} jmb_page_block;
+
 struct jamba_session {
     const jamba_model *model;
     jamba_allocator allocator;
     size_t size; /* of this allocation */
+    bool huge_pages;
     jamba_executor executor;
     uint64_t (*now_us)(void *user);
     void *now_user;
@@ -7973,19 +8022,28 @@ struct jamba_session {
     int32_t *tokens;         /* (context) evaluated, then queued */
     uint32_t position, fed;  /* tokens evaluated, and evaluated or queued */
     jmb_span own;            /* its state and KV cache, as the spans of a pass have them */
-    uint32_t pages;          /* KV pages for the whole context */
+    jmb_page_block *block;   /* NULL where the model has no attention */
+    uint32_t held;           /* pages that own.pages holds, those of all tokens fed */
     jmb_pass pass;           /* rows == 0: between passes */
     uint32_t next_op, next_task;
+    jamba_session *holder;   /* whose pass has begun on this session's tokens, or is its own; NULL: none */
     float *logits;           /* of the last pass's wanted rows */
     uint32_t logit_rows;     /* how many */
     jmb_mark *marks;         /* (mark_room) by position */
     uint32_t mark_room, mark_count, mark_every;
+    uint32_t fork_chunk, fork_marks;
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
     jamba_memory memory;
-    bool busy; /* inside a call that may call back */
+    uint32_t busy; /* calls that may call back and that it is inside of */
     jamba_error error;
 };
+
+/* KV pages that `tokens` take. */
+static uint32_t jmb_pages_of(uint32_t tokens)
+{
+    return (tokens + JMB_PAGE - 1) / JMB_PAGE;
+}
 
 static void jmb_routing_layout(jmb_routing *r, const jmb_plan *plan, uint32_t rows, jmb_layout *layout)
 {
@@ -8035,6 +8093,7 @@ static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
     jmb_span *own = &s->own;
     jmb_place(layout, 1, sizeof *s);
     s->tokens = (int32_t *)jmb_place(layout, s->context, sizeof *s->tokens);
+    own->pages = (uint8_t **)jmb_place(layout, jmb_pages_of(s->context), sizeof *own->pages);
     jmb_pass_layout(&s->pass, plan, s->chunk, layout);
     s->logits =
         (float *)jmb_place(layout, jmb_mul(jmb_pad16((size_t)vocab), s->on_logits ? s->chunk : 1), sizeof(float));
@@ -8047,9 +8106,6 @@ static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
     start = layout->size;
     jmb_marks_layout(s, layout);
     s->memory.marks = (size_t)(layout->size - start);
-    start = layout->size;
-    own->kv = (uint8_t *)jmb_place(layout, s->pages, own->page_bytes);
-    s->memory.kv = (size_t)(layout->size - start);
 }
 
 #if defined(_OPENMP)
@@ -8085,6 +8141,124 @@ static uint64_t jmb_page_bytes(const jmb_plan *plan, jamba_kv_type type)
     return type == JAMBA_KV_Q8 ? jmb_add(bytes, jmb_mul(plan->page_scales, sizeof(float))) : bytes;
 }
 
+/* ---- pages --------------------------------------------------------------------------------- */
+
+enum { JMB_PAGE_HEAD = JMB_ALIGN }; /* bytes in front of a page's elements, and of a block's pages */
+
+static jmb_page *jmb_page_at(const jmb_page_block *block, uint32_t index)
+{
+    return (jmb_page *)(void *)((uint8_t *)(uintptr_t)block + JMB_PAGE_HEAD + index * block->stride);
+}
+
+static jmb_page *jmb_page_of(uint8_t *elements)
+{
+    return (jmb_page *)(void *)(elements - JMB_PAGE_HEAD);
+}
+
+static void jmb_pages_init(jmb_page_block *block, const jamba_session *s)
+{
+    uint32_t i;
+    block->allocator = s->allocator;
+    block->size = s->memory.kv;
+    block->stride = JMB_PAGE_HEAD + (size_t)jmb_page_bytes(&s->model->plan, s->own.kv_type);
+    block->count = (uint32_t)((block->size - JMB_PAGE_HEAD) / block->stride);
+    block->uses = 1;
+    for (i = 0; i < block->count; i++) {
+        jmb_page_at(block, i)->block = block;
+        jmb_page_at(block, i)->uses = 0;
+    }
+}
+
+static void jmb_block_drop(jmb_page_block *block)
+{
+    jamba_allocator allocator = block->allocator;
+    if (JMB_COUNT_DOWN(&block->uses) == 0) allocator.free(allocator.user, block, block->size);
+}
+
+static void jmb_page_hold(jmb_page *page)
+{
+    JMB_COUNT_UP(&page->uses);
+    JMB_COUNT_UP(&page->block->uses);
+}
+
+static void jmb_page_drop(jmb_page *page)
+{
+    jmb_page_block *block = page->block;
+    JMB_COUNT_DOWN(&page->uses);
+    jmb_block_drop(block);
+}
+
+static bool jmb_page_shared(const jamba_session *s, uint32_t index)
+{
+    return JMB_COUNT_OF(&jmb_page_of(s->own.pages[index])->uses) > 1;
+}
+
+/* Gives back all pages but those of the first `tokens`. */
+static void jmb_pages_release(jamba_session *s, uint32_t tokens)
+{
+    while (s->held > jmb_pages_of(tokens)) jmb_page_drop(jmb_page_of(s->own.pages[--s->held]));
+}
+
+/* Pages that it could take after giving back all but `kept`. */
+static uint32_t jmb_pages_free(const jamba_session *s, uint32_t kept)
+{
+    uint32_t i, n = 0;
+    for (i = 0; i < s->block->count; i++) n += JMB_COUNT_OF(&jmb_page_at(s->block, i)->uses) == 0;
+    for (i = kept; i < s->held; i++) n += jmb_page_of(s->own.pages[i])->block == s->block && !jmb_page_shared(s, i);
+    return n;
+}
+
+/* Whether pages are there for keeping `kept` tokens and going on up to `tokens`: a page that is written to from its
+ * middle on must not be shared. */
+static bool jmb_pages_fit(const jamba_session *s, uint32_t kept, uint32_t tokens)
+{
+    uint32_t pages = jmb_pages_of(kept), more = jmb_pages_of(tokens) - pages;
+    if (!s->block || tokens == kept) return true;
+    if (kept % JMB_PAGE && jmb_page_shared(s, kept / JMB_PAGE)) more++;
+    return more == 0 || more <= jmb_pages_free(s, pages);
+}
+
+/* One of the free pages, which jmb_pages_fit() has found; the one that lies at `index` if it can be. */
+static uint8_t *jmb_page_take(const jamba_session *s, uint32_t index)
+{
+    uint32_t i = index % s->block->count;
+    while (JMB_COUNT_OF(&jmb_page_at(s->block, i)->uses)) i = (i + 1) % s->block->count;
+    jmb_page_hold(jmb_page_at(s->block, i));
+    return (uint8_t *)jmb_page_at(s->block, i) + JMB_PAGE_HEAD;
+}
+
+/* A page of its own in place of a shared one. */
+static void jmb_page_copy(jamba_session *s, uint32_t index)
+{
+    uint8_t *shared = s->own.pages[index];
+    s->own.pages[index] = jmb_page_take(s, index);
+    memcpy(s->own.pages[index], shared, s->block->stride - JMB_PAGE_HEAD);
+    jmb_page_drop(jmb_page_of(shared));
+}
+
+/* From the `fed` tokens that it holds pages for to `tokens`. */
+static void jmb_pages_grow(jamba_session *s, uint32_t tokens)
+{
+    if (!s->block || tokens == s->fed) return;
+    if (s->fed % JMB_PAGE && jmb_page_shared(s, s->fed / JMB_PAGE)) jmb_page_copy(s, s->fed / JMB_PAGE);
+    for (; s->held < jmb_pages_of(tokens); s->held++) s->own.pages[s->held] = jmb_page_take(s, s->held);
+}
+
+/* Shares the pages that nobody writes to any more, and copies what there is of the next one. */
+static void jmb_pages_fork(jamba_session *s, const jamba_session *source)
+{
+    uint32_t full = s->own.kept / JMB_PAGE;
+    if (!s->block) return;
+    for (s->held = 0; s->held < full; s->held++) {
+        s->own.pages[s->held] = source->own.pages[s->held];
+        jmb_page_hold(jmb_page_of(s->own.pages[s->held]));
+    }
+    for (; s->held < jmb_pages_of(s->fed); s->held++) s->own.pages[s->held] = jmb_page_take(s, s->held);
+    if (s->own.kept % JMB_PAGE) memcpy(s->own.pages[full], source->own.pages[full], s->block->stride - JMB_PAGE_HEAD);
+}
+
+/* ---- making one ---------------------------------------------------------------------------- */
+
 static jamba_result jmb_check_allocator(const jamba_allocator *allocator, jamba_error *error)
 {
     if (!allocator || (allocator->alloc && allocator->free)) return JAMBA_OK;
@@ -8106,21 +8280,38 @@ static jamba_result jmb_check_session_params(const jamba_session_params *p, jamb
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "threads is %d, outside 0 to 4096", p->threads);
     if (p->kv_type != JAMBA_KV_F16 && p->kv_type != JAMBA_KV_F32 && p->kv_type != JAMBA_KV_Q8)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "kv_type %d is not known", (int)p->kv_type);
+    if (p->fork_chunk < 0 || p->fork_chunk > 65536)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "fork_chunk is %d, outside 0 to 65536", p->fork_chunk);
+    if (p->fork_marks < 0 || p->fork_marks > 65536)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "fork_marks is %d, outside 0 to 65536", p->fork_marks);
     if (p->executor && (!p->executor->run || p->executor->width < 1 || p->executor->width > 4096))
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "an executor needs run() and a width of 1 to 4096");
     return jmb_check_allocator(p->allocator, error);
+}
+
+/* Measures a session whose parameters stand, with `pages` KV pages of its own. */
+static jamba_result jmb_session_measure(jamba_session *s, uint32_t pages, jamba_error *error)
+{
+    jmb_layout measure = { NULL, 0 };
+    uint64_t page = jmb_page_bytes(&s->model->plan, s->own.kv_type), block;
+    jmb_session_layout(s, &measure);
+    block = page ? jmb_add(JMB_PAGE_HEAD, jmb_mul(pages, jmb_add(JMB_PAGE_HEAD, page))) : 0;
+    if (measure.size > SIZE_MAX / 2 || block > SIZE_MAX / 2) return jmb_no_memory(error);
+    s->size = (size_t)measure.size;
+    s->memory.kv = (size_t)block;
+    return JAMBA_OK;
 }
 
 /* Fills everything but the places, and measures. */
 static jamba_result jmb_session_prepare(
     jamba_session *s, const jamba_model *model, const jamba_session_params *params, jamba_error *error)
 {
-    jmb_layout measure = { NULL, 0 };
     uint32_t trained = model->metadata.header.context;
     memset(s, 0, sizeof *s);
     JMB_TRY(jmb_check_session_params(params, error));
     s->model = model;
     s->allocator = params->allocator ? *params->allocator : model->heap.allocator;
+    s->huge_pages = params->huge_pages;
     s->executor = params->executor ? *params->executor : jmb_default_executor(params->threads);
     s->now_us = params->now_us ? params->now_us : jmb_clock_us;
     s->now_user = params->now_user;
@@ -8131,22 +8322,47 @@ static jamba_result jmb_session_prepare(
     s->context = params->context ? (uint32_t)params->context : trained < 8192 ? trained : 8192;
     s->chunk = params->chunk ? (uint32_t)params->chunk : 128;
     if (s->chunk > s->context) s->chunk = s->context;
-    s->pages = (s->context + JMB_PAGE - 1) / JMB_PAGE;
     s->mark_room = (uint32_t)params->marks;
     s->mark_every = (uint32_t)params->mark_every;
-    s->own.session = NULL;
+    s->fork_chunk = params->fork_chunk ? (uint32_t)params->fork_chunk : 8;
+    s->fork_marks = (uint32_t)params->fork_marks;
     s->own.kv_type = params->kv_type;
-    s->own.page_bytes = jmb_page_bytes(&model->plan, params->kv_type);
-    jmb_session_layout(s, &measure);
-    if (measure.size > SIZE_MAX / 2) return jmb_no_memory(error);
-    s->size = (size_t)measure.size;
+    return jmb_session_measure(s, jmb_pages_of(s->context), error);
+}
+
+static void *jmb_session_alloc(const jamba_session *s, size_t size)
+{
+    void *memory = s->allocator.alloc(s->allocator.user, size, JMB_ALIGN);
+    if (memory && s->huge_pages) jmb_advise_huge(memory, size);
+    return memory;
+}
+
+/* Makes what jmb_session_measure() has measured. State and contents are not set. */
+static jamba_result jmb_session_make(jamba_session **out, const jamba_session *prepared, jamba_error *error)
+{
+    jmb_layout layout = { NULL, 0 };
+    size_t kv = prepared->memory.kv;
+    jmb_page_block *block = kv ? (jmb_page_block *)jmb_session_alloc(prepared, kv) : NULL;
+    if (block || kv == 0) layout.base = (uint8_t *)jmb_session_alloc(prepared, prepared->size);
+    if (!layout.base) {
+        if (block) prepared->allocator.free(prepared->allocator.user, block, kv);
+        return jmb_fail(error, JAMBA_ERR_MEMORY, 0,
+            "no memory for a session of %z bytes: ask for a smaller context or chunk", prepared->size + kv);
+    }
+    *out = (jamba_session *)(void *)layout.base;
+    **out = *prepared;
+    jmb_session_layout(*out, &layout);
+    (*out)->block = block;
+    if (block) jmb_pages_init(block, *out);
     return JAMBA_OK;
 }
 
 static void jmb_session_clear(jamba_session *s)
 {
-    s->position = s->fed = s->next_op = s->next_task = s->mark_count = s->logit_rows = 0;
+    jmb_pages_release(s, 0);
+    s->position = s->fed = s->own.kept = s->mark_count = s->logit_rows = 0;
     s->pass.rows = 0;
+    s->holder = NULL;
     memset(s->own.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
 }
 
@@ -8193,6 +8409,14 @@ static void jmb_put_mark(jamba_session *s)
     memcpy(m->logits, s->logits + (s->logit_rows - 1) * vocab, vocab * sizeof(float));
 }
 
+/* Forgets the tokens from `target` on. */
+static void jmb_drop_fed(jamba_session *s, uint32_t target)
+{
+    s->fed = target;
+    if (s->own.kept > target) s->own.kept = target;
+    jmb_pages_release(s, target);
+}
+
 /* Puts the session to the last place it can be restored to at or before `target`; what is between is queued. */
 static void jmb_restore_mark(jamba_session *s, uint32_t target)
 {
@@ -8208,15 +8432,16 @@ static void jmb_restore_mark(jamba_session *s, uint32_t target)
     s->logit_rows = from == target ? 1 : 0;
     if (s->logit_rows) memcpy(s->logits, m->logits, vocab * sizeof(float));
     s->position = from;
-    s->fed = target;
     s->pass.rows = 0;
+    s->holder = NULL;
+    jmb_drop_fed(s, target);
 }
 
 static void jmb_rewind(jamba_session *s, uint32_t target)
 {
     uint32_t done = s->position + s->pass.rows; /* with the tokens that are being worked on */
     if (target == 0) jmb_session_clear(s);
-    else if (target > done || (target == done && s->logit_rows)) s->fed = target;
+    else if (target > done || (target == done && s->logit_rows)) jmb_drop_fed(s, target);
     else jmb_restore_mark(s, target);
 }
 
@@ -8243,7 +8468,30 @@ static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t rows)
     p->rows += rows;
 }
 
-/* Begins a pass over what the sessions have queued, as much as it holds. rows == 0: nothing. */
+static bool jmb_queued(jamba_session *const *sessions, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; i++)
+        if (sessions[i]->position < sessions[i]->fed) return true;
+    return false;
+}
+
+/* The sessions of a pass, and the one that lends its scratch. */
+static void jmb_pass_hold(jamba_session *lead, jamba_session *holder)
+{
+    uint32_t i;
+    lead->holder = holder;
+    for (i = 0; i < lead->pass.span_count; i++) lead->pass.spans[i].session->holder = holder;
+}
+
+static void jmb_pass_busy(jamba_session *lead, uint32_t add)
+{
+    uint32_t i;
+    lead->busy += add;
+    for (i = 0; i < lead->pass.span_count; i++) lead->pass.spans[i].session->busy += add;
+}
+
+/* Begins a pass over what the sessions have queued, as much as it holds. */
 static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, size_t count)
 {
     jmb_pass *p = &lead->pass;
@@ -8256,6 +8504,7 @@ static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, s
         if (rows) jmb_pass_join(p, sessions[i], rows);
     }
     lead->next_op = lead->next_task = 0;
+    jmb_pass_hold(lead, lead);
 }
 
 /* Ends a pass; false when a progress callback asks to stop. */
@@ -8265,7 +8514,12 @@ static bool jmb_pass_end(jamba_session *lead)
     uint32_t i, row;
     bool go_on = true;
     p->rows = 0;
-    for (i = 0; i < p->span_count; i++) p->spans[i].session->position += p->spans[i].rows;
+    jmb_pass_hold(lead, NULL);
+    for (i = 0; i < p->span_count; i++) {
+        jamba_session *s = p->spans[i].session;
+        s->position += p->spans[i].rows;
+        if (s->own.kept < s->position) s->own.kept = s->position;
+    }
     for (i = 0; i < p->span_count; i++) {
         const jmb_span *span = &p->spans[i];
         jamba_session *s = span->session;
@@ -8432,6 +8686,86 @@ static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
     if (run.handed && s->executor.concurrent) return jmb_run_gang(&run);
 #endif
     return jmb_run_slices(&run);
+}
+
+/* Runs the pass that holds a session on; JAMBA_OK when it is over, JAMBA_ERR_ABORTED when that and a callback asks to
+ * stop. */
+static jamba_result jmb_pass_work(jamba_session *lead, uint64_t start, uint64_t budget_us)
+{
+    jamba_result result = JAMBA_OK;
+    jmb_pass_busy(lead, 1);
+    if (!jmb_pass_run(lead, start, budget_us)) result = JAMBA_PENDING;
+    else if (!jmb_pass_end(lead)) result = JAMBA_ERR_ABORTED;
+    jmb_pass_busy(lead, (uint32_t)-1);
+    return result;
+}
+
+static jamba_session *jmb_first_holder(jamba_session *const *sessions, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; i++)
+        if (sessions[i]->holder) return sessions[i]->holder;
+    return NULL;
+}
+
+/* Works off the queues of several sessions; passes that budgets have left half way come first. */
+static jamba_result jmb_step(jamba_session *const *sessions, size_t count, uint64_t budget_us)
+{
+    jamba_session *lead = sessions[0];
+    uint64_t start = budget_us ? lead->now_us(lead->now_user) : 0;
+    bool go_on = true;
+    for (;;) {
+        jamba_session *holder = jmb_first_holder(sessions, count);
+        jamba_result result;
+        if (!holder && !jmb_queued(sessions, count)) return JAMBA_OK;
+        if (!holder && !go_on)
+            return jmb_fail(&lead->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
+        if (!holder) jmb_pass_fill(lead, sessions, count);
+        result = jmb_pass_work(holder ? holder : lead, start, budget_us);
+        if (result == JAMBA_PENDING) return result;
+        go_on = go_on && result == JAMBA_OK;
+    }
+}
+
+/* Finishes the pass that holds a session together with others. */
+static void jmb_settle(jamba_session *s)
+{
+    jamba_session *lead = s->holder;
+    if (!lead || (lead == s && s->pass.span_count == 1 && s->pass.spans[0].session == s)) return;
+    jmb_pass_work(lead, 0, 0);
+}
+
+/* ---- fork ---------------------------------------------------------------------------------- */
+
+/* Fills everything but the places, and measures. */
+static jamba_result jmb_fork_prepare(
+    jamba_session *s, const jamba_session *source, int32_t tokens, jamba_error *error)
+{
+    if (source->busy || source->holder)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "the source of a fork stands in the middle of a token: step on");
+    if (tokens < 0 || (uint32_t)tokens > JMB_MAX_CONTEXT - source->fed)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "%d more tokens make a context outside 1 to %d", tokens,
+            (int)JMB_MAX_CONTEXT);
+    *s = *source;
+    s->context = tokens ? source->fed + (uint32_t)tokens : source->context;
+    s->chunk = source->fork_chunk < s->context ? source->fork_chunk : s->context;
+    s->mark_room = source->fork_marks;
+    s->mark_count = 0;
+    memset(&s->error, 0, sizeof s->error);
+    return jmb_session_measure(s, jmb_pages_of(s->context) - s->own.kept / JMB_PAGE, error);
+}
+
+/* Copies what the timeline has come to. */
+static void jmb_fork_copy(jamba_session *s, const jamba_session *source)
+{
+    size_t vocab = jmb_pad16(s->model->metadata.header.vocab);
+    memcpy(s->tokens, source->tokens, s->fed * sizeof *s->tokens);
+    memcpy(s->own.state, source->own.state, (size_t)s->model->plan.state_floats * sizeof(float));
+    if (source->logit_rows) {
+        memcpy(s->logits, source->logits + (source->logit_rows - 1) * vocab, vocab * sizeof(float));
+        s->logit_rows = 1;
+    }
+    jmb_pages_fork(s, source);
 }
 
 /* ===========================================================================================
@@ -8878,23 +9212,37 @@ JAMBA_API jamba_result jamba_session_create(
     jamba_session **out, const jamba_model *model, const jamba_session_params *params, jamba_error *error)
 {
     jamba_session_params standard;
-    jamba_session prepared, *s;
-    jmb_layout layout = { NULL, 0 };
+    jamba_session prepared;
     memset(&standard, 0, sizeof standard);
     if (!out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the session: out is NULL");
     *out = NULL;
     if (!model) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a session needs a model");
     JMB_TRY(jmb_session_prepare(&prepared, model, params ? params : &standard, error));
-    layout.base = (uint8_t *)prepared.allocator.alloc(prepared.allocator.user, prepared.size, JMB_ALIGN);
-    if (!layout.base)
-        return jmb_fail(error, JAMBA_ERR_MEMORY, 0,
-            "no memory for a session of %z bytes: ask for a smaller context or chunk", prepared.size);
-    if (params && params->huge_pages) jmb_advise_huge(layout.base, prepared.size);
-    s = (jamba_session *)(void *)layout.base;
-    *s = prepared;
-    jmb_session_layout(s, &layout);
-    jmb_session_clear(s);
-    *out = s;
+    JMB_TRY(jmb_session_make(out, &prepared, error));
+    jmb_session_clear(*out);
+    return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_session_fork_estimate(const jamba_session *source, int32_t tokens, jamba_memory *out)
+{
+    jamba_session s;
+    if (!source || !out) return JAMBA_ERR_ARGUMENT;
+    memset(out, 0, sizeof *out);
+    JMB_TRY(jmb_fork_prepare(&s, source, tokens, NULL));
+    *out = s.memory;
+    return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_session_fork(
+    jamba_session **out, const jamba_session *source, int32_t tokens, jamba_error *error)
+{
+    jamba_session prepared;
+    if (!out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the session: out is NULL");
+    *out = NULL;
+    if (!source) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a fork needs a session to begin from");
+    JMB_TRY(jmb_fork_prepare(&prepared, source, tokens, error));
+    JMB_TRY(jmb_session_make(out, &prepared, error));
+    jmb_fork_copy(*out, source);
     return JAMBA_OK;
 }
 
@@ -8902,13 +9250,18 @@ JAMBA_API void jamba_session_free(jamba_session *session)
 {
     jamba_allocator allocator;
     if (!session) return;
+    jmb_settle(session);
+    jmb_pages_release(session, 0);
+    if (session->block) jmb_block_drop(session->block);
     allocator = session->allocator;
     allocator.free(allocator.user, session, session->size);
 }
 
 JAMBA_API void jamba_session_reset(jamba_session *session)
 {
-    if (session && !session->busy) jmb_session_clear(session);
+    if (!session || session->busy) return;
+    jmb_settle(session);
+    jmb_session_clear(session);
 }
 
 JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_session_info *out)
@@ -8947,7 +9300,8 @@ JAMBA_API jamba_result jamba_session_mark(jamba_session *session)
 {
     if (!session) return JAMBA_ERR_ARGUMENT;
     JMB_TRY(jmb_check_idle(session));
-    if (session->position < session->fed || session->pass.rows)
+    jmb_settle(session);
+    if (session->position < session->fed)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "%u tokens are pending: evaluate them before a mark",
             session->fed - session->position);
     if (!session->mark_room)
@@ -8963,6 +9317,7 @@ JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t posi
     if (position < 0 || (uint32_t)position > session->fed)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "position %d is outside the %u tokens fed", position,
             session->fed);
+    jmb_settle(session);
     jmb_rewind(session, (uint32_t)position);
     if (replay) *replay = (int32_t)(session->fed - session->position);
     return JAMBA_OK;
@@ -8978,6 +9333,9 @@ static jamba_result jmb_check_tokens(jamba_session *s, const int32_t *tokens, si
     if (count > s->context - s->fed)
         return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "%z more tokens do not fit: %u of %u are used", count, s->fed,
             s->context);
+    if (!jmb_pages_fit(s, s->fed, s->fed + (uint32_t)count))
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0,
+            "%z more tokens do not fit: forks hold pages of what came after token %u before", count, s->fed);
     for (i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
             return jmb_fail(
@@ -8988,6 +9346,7 @@ static jamba_result jmb_check_tokens(jamba_session *s, const int32_t *tokens, si
 static void jmb_enqueue(jamba_session *s, const int32_t *tokens, size_t count)
 {
     if (count) memcpy(s->tokens + s->fed, tokens, count * sizeof *tokens);
+    jmb_pages_grow(s, s->fed + (uint32_t)count);
     s->fed += (uint32_t)count;
 }
 
@@ -8999,27 +9358,11 @@ JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens,
     return JAMBA_OK;
 }
 
-static jamba_result jmb_step(jamba_session *s, uint64_t budget_us)
-{
-    uint64_t start = budget_us ? s->now_us(s->now_user) : 0;
-    while (s->pass.rows || s->position < s->fed) {
-        if (!s->pass.rows) jmb_pass_fill(s, &s, 1);
-        if (!jmb_pass_run(s, start, budget_us)) return JAMBA_PENDING;
-        if (!jmb_pass_end(s) && s->position < s->fed)
-            return jmb_fail(&s->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
-    }
-    return JAMBA_OK;
-}
-
 JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us)
 {
-    jamba_result result;
     if (!session) return JAMBA_ERR_ARGUMENT;
     JMB_TRY(jmb_check_idle(session));
-    session->busy = true;
-    result = jmb_step(session, budget_us);
-    session->busy = false;
-    return result;
+    return jmb_step(&session, 1, budget_us);
 }
 
 JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count)
@@ -9045,40 +9388,14 @@ static jamba_result jmb_batch_hold(
             jamba_error why = s->error;
             return jmb_fail(error, result, 0, "session %z of the batch: %s", *held, why.message);
         }
-        s->busy = true;
+        s->busy++;
     }
     return JAMBA_OK;
 }
 
-/* Finishes the passes that time budgets left half way: they are their session's own. */
-static bool jmb_batch_finish(jamba_session *const *sessions, size_t count)
-{
-    bool go_on = true;
-    size_t i;
-    for (i = 0; i < count; i++) {
-        if (!sessions[i]->pass.rows) continue;
-        jmb_pass_run(sessions[i], 0, 0);
-        go_on = jmb_pass_end(sessions[i]) && go_on;
-    }
-    return go_on;
-}
-
-static jamba_result jmb_batch_run(jamba_session *const *sessions, size_t count)
-{
-    jamba_session *lead = sessions[0];
-    bool go_on = jmb_batch_finish(sessions, count);
-    for (;;) {
-        jmb_pass_fill(lead, sessions, count);
-        if (!lead->pass.rows) return JAMBA_OK;
-        if (!go_on) break;
-        jmb_pass_run(lead, 0, 0);
-        go_on = jmb_pass_end(lead);
-    }
-    lead->pass.rows = 0;
-    return jmb_fail(&lead->error, JAMBA_ERR_ABORTED, 0, "stopped by a progress callback");
-}
-
-JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const int32_t *tokens, size_t count)
+/* Queues a token for each where there are any, and works on the queues. */
+static jamba_result jmb_batch(
+    jamba_session *const *sessions, const int32_t *tokens, size_t count, uint64_t budget_us)
 {
     jamba_result result;
     size_t held, i;
@@ -9086,10 +9403,20 @@ JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const in
     result = jmb_batch_hold(sessions, tokens, count, &held, &sessions[0]->error);
     if (result == JAMBA_OK) {
         for (i = 0; tokens && i < count; i++) jmb_enqueue(sessions[i], tokens + i, 1);
-        result = jmb_batch_run(sessions, count);
+        result = jmb_step(sessions, count, budget_us);
     }
-    for (i = 0; i < held; i++) sessions[i]->busy = false;
+    for (i = 0; i < held; i++) sessions[i]->busy--;
     return result;
+}
+
+JAMBA_API jamba_result jamba_step_batch(jamba_session *const *sessions, size_t count, uint64_t budget_us)
+{
+    return jmb_batch(sessions, NULL, count, budget_us);
+}
+
+JAMBA_API jamba_result jamba_eval_batch(jamba_session *const *sessions, const int32_t *tokens, size_t count)
+{
+    return jmb_batch(sessions, tokens, count, 0);
 }
 
 JAMBA_API const float *jamba_logits(const jamba_session *session)
@@ -9111,9 +9438,9 @@ JAMBA_API int32_t jamba_sample(jamba_session *session, jamba_sampler *sampler)
     if (!sampler) sampler = &greedy;
     if (!jmb_sampler_valid(sampler))
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "a sampler field is out of range");
-    session->busy = true;
+    session->busy++;
     token = jmb_sample(session, sampler, logits);
-    session->busy = false;
+    session->busy--;
     return token;
 }
 

@@ -177,9 +177,10 @@ static void fill_tokens(bench *b)
 /* Repeats the first page of keys and values, so that they fill those of `depth` tokens. */
 static void fill_pages(jamba_session *s, int depth)
 {
-    const jmb_span *own = &s->own;
-    size_t pages = ((size_t)depth + JMB_PAGE - 1) / JMB_PAGE;
-    for (size_t i = 1; i < pages; i++) memcpy(own->kv + i * own->page_bytes, own->kv, own->page_bytes);
+    size_t bytes = (size_t)jmb_page_bytes(&s->model->plan, s->own.kv_type);
+    jmb_pages_grow(s, (uint32_t)depth);
+    s->fed = (uint32_t)depth;
+    for (uint32_t i = 1; i < s->held; i++) memcpy(s->own.pages[i], s->own.pages[0], bytes);
 }
 
 /* As if `depth` tokens had been read: keys and values repeat those of the first page, the recurrent state is
@@ -187,7 +188,9 @@ static void fill_pages(jamba_session *s, int depth)
 static void go_to_depth(jamba_session *s, int depth)
 {
     if (depth == 0) jamba_session_reset(s);
-    else s->position = s->fed = (uint32_t)depth;
+    if (s->fed < (uint32_t)depth) jmb_pages_grow(s, (uint32_t)depth); /* the same ones as before, their numbers there */
+    jmb_drop_fed(s, (uint32_t)depth);
+    s->position = s->own.kept = (uint32_t)depth;
 }
 
 static int deepest(const bench *b)
