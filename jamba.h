@@ -4368,7 +4368,9 @@ typedef struct jmb_routing {
 
 enum { JMB_STREAMS = 4 }; /* panels at once, read side by side for few rows */
 enum { JMB_PREFETCH = 2048 }; /* bytes ahead of the weights in use */
-enum { JMB_PAGE = 256 }; /* keys in a KV page, and in a softmax block */
+#ifndef JMB_PAGE /* tests make pages small */
+#define JMB_PAGE 256 /* keys in a KV page, and in a softmax block: a multiple of 16 */
+#endif
 enum { JMB_QUERIES = 16 }; /* queries of one KV head that share a reading of its page */
 enum { JMB_WIDE = 64 }; /* vectors of the KV cache that are widened to floats at a time */
 
@@ -8717,7 +8719,7 @@ static jamba_result jmb_step(jamba_session *const *sessions, size_t count, uint6
     for (;;) {
         jamba_session *holder = jmb_first_holder(sessions, count);
         jamba_result result;
-        if (!holder && !jmb_queued(sessions, count)) return JAMBA_OK;
+        if (!jmb_queued(sessions, count)) return JAMBA_OK;
         if (!holder && !go_on)
             return jmb_fail(&lead->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
         if (!holder) jmb_pass_fill(lead, sessions, count);
@@ -9300,7 +9302,6 @@ JAMBA_API jamba_result jamba_session_mark(jamba_session *session)
 {
     if (!session) return JAMBA_ERR_ARGUMENT;
     JMB_TRY(jmb_check_idle(session));
-    jmb_settle(session);
     if (session->position < session->fed)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "%u tokens are pending: evaluate them before a mark",
             session->fed - session->position);

@@ -1,19 +1,20 @@
 /* laws.c - whatever is done with a session, its logits are those of the plain run over its tokens
  *
- * Random scripts of feeding, stepping with and without a budget, sampling, marks, going back and batches, on every
- * family, chunk size, cache type and executor. At the end, and whenever nothing is pending, the logits equal bit
+ * Random scripts of feeding, stepping with and without a budget, sampling, marks, going back, forks and batches, on
+ * every family, chunk size, cache type and executor. At the end, and whenever nothing is pending, the logits equal bit
  * for bit those of a new session that evaluates the same tokens in one go. A script that fails is cut down to
  * what still fails, and printed. LAWS=N in the environment runs N scripts on the tiny model. */
+#define JMB_PAGE 16 /* so that a few tokens fill pages, which forks share */
 #include "tiny.h"
 
-enum { OPS_MAX = 24, TOKENS_MAX = 40, SESSIONS = 2 };
+enum { OPS_MAX = 24, TOKENS_MAX = 40, SESSIONS = 3 };
 
 typedef enum op_kind {
-    OP_FEED, OP_STEP, OP_FINISH, OP_SAMPLE, OP_MARK, OP_REWIND, OP_BATCH, OP_RESET, OP_KINDS
+    OP_FEED, OP_STEP, OP_FINISH, OP_SAMPLE, OP_MARK, OP_REWIND, OP_BATCH, OP_SLICES, OP_FORK, OP_RESET, OP_KINDS
 } op_kind;
 
 static const char *const op_names[OP_KINDS] = { "feed", "step", "finish", "sample", "mark", "rewind", "batch",
-    "reset" };
+    "slices", "fork", "reset" };
 
 /* What an argument means depends on the session's place, so that any part of a script is a script. */
 typedef struct script_op {
@@ -24,7 +25,7 @@ typedef struct script_op {
 
 typedef struct script {
     uint64_t seed;
-    int32_t chunk, marks, mark_every;
+    int32_t chunk, marks, mark_every, fork_chunk, fork_marks;
     jamba_kv_type kv;
     int executor; /* 0: none, 1: in reverse, 2: threads */
     int count;
@@ -50,7 +51,7 @@ static script script_make(uint64_t seed)
 {
     static const int32_t chunks[] = { 1, 3, 7, 64 }, marks[] = { 0, 1, 2, 4 }, every[] = { 0, 0, 5 };
     static const int often[] = { OP_FEED, OP_FEED, OP_FEED, OP_STEP, OP_STEP, OP_FINISH, OP_SAMPLE, OP_SAMPLE, OP_MARK,
-        OP_MARK, OP_REWIND, OP_REWIND, OP_REWIND, OP_BATCH, OP_BATCH };
+        OP_MARK, OP_REWIND, OP_REWIND, OP_REWIND, OP_BATCH, OP_BATCH, OP_SLICES, OP_SLICES, OP_FORK, OP_FORK };
     uint64_t random = seed;
     script s;
     int i;
@@ -59,13 +60,15 @@ static script script_make(uint64_t seed)
     s.chunk = chunks[random_next(&random) % 4];
     s.marks = marks[random_next(&random) % 4];
     s.mark_every = every[random_next(&random) % 3];
+    s.fork_chunk = chunks[random_next(&random) % 4];
+    s.fork_marks = marks[random_next(&random) % 4];
     s.kv = (jamba_kv_type)(random_next(&random) % 3);
     s.executor = random_next(&random) % 8 < 6 ? 0 : 1 + (int)(random_next(&random) % 2);
     s.count = 2 + (int)(random_next(&random) % (OPS_MAX - 1));
     for (i = 0; i < s.count; i++) {
         uint64_t r = random_next(&random);
         s.ops[i].kind = r % 97 == 0 ? OP_RESET : (op_kind)often[r / 97 % (sizeof often / sizeof *often)];
-        s.ops[i].session = r >> 32 & 3 ? 0 : 1;
+        s.ops[i].session = r >> 32 & 3 ? 0 : 1 + (int)(r >> 40 & 1);
         s.ops[i].argument = (uint32_t)(r >> 34);
     }
     return s;
@@ -74,8 +77,9 @@ static script script_make(uint64_t seed)
 static void script_print(const script *s)
 {
     int i;
-    printf("  seed %llu: chunk %d, marks %d, mark_every %d, cache %d, executor %d\n", (unsigned long long)s->seed,
-        (int)s->chunk, (int)s->marks, (int)s->mark_every, (int)s->kv, s->executor);
+    printf("  seed %llu: chunk %d, marks %d, mark_every %d, forks' %d and %d, cache %d, executor %d\n",
+        (unsigned long long)s->seed, (int)s->chunk, (int)s->marks, (int)s->mark_every, (int)s->fork_chunk,
+        (int)s->fork_marks, (int)s->kv, s->executor);
     for (i = 0; i < s->count; i++)
         printf("    %s %u of session %d\n", op_names[s->ops[i].kind], (unsigned)s->ops[i].argument, s->ops[i].session);
 }
@@ -101,6 +105,8 @@ static jamba_session *session_open(laws *l, const script *s)
     params.chunk = s->chunk;
     params.marks = s->marks;
     params.mark_every = s->mark_every;
+    params.fork_chunk = s->fork_chunk;
+    params.fork_marks = s->fork_marks;
     params.kv_type = s->kv;
     params.threads = 1;
     params.now_us = clock_tick;
@@ -129,6 +135,12 @@ static bool session_lawful(laws *l, const script *s, jamba_session *session)
     return same || fails(l, "other logits than the plain run", session);
 }
 
+/* Tokens that fit by its own account. Forks of what a rewind has left may hold pages that it would need. */
+static bool fits(const jamba_session *session, size_t count)
+{
+    return session->fed + count <= session->context && jmb_pages_fit(session, session->fed, session->fed + (uint32_t)count);
+}
+
 static int32_t pending_of(const jamba_session *session)
 {
     jamba_session_info info;
@@ -139,12 +151,10 @@ static int32_t pending_of(const jamba_session *session)
 static bool run_feed(laws *l, jamba_session *session, uint32_t argument)
 {
     int32_t tokens[9];
-    size_t used, count = 1 + argument % 9, i;
-    jamba_session_tokens(session, &used);
-    if (used + count > TOKENS_MAX) {
-        for (i = 0; i < count; i++) tokens[i] = 0;
+    size_t count = 1 + argument % 9, i;
+    for (i = 0; i < count; i++) tokens[i] = 0;
+    if (!fits(session, count))
         return jamba_feed(session, tokens, count) == JAMBA_ERR_CONTEXT || fails(l, "fed past the context", session);
-    }
     for (i = 0; i < count; i++) tokens[i] = (int32_t)((argument / 9 + i * 7) % l->vocab);
     return jamba_feed(session, tokens, count) == JAMBA_OK || fails(l, "feed", session);
 }
@@ -164,21 +174,19 @@ static bool run_step(laws *l, jamba_session *session, uint32_t argument)
 static bool run_sample(laws *l, jamba_session *session, uint32_t argument)
 {
     jamba_sampler sampler;
-    size_t used;
     int32_t token;
     memset(&sampler, 0, sizeof sampler);
     sampler.temperature = argument & 1 ? 0.8f : 0;
     sampler.seed = argument;
-    jamba_session_tokens(session, &used);
     token = jamba_sample(session, &sampler);
     if ((token < 0) != (jamba_logits(session) == NULL)) return fails(l, "sample", session);
-    if (token < 0 || used == TOKENS_MAX) return true;
+    if (token < 0 || !fits(session, 1)) return true;
     return jamba_eval(session, &token, 1) == JAMBA_OK || fails(l, "eval", session);
 }
 
-static bool run_mark(laws *l, const script *s, jamba_session *session)
+static bool run_mark(laws *l, jamba_session *session)
 {
-    bool possible = s->marks > 0 && pending_of(session) == 0;
+    bool possible = session->mark_room > 0 && pending_of(session) == 0;
     return (jamba_session_mark(session) == JAMBA_OK) == possible || fails(l, "mark", session);
 }
 
@@ -197,24 +205,61 @@ static bool run_rewind(laws *l, jamba_session *session, uint32_t argument)
     return jamba_session_rewind(session, to + 1, NULL) == JAMBA_ERR_ARGUMENT || fails(l, "rewound forward", session);
 }
 
+/* One token for each; the argument says who leads. */
 static bool run_batch(laws *l, jamba_session *const *sessions, uint32_t argument)
 {
-    int32_t tokens[SESSIONS];
+    jamba_session *order[SESSIONS];
+    int32_t tokens[SESSIONS], pending = 0;
     bool room = true;
-    int i;
+    uint32_t i;
     for (i = 0; i < SESSIONS; i++) {
-        size_t used;
-        jamba_session_tokens(sessions[i], &used);
-        room = room && used < TOKENS_MAX;
-        tokens[i] = (int32_t)((argument + (uint32_t)i) % l->vocab);
+        order[i] = sessions[(argument + i) % SESSIONS];
+        room = room && fits(order[i], 1);
+        tokens[i] = (int32_t)((argument + i) % l->vocab);
     }
-    if (jamba_eval_batch(sessions, tokens, SESSIONS) != (room ? JAMBA_OK : JAMBA_ERR_CONTEXT))
-        return fails(l, "batch", sessions[0]);
-    if (room && pending_of(sessions[0]) + pending_of(sessions[1]) != 0) return fails(l, "left over", sessions[0]);
+    if (jamba_eval_batch(order, tokens, SESSIONS) != (room ? JAMBA_OK : JAMBA_ERR_CONTEXT))
+        return fails(l, "batch", order[0]);
+    for (i = 0; i < SESSIONS && room; i++) pending += pending_of(order[i]);
+    return pending == 0 || fails(l, "left over", order[0]);
+}
+
+/* A few slices of one tick of some of the sessions together. */
+static bool run_slices(laws *l, jamba_session *const *sessions, uint32_t argument)
+{
+    jamba_session *order[SESSIONS];
+    size_t count = 1 + argument % SESSIONS;
+    uint32_t i, slices = argument / 9 % 30;
+    for (i = 0; i < count; i++) order[i] = sessions[(argument / 3 + i) % SESSIONS];
+    while (slices-- > 0) {
+        jamba_result result = jamba_step_batch(order, count, 1);
+        int32_t pending = 0;
+        for (i = 0; i < count; i++) pending += pending_of(order[i]);
+        if (result != (pending ? JAMBA_PENDING : JAMBA_OK)) return fails(l, "slices", order[0]);
+    }
     return true;
 }
 
-static bool run_op(laws *l, const script *s, jamba_session *const *sessions, const script_op *op)
+/* Another session becomes a fork of this one. */
+static bool run_fork(laws *l, jamba_session **sessions, int source, uint32_t argument)
+{
+    jamba_session *fork, *from = sessions[source];
+    jamba_session **to = &sessions[((uint32_t)source + 1 + argument % (SESSIONS - 1)) % SESSIONS];
+    int32_t tokens = (int32_t)(argument / 2 % 4 == 0 ? 0 : 1 + argument / 8 % 20);
+    bool possible = from->holder == NULL;
+    size_t used, forked;
+    jamba_session_tokens(from, &used);
+    if (used + (size_t)tokens > TOKENS_MAX) tokens = 0;
+    if ((jamba_session_fork(&fork, from, tokens, NULL) == JAMBA_OK) != possible) return fails(l, "fork", NULL);
+    if (!possible) return true;
+    jamba_session_tokens(fork, &forked);
+    if (forked != used || pending_of(fork) != pending_of(from)) return fails(l, "forked elsewhere", fork);
+    if (tokens && !fits(fork, (size_t)tokens)) return fails(l, "no room for what the fork reserved", fork);
+    jamba_session_free(*to);
+    *to = fork;
+    return true;
+}
+
+static bool run_op(laws *l, const script *s, jamba_session **sessions, const script_op *op)
 {
     jamba_session *session = sessions[op->session];
     switch (op->kind) {
@@ -223,9 +268,11 @@ static bool run_op(laws *l, const script *s, jamba_session *const *sessions, con
     case OP_FINISH:
         return (jamba_step(session, 0) == JAMBA_OK || fails(l, "finish", session)) && session_lawful(l, s, session);
     case OP_SAMPLE: return run_sample(l, session, op->argument);
-    case OP_MARK: return run_mark(l, s, session);
+    case OP_MARK: return run_mark(l, session);
     case OP_REWIND: return run_rewind(l, session, op->argument);
     case OP_BATCH: return run_batch(l, sessions, op->argument);
+    case OP_SLICES: return run_slices(l, sessions, op->argument);
+    case OP_FORK: return run_fork(l, sessions, op->session, op->argument);
     default: jamba_session_reset(session); return true;
     }
 }
