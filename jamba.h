@@ -26,7 +26,7 @@
  *
  * CONTENTS (search for the tag)
  *     >>api >>config >>base >>platform >>hash >>format >>tokenizer >>chat >>plan >>lanes >>kernels
- *     >>dispatch >>layers >>model >>session >>sampler >>public
+ *     >>dispatch >>layers >>model >>session >>sampler >>talk >>public
  *
  * jamba.h DOES NOT
  *     - print, exit, abort, read the environment, or keep a global;
@@ -374,6 +374,19 @@ typedef struct jamba_sampler {
  * or a field is out of range. NULL sampler: greedy. The token is not fed. */
 JAMBA_API int32_t jamba_sample(jamba_session *session, jamba_sampler *sampler);
 
+typedef struct jamba_candidate {
+    int32_t token;
+    float logprob; /* natural logarithm of its probability, of all tokens and without a sampler */
+} jamba_candidate;
+
+/* The `count` likeliest next tokens, falling, equal ones by number; fewer when the vocabulary has fewer. Returns how
+ * many, 0 without logits or when one is not a finite number. */
+JAMBA_API size_t jamba_top(const jamba_session *session, jamba_candidate *out, size_t count);
+/* Feeds and evaluates tokens; logprobs[i] is the log-probability of tokens[i] after what stands before it. Needs logits
+ * to begin with (else JAMBA_ERR_ARGUMENT). Takes a pass for each token; where on_logits is set, for each chunk. Errors
+ * as of jamba_feed(), with nothing done; JAMBA_ERR_ABORTED and JAMBA_ERR_NUMERIC keep what is done. */
+JAMBA_API jamba_result jamba_score(jamba_session *session, const int32_t *tokens, size_t count, float *logprobs);
+
 /* ---- text ---------------------------------------------------------------- */
 
 enum {
@@ -425,6 +438,68 @@ typedef struct jamba_message {
  * such role. *count and capacity as in jamba_encode(). */
 JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_message *messages, size_t count,
     unsigned flags, int32_t *tokens, size_t capacity, size_t *needed, jamba_error *error);
+
+/* ---- conversation: the session keeps track of who speaks ------------------- */
+
+/*     jamba_say(session, "system", "You keep the inn.");
+ *     jamba_say(session, "user", "Good evening!");
+ *     while ((result = jamba_reply(session, &params, &text, &length)) == JAMBA_PENDING || length > 0)
+ *         show(text, length);
+ *
+ * Each call only appends. With room for marks the session marks itself where each message and each reply begins: give
+ * a conversation three or more. The mark after the system messages stays when others go. */
+
+/* Queues a message in the model's chat format, in front of it what begins the conversation or closes the reply before.
+ * Several in a row are fine. JAMBA_ERR_CONTEXT when it does not fit, JAMBA_ERR_UNSUPPORTED when the model has no chat
+ * format or no such role, JAMBA_ERR_TEXT when it is not valid UTF-8: nothing has changed then. */
+JAMBA_API jamba_result jamba_say(jamba_session *session, const char *role, const char *content);
+
+enum { JAMBA_STOP_MAX = 64 }; /* bytes of a stop string */
+
+typedef struct jamba_reply_params { /* zero means default, everywhere */
+    jamba_sampler *sampler;   /* NULL: greedy */
+    uint64_t budget_us;       /* of one call, as in jamba_step(); 0: none */
+    int32_t max_tokens;       /* of the whole reply; 0: until the model ends it */
+    const char *const *stops; /* the reply ends before the first of these strings, each of 1 to JAMBA_STOP_MAX bytes */
+    size_t stop_count;
+    unsigned flags; /* JAMBA_TEXT_SPECIAL: special tokens are written out, such as a model's <think> */
+} jamba_reply_params;
+
+/* The next piece of the model's reply, which it opens when none is open: *length > 0 bytes of whole UTF-8 characters,
+ * not terminated, valid until the next call on this session. JAMBA_OK with *length 0: the reply has ended, and stays so
+ * until something is said or fed, or the session goes back (to go on with a reply that max_tokens has cut, rewind to
+ * where it stands, and allow more). What may be the beginning of a stop string is held back. JAMBA_PENDING: call again.
+ *     JAMBA_ERR_CONTEXT leaves session and sampler as they were: after jamba_session_restart() the same reply goes on.
+ *     The end token is not fed, nor is the token that completes a stop string. Tokens before that one which hold its
+ * beginning are taken back, if a mark of this reply or a model of attention alone makes that cheap; else they stay.
+ *     A model without a chat format goes on with what was fed. */
+JAMBA_API jamba_result jamba_reply(
+    jamba_session *session, const jamba_reply_params *params, const char **text, size_t *length);
+
+/* Which of `count` options (continuations of what stands, of at least one token) is it? logprobs (may be NULL) gets the
+ * log-probability of each: the sum over its tokens; *choice the likeliest, the first of equals, or, with a temperature,
+ * one drawn from them with the sampler's seed (its other fields do not count). End the options with what follows, such
+ * as a quote or a newline: else "go" has the probability of "go north" in it. They are read on forks, on common ones as
+ * long as they begin alike, all branches together; the session stays as it is. Needs logits, as jamba_sample(). */
+JAMBA_API jamba_result jamba_choose(jamba_session *session, const char *const *options, size_t count,
+    jamba_sampler *sampler, float *logprobs, int32_t *choice);
+
+typedef enum jamba_turn_kind { JAMBA_TURN_SYSTEM = 0, JAMBA_TURN_SAID, JAMBA_TURN_REPLY } jamba_turn_kind;
+
+/* jamba_session_rewind() to a reply's position and jamba_reply() write another reply; rewinding to the position of
+ * another turn and jamba_say() replace that. */
+typedef struct jamba_turn {
+    int32_t position;
+    jamba_turn_kind kind;
+} jamba_turn;
+
+/* How many turns there are; the last `capacity` of them are written, in order. */
+JAMBA_API size_t jamba_turns(const jamba_session *session, jamba_turn *out, size_t capacity);
+/* Makes room in a long conversation: what stands before the first message that is not of the system stays, and the
+ * last `turns` such messages with all that follows them, replies and half a reply too; what lies between is forgotten.
+ * *replay (may be NULL) is how many tokens will be read again: those that follow the mark after the system messages.
+ * JAMBA_ERR_CONTEXT, with nothing changed, when that leaves nothing out: ask for fewer turns. */
+JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t turns, int32_t *replay);
 
 #ifdef __cplusplus
 }
@@ -8008,6 +8083,28 @@ typedef struct jmb_page_block {
     uint32_t uses; /* atomic: its session, and each hold on a page */
 } jmb_page_block;
 
+/* Bits of jamba_session.turns, all zero beyond what is fed. At one place replies come before messages. */
+enum {
+    JMB_TURN_REPLY = 1,   /* the model's own words, behind what opens them */
+    JMB_TURN_ENDED = 2,   /* a reply has ended */
+    JMB_TURN_SYSTEM = 4,  /* a message, with what begins the conversation or closes the reply before */
+    JMB_TURN_SAID = 8,    /* the same, of another role */
+    JMB_TURN_PROPER = 16, /* that message itself, behind what comes in front */
+    JMB_TURN_MESSAGE = JMB_TURN_SYSTEM | JMB_TURN_SAID,
+    JMB_TURN_ANY = JMB_TURN_REPLY | JMB_TURN_MESSAGE
+};
+
+/* Text of the reply that is being written. */
+typedef struct jmb_reply {
+    jamba_text_stream stream;
+    uint32_t at;    /* tokens fed when the stream came here */
+    uint32_t size;  /* bytes of text that were not yet given, or in the last call */
+    uint32_t given; /* of them in the last call */
+    char *text;     /* (JMB_REPLY_TEXT) */
+} jmb_reply;
+
+enum { JMB_REPLY_TEXT = (int)JAMBA_STOP_MAX + (int)JAMBA_TEXT_MAX };
+
 struct jamba_session {
     const jamba_model *model;
     jamba_allocator allocator;
@@ -8036,6 +8133,8 @@ struct jamba_session {
     uint32_t fork_chunk, fork_marks;
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
+    uint8_t *turns;          /* (context + 1) what begins in front of each token and of the next one, JMB_TURN_ */
+    jmb_reply reply;
     jamba_memory memory;
     uint32_t busy; /* calls that may call back and that it is inside of */
     jamba_error error;
@@ -8101,6 +8200,8 @@ static void jmb_session_layout(jamba_session *s, jmb_layout *layout)
         (float *)jmb_place(layout, jmb_mul(jmb_pad16((size_t)vocab), s->on_logits ? s->chunk : 1), sizeof(float));
     s->candidates = (float *)jmb_place(layout, vocab, sizeof(float));
     s->order = (int32_t *)jmb_place(layout, vocab, sizeof(int32_t));
+    s->turns = (uint8_t *)jmb_place(layout, (uint64_t)s->context + 1, 1);
+    s->reply.text = (char *)jmb_place(layout, JMB_REPLY_TEXT, 1);
     s->memory.scratch = (size_t)layout->size;
     start = layout->size;
     own->state = (float *)jmb_place(layout, plan->state_floats, sizeof(float));
@@ -8368,6 +8469,25 @@ static void jmb_session_clear(jamba_session *s)
     memset(s->own.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
 }
 
+/* Whether `count` more tokens can be queued. */
+static jamba_result jmb_check_room(jamba_session *s, size_t count)
+{
+    if (count > s->context - s->fed)
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "%z more tokens do not fit: %u of %u are used", count, s->fed,
+            s->context);
+    if (!jmb_pages_fit(s, s->fed, s->fed + (uint32_t)count))
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0,
+            "%z more tokens do not fit: forks hold pages of what came after token %u before", count, s->fed);
+    return JAMBA_OK;
+}
+
+/* Queues tokens that stand in the log already. */
+static void jmb_queue_up(jamba_session *s, size_t count)
+{
+    jmb_pages_grow(s, s->fed + (uint32_t)count);
+    s->fed += (uint32_t)count;
+}
+
 /* ---- marks --------------------------------------------------------------------------------- */
 
 static uint32_t jmb_last_mark(const jamba_session *s)
@@ -8375,15 +8495,26 @@ static uint32_t jmb_last_mark(const jamba_session *s)
     return s->mark_count ? s->marks[s->mark_count - 1].position : 0;
 }
 
-/* Makes room for a mark here by dropping the one, never the first of several, whose neighbours are closest. */
+/* The mark that stays: the one after the system messages, else the first. */
+static uint32_t jmb_lasting_mark(const jamba_session *s)
+{
+    uint32_t head = 0, i;
+    while (head < s->fed && !(s->turns[head] & JMB_TURN_SAID)) head++;
+    for (i = 0; i < s->mark_count; i++)
+        if (s->marks[i].position == head) return i;
+    return 0;
+}
+
+/* Makes room for a mark here by dropping the one whose neighbours are closest, of several never the lasting one. */
 static void jmb_drop_mark(jamba_session *s)
 {
-    uint32_t i, drop = 0, least = UINT32_MAX;
+    uint32_t i, drop = 0, least = UINT32_MAX, lasting = jmb_lasting_mark(s);
     jmb_mark dropped;
-    for (i = 1; i < s->mark_count; i++) {
+    for (i = 0; i < s->mark_count; i++) {
+        uint32_t before = i > 0 ? s->marks[i - 1].position : 0;
         uint32_t next = i + 1 < s->mark_count ? s->marks[i + 1].position : s->position;
-        if (next - s->marks[i - 1].position >= least) continue;
-        least = next - s->marks[i - 1].position;
+        if (i == lasting || next - before >= least) continue;
+        least = next - before;
         drop = i;
     }
     dropped = s->marks[drop]; /* its memory serves the next one */
@@ -8391,10 +8522,11 @@ static void jmb_drop_mark(jamba_session *s)
     s->marks[--s->mark_count] = dropped;
 }
 
-/* Whether a mark is due when the session has come to `position`. */
+/* Whether a mark is due when the session has come to `position`: where a turn begins, and every so often. */
 static bool jmb_mark_due(const jamba_session *s, uint32_t position)
 {
-    return s->mark_room && s->mark_every && position - jmb_last_mark(s) >= s->mark_every;
+    bool late = s->mark_every && position - jmb_last_mark(s) >= s->mark_every;
+    return s->mark_room && (late || (s->turns[position] & JMB_TURN_ANY));
 }
 
 /* Needs the logits of the last row. Position 0 needs no mark. */
@@ -8447,12 +8579,30 @@ static void jmb_rewind(jamba_session *s, uint32_t target)
     else jmb_restore_mark(s, target);
 }
 
+/* Forgets the turns from `target` on. A reply that begins there stays open; a message that does goes. */
+static void jmb_cut_turns(jamba_session *s, uint32_t target)
+{
+    uint8_t *at = &s->turns[target];
+    if (target < s->fed) s->reply.at = 0;
+    memset(at + 1, 0, s->fed - target);
+    *at = (uint8_t)(*at & (*at & JMB_TURN_MESSAGE ? JMB_TURN_REPLY : JMB_TURN_REPLY | JMB_TURN_PROPER));
+}
+
 /* ---- running ------------------------------------------------------------------------------- */
 
-/* Takes `rows` of a session's queue into a pass. Logits are wanted for every token, or for the last of the
- * queue and of what a mark follows. */
-static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t rows)
+/* Of the next `rows` tokens those up to a turn that a mark goes in front of. */
+static uint32_t jmb_rows_to_turn(const jamba_session *s, uint32_t rows)
 {
+    uint32_t i = 1;
+    while (i < rows && !(s->mark_room && (s->turns[s->position + i] & JMB_TURN_ANY))) i++;
+    return i;
+}
+
+/* Takes tokens of a session's queue, at most `most` and not past a turn, into a pass. Logits are wanted for every
+ * token, or for the last of the queue and of what a mark follows. */
+static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t most)
+{
+    uint32_t rows = jmb_rows_to_turn(s, most);
     bool last = s->position + rows == s->fed || jmb_mark_due(s, s->position + rows);
     uint32_t i;
     jmb_span *span = &p->spans[p->span_count++];
@@ -8762,6 +8912,9 @@ static void jmb_fork_copy(jamba_session *s, const jamba_session *source)
 {
     size_t vocab = jmb_pad16(s->model->metadata.header.vocab);
     memcpy(s->tokens, source->tokens, s->fed * sizeof *s->tokens);
+    memcpy(s->turns, source->turns, (size_t)s->fed + 1);
+    memset(s->turns + s->fed + 1, 0, s->context - s->fed);
+    memcpy(s->reply.text, source->reply.text, s->reply.size);
     memcpy(s->own.state, source->own.state, (size_t)s->model->plan.state_floats * sizeof(float));
     if (source->logit_rows) {
         memcpy(s->logits, source->logits + (source->logit_rows - 1) * vocab, vocab * sizeof(float));
@@ -8853,7 +9006,7 @@ static int32_t jmb_argmax(const float *logits, uint32_t vocab)
 }
 
 /* Turns the logits into unnormalised probabilities in place, the highest 1. */
-static void jmb_soften(jamba_session *s, float top, float temperature)
+static void jmb_soften(const jamba_session *s, float top, float temperature)
 {
     uint32_t vocab = s->model->metadata.header.vocab, i;
     for (i = 0; i < vocab; i++) s->candidates[i] = (s->candidates[i] - top) / temperature;
@@ -9056,6 +9209,647 @@ static int32_t jmb_sample(jamba_session *s, jamba_sampler *p, const float *logit
     return allowed ? token : jmb_fail(&s->error, JAMBA_ERR_FILTER, 0, "the logit filter allows no token");
 }
 
+/* ---- log-probabilities --------------------------------------------------------------------- */
+
+/* The logarithm of mass / 2^40 >= 1, that is 2^e (1 + t). */
+static float jmb_log_mass(uint64_t mass)
+{
+    uint32_t e = 40;
+    float t;
+    while (mass >> e > 1) e++;
+    t = (float)(int32_t)(mass >> (e - 24) & 0xffffff) / 16777216.0f;
+    return jmb_v_fma_scalar(jmb_v_set1_scalar((float)(int32_t)(e - 40)), jmb_v_set1_scalar(0.693147182f),
+        jmb_log1p_scalar(jmb_v_set1_scalar(t))).f[0];
+}
+
+/* What turns a logit into a log-probability: the highest logit goes off, then `log`. */
+typedef struct jmb_norm {
+    float top, log;
+} jmb_norm;
+
+/* False when a logit is not a finite number. */
+static bool jmb_norm_of(const jamba_session *s, const float *logits, jmb_norm *norm)
+{
+    uint32_t vocab = s->model->metadata.header.vocab;
+    if (jmb_find_bad(logits, vocab, false) >= 0) return false;
+    memcpy(s->candidates, logits, vocab * sizeof *logits);
+    norm->top = logits[jmb_argmax(logits, vocab)];
+    jmb_soften(s, norm->top, 1);
+    norm->log = jmb_log_mass(jmb_mass_above(s->candidates, vocab, 0));
+    return true;
+}
+
+static float jmb_logprob(const jmb_norm *norm, float logit)
+{
+    return logit - norm->top - norm->log;
+}
+
+static bool jmb_ranks_before(const jamba_candidate *a, const jamba_candidate *b)
+{
+    return a->logprob > b->logprob || (a->logprob == b->logprob && a->token < b->token);
+}
+
+/* Lets the entry `at` sink in a heap whose first entry ranks last. */
+static void jmb_sink_candidate(jamba_candidate *heap, size_t count, size_t at)
+{
+    for (;;) {
+        size_t child = 2 * at + 1;
+        jamba_candidate entry = heap[at];
+        if (child >= count) return;
+        if (child + 1 < count && jmb_ranks_before(&heap[child], &heap[child + 1])) child++;
+        if (!jmb_ranks_before(&entry, &heap[child])) return;
+        heap[at] = heap[child];
+        heap[child] = entry;
+        at = child;
+    }
+}
+
+static size_t jmb_top(const jamba_session *s, const float *logits, jamba_candidate *out, size_t count)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i;
+    jamba_candidate next;
+    jmb_norm norm;
+    size_t n;
+    if (count > vocab) count = vocab;
+    if (count == 0 || !jmb_norm_of(s, logits, &norm)) return 0;
+    for (i = 0; i < vocab; i++) {
+        next.token = (int32_t)i;
+        next.logprob = jmb_logprob(&norm, logits[i]);
+        if (i < count) out[i] = next;
+        if (i + 1 == count)
+            for (n = count; n-- > 0;) jmb_sink_candidate(out, count, n);
+        if (i < count || !jmb_ranks_before(&next, &out[0])) continue;
+        out[0] = next;
+        jmb_sink_candidate(out, count, 0);
+    }
+    for (n = count; n-- > 1;) {
+        next = out[0];
+        out[0] = out[n];
+        out[n] = next;
+        jmb_sink_candidate(out, n, 0);
+    }
+    return count;
+}
+
+static jamba_result jmb_check_logits(jamba_session *s)
+{
+    if (jamba_logits(s)) return JAMBA_OK;
+    return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "there are no logits: evaluate a token first");
+}
+
+static jamba_result jmb_score_token(jamba_session *s, const float *logits, int32_t token, float *logprob)
+{
+    jmb_norm norm;
+    jmb_fp_state saved = jmb_fp_enter();
+    bool finite = jmb_norm_of(s, logits, &norm);
+    if (finite) *logprob = jmb_logprob(&norm, logits[token]);
+    jmb_fp_leave(saved);
+    if (finite) return JAMBA_OK;
+    return jmb_fail(&s->error, JAMBA_ERR_NUMERIC, 0, "a logit in front of token %d is not a finite number", token);
+}
+
+/* With a row of logits for each token of a pass, all of them but the first are scored after it. */
+static jamba_result jmb_score(jamba_session *s, const int32_t *tokens, size_t count, float *logprobs)
+{
+    size_t vocab = jmb_pad16(s->model->metadata.header.vocab), done = 0, n, i;
+    for (; done < count; done += n) {
+        n = !s->on_logits ? 1 : count - done < s->chunk ? count - done : s->chunk;
+        JMB_TRY(jmb_score_token(s, jamba_logits(s), tokens[done], &logprobs[done]));
+        JMB_TRY(jamba_eval(s, tokens + done, n));
+        for (i = 1; i < n; i++)
+            JMB_TRY(jmb_score_token(s, s->logits + (i - 1) * vocab, tokens[done + i], &logprobs[done + i]));
+    }
+    return JAMBA_OK;
+}
+
+/* ===========================================================================================
+ * >>talk - a conversation on a session
+ *
+ * s->turns says where in the log which turn begins; whether a reply is open, has ended, or nothing has begun is read
+ * off it and the tokens fed, so that going back needs no other step. A reply's text runs through a stream and a
+ * buffer, which begins with what was held back because a stop string may begin there.
+ * =========================================================================================== */
+
+static void jmb_set_turn(jamba_session *s, uint32_t at, int bits)
+{
+    s->turns[at] = (uint8_t)(s->turns[at] | bits);
+}
+
+/* The last place at or before `at` with one of `bits`; UINT32_MAX when there is none. */
+static uint32_t jmb_turn_before(const jamba_session *s, uint32_t at, int bits)
+{
+    while (!(s->turns[at] & bits))
+        if (at-- == 0) break;
+    return at;
+}
+
+/* The first place from `at` on with one of `bits`; UINT32_MAX when there is none. */
+static uint32_t jmb_turn_after(const jamba_session *s, uint32_t at, int bits)
+{
+    for (; at <= s->fed; at++)
+        if (s->turns[at] & bits) return at;
+    return UINT32_MAX;
+}
+
+/* Where the reply begins that no message has closed yet; UINT32_MAX when there is none. */
+static uint32_t jmb_open_reply(const jamba_session *s)
+{
+    uint32_t last = jmb_turn_before(s, s->fed, JMB_TURN_ANY);
+    return last == UINT32_MAX || (s->turns[last] & JMB_TURN_MESSAGE) ? UINT32_MAX : last;
+}
+
+static bool jmb_has_chat(const jamba_model *model)
+{
+    return jmb_find_string(&model->metadata, "chat.format") != NULL;
+}
+
+/* Tokens of messages in the chat format, behind the log; nothing is queued yet. */
+static jamba_result jmb_write_turns(
+    jamba_session *s, const jamba_message *messages, size_t count, unsigned flags, size_t *tokens)
+{
+    const jamba_model *m = s->model;
+    uint32_t room = s->context - s->fed;
+    jamba_result result = jmb_chat_encode(&m->metadata, &m->tokenizer, &m->heap.allocator, messages, count, flags,
+        s->tokens + s->fed, room, tokens, &s->error);
+    return result == JAMBA_OK || *tokens > room ? jmb_check_room(s, *tokens) : result;
+}
+
+/* A pass that ended here before the turn began left no mark. */
+static void jmb_mark_turn(jamba_session *s)
+{
+    if (s->mark_room && !s->holder && s->position == s->fed) jmb_put_mark(s);
+}
+
+static jamba_result jmb_say(jamba_session *s, const char *role, const char *content)
+{
+    const jamba_message message = { role, content };
+    unsigned reply = jmb_open_reply(s) == UINT32_MAX ? 0 : JAMBA_CHAT_CONTINUE;
+    unsigned flags = s->fed == 0 ? (unsigned)JAMBA_CHAT_BEGIN : reply;
+    bool system = role && strcmp(role, "system") == 0;
+    size_t count, front = 0; /* tokens, and those in front of the message proper */
+    if (flags) JMB_TRY(jmb_write_turns(s, NULL, 0, flags, &front));
+    JMB_TRY(jmb_write_turns(s, &message, 1, flags, &count));
+    if (count == 0) return JAMBA_OK;
+    jmb_set_turn(s, s->fed, system ? JMB_TURN_SYSTEM : JMB_TURN_SAID);
+    jmb_mark_turn(s);
+    if (!system) jmb_set_turn(s, s->fed + (uint32_t)(front < count ? front : count), JMB_TURN_PROPER);
+    jmb_queue_up(s, count);
+    return JAMBA_OK;
+}
+
+/* ---- replies ------------------------------------------------------------------------------- */
+
+static jamba_result jmb_begin_reply(jamba_session *s, unsigned flags)
+{
+    size_t count = 0;
+    if (flags) JMB_TRY(jmb_write_turns(s, NULL, 0, flags, &count));
+    if (s->fed + count == 0)
+        return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "nothing to reply to: say or feed something first");
+    jmb_queue_up(s, count);
+    jmb_set_turn(s, s->fed, JMB_TURN_REPLY);
+    jmb_mark_turn(s);
+    return JAMBA_OK;
+}
+
+/* Opens a reply where none is open. What was fed behind the end of one gets a reply of its own, without anything that
+ * opens it, as does what is fed to a model without a chat format. */
+static jamba_result jmb_open(jamba_session *s)
+{
+    uint32_t reply = jmb_open_reply(s), ended = jmb_turn_before(s, s->fed, JMB_TURN_ENDED);
+    unsigned begin = s->fed == 0 ? (unsigned)JAMBA_CHAT_BEGIN : 0;
+    if (reply == UINT32_MAX) return jmb_begin_reply(s, jmb_has_chat(s->model) ? JAMBA_CHAT_REPLY | begin : 0);
+    if (ended == UINT32_MAX || ended < reply || ended == s->fed) return JAMBA_OK;
+    return jmb_begin_reply(s, 0);
+}
+
+/* Where the text begins that a reply's tokens stand in: a stream takes spaces off its front. */
+static uint32_t jmb_text_begin(const jamba_session *s)
+{
+    return jmb_has_chat(s->model) ? jmb_open_reply(s) : 0;
+}
+
+/* Brings the stream to where the session is, if it has come there otherwise than by a reply. */
+static void jmb_catch_up(jamba_session *s, unsigned flags)
+{
+    jmb_reply *r = &s->reply;
+    uint32_t i;
+    if (r->at == s->fed) return;
+    memset(&r->stream, 0, sizeof r->stream);
+    for (i = jmb_text_begin(s); i < s->fed; i++)
+        jmb_decode_next(&s->model->tokenizer, &r->stream, s->tokens[i], flags, r->text);
+    r->size = r->given = 0;
+    r->at = s->fed;
+}
+
+/* The first byte of the first stop string in the text; its size when there is none. */
+static uint32_t jmb_find_stop(const jmb_reply *r, const jamba_reply_params *p)
+{
+    uint32_t i;
+    size_t k;
+    for (i = 0; i < r->size; i++)
+        for (k = 0; k < p->stop_count; k++) {
+            size_t length = strlen(p->stops[k]);
+            if (length <= r->size - i && memcmp(r->text + i, p->stops[k], length) == 0) return i;
+        }
+    return r->size;
+}
+
+/* How much of the text cannot be the beginning of a stop string, none of which is in it. */
+static uint32_t jmb_safe_text(const jmb_reply *r, const jamba_reply_params *p)
+{
+    uint32_t i = r->size < JAMBA_STOP_MAX ? 0 : r->size - (JAMBA_STOP_MAX - 1);
+    size_t k;
+    for (; i < r->size; i++)
+        for (k = 0; k < p->stop_count; k++)
+            if (strncmp(r->text + i, p->stops[k], r->size - i) == 0) return i;
+    return r->size;
+}
+
+/* The token that holds the byte of text at `offset` from where it begins, or its character; what is fed when the text
+ * of all tokens, which *total then says, is not that long. */
+static uint32_t jmb_token_at(const jamba_session *s, unsigned flags, uint64_t offset, uint64_t *total)
+{
+    jamba_text_stream stream;
+    char text[JAMBA_TEXT_MAX];
+    uint32_t i, first = 0; /* token of the unfinished character */
+    memset(&stream, 0, sizeof stream);
+    *total = 0;
+    for (i = jmb_text_begin(s); i < s->fed; i++) {
+        bool held = stream.held_count > 0;
+        size_t size = jmb_decode_next(&s->model->tokenizer, &stream, s->tokens[i], flags, text);
+        if (*total + size > offset) return held && *total == offset ? first : i;
+        if (!held || size > 0) first = i;
+        *total += size;
+    }
+    return stream.held_count > 0 && *total == offset ? first : s->fed;
+}
+
+/* Takes back the tokens that hold the last `size` bytes of text, when a mark of this reply or cached keys and values
+ * alone lead there. */
+static void jmb_take_back(jamba_session *s, unsigned flags, uint32_t size)
+{
+    uint64_t total, ignored;
+    uint32_t begin = jmb_open_reply(s), target, i;
+    bool cheap = s->model->plan.state_floats == 0;
+    jmb_token_at(s, flags, UINT64_MAX, &total);
+    target = jmb_token_at(s, flags, total - size, &ignored);
+    if (target < begin) target = begin;
+    for (i = 0; i < s->mark_count; i++)
+        cheap = cheap || (s->marks[i].position >= begin && s->marks[i].position <= target);
+    if (!cheap || target == s->fed) return;
+    jmb_cut_turns(s, target);
+    jmb_rewind(s, target);
+}
+
+/* The reply ends here; the first `given` bytes of its text are the last of it. */
+static void jmb_end_reply(jamba_session *s, uint32_t given)
+{
+    s->reply.size = s->reply.given = given;
+    s->reply.at = 0;
+    jmb_set_turn(s, s->fed, JMB_TURN_ENDED);
+}
+
+/* With the rest of the text. */
+static void jmb_flush_reply(jamba_session *s, const jamba_reply_params *p)
+{
+    jmb_reply *r = &s->reply;
+    r->size += (uint32_t)jmb_decode_next(&s->model->tokenizer, &r->stream, -1, 0, r->text + r->size);
+    jmb_end_reply(s, jmb_find_stop(r, p));
+}
+
+/* Takes a token that the model has chosen into the reply. */
+static void jmb_reply_token(jamba_session *s, const jamba_reply_params *p, int32_t token)
+{
+    jmb_reply *r = &s->reply;
+    uint32_t before = r->size, stop;
+    r->size +=
+        (uint32_t)jmb_decode_next(&s->model->tokenizer, &r->stream, token, p->flags, r->text + r->size);
+    stop = jmb_find_stop(r, p);
+    if (stop < r->size) {
+        if (stop <= before) jmb_take_back(s, p->flags, before - stop);
+        jmb_end_reply(s, stop);
+        return;
+    }
+    s->tokens[s->fed] = token;
+    jmb_queue_up(s, 1);
+    r->at = s->fed;
+    r->given = jmb_safe_text(r, p);
+}
+
+static jamba_result jmb_reply_next(jamba_session *s, const jamba_reply_params *p, uint64_t budget_us)
+{
+    int32_t token;
+    if (p->max_tokens && s->fed - jmb_open_reply(s) >= (uint32_t)p->max_tokens) {
+        jmb_flush_reply(s, p);
+        return JAMBA_OK;
+    }
+    JMB_TRY(jmb_check_room(s, 1));
+    JMB_TRY(jamba_step(s, budget_us));
+    token = jamba_sample(s, p->sampler);
+    if (token < 0) return (jamba_result)token;
+    if (jamba_token_is_end(s->model, token)) jmb_flush_reply(s, p);
+    else jmb_reply_token(s, p, token);
+    return JAMBA_OK;
+}
+
+/* Until there is text, or the end. */
+static jamba_result jmb_reply_run(jamba_session *s, const jamba_reply_params *p)
+{
+    jmb_reply *r = &s->reply;
+    uint64_t start = p->budget_us ? s->now_us(s->now_user) : 0, spent = 0;
+    r->size -= r->given;
+    memmove(r->text, r->text + r->given, r->size);
+    r->given = 0;
+    JMB_TRY(jmb_open(s));
+    if (!(s->turns[s->fed] & JMB_TURN_ENDED)) jmb_catch_up(s, p->flags);
+    while (r->given == 0 && !(s->turns[s->fed] & JMB_TURN_ENDED)) {
+        if (p->budget_us && spent >= p->budget_us) return JAMBA_PENDING;
+        JMB_TRY(jmb_reply_next(s, p, p->budget_us ? p->budget_us - spent : 0));
+        if (p->budget_us) spent = s->now_us(s->now_user) - start;
+    }
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_check_reply(jamba_session *s, const jamba_reply_params *p)
+{
+    size_t i;
+    if (p->max_tokens < 0)
+        return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "max_tokens is %d, below 0", p->max_tokens);
+    if (p->sampler && !jmb_sampler_valid(p->sampler))
+        return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "a sampler field is out of range");
+    if (p->stop_count && !p->stops) return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "stops is NULL");
+    for (i = 0; i < p->stop_count; i++) {
+        size_t length = p->stops[i] ? strlen(p->stops[i]) : 0;
+        if (length == 0 || length > JAMBA_STOP_MAX)
+            return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "stop string %z is NULL or not of 1 to %d bytes", i,
+                (int)JAMBA_STOP_MAX);
+        if (jmb_utf8_prefix((const uint8_t *)p->stops[i], length) < length)
+            return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "stop string %z is not valid UTF-8", i);
+    }
+    return JAMBA_OK;
+}
+
+/* ---- restart ------------------------------------------------------------------------------- */
+
+/* Where a message itself begins, behind what begins a conversation or closes a reply; `at` when going back has left
+ * nothing of it. */
+static uint32_t jmb_message_proper(const jamba_session *s, uint32_t at)
+{
+    uint32_t proper = jmb_turn_after(s, at, JMB_TURN_PROPER), next = jmb_turn_after(s, at + 1, JMB_TURN_ANY);
+    return proper == UINT32_MAX || proper > next ? at : proper;
+}
+
+/* The `turns`-th last message, the first when there are fewer. */
+static uint32_t jmb_last_messages(const jamba_session *s, uint32_t first, int32_t turns)
+{
+    uint32_t at = s->fed + 1;
+    while (turns-- > 0 && at > first) at = jmb_turn_before(s, at - 1, JMB_TURN_SAID);
+    return at;
+}
+
+/* Moves the tokens and turns from `from` on to `head`, and goes back there. */
+static void jmb_close_gap(jamba_session *s, uint32_t head, uint32_t from)
+{
+    uint32_t kept = s->fed - from;
+    bool caught_up = s->reply.at == s->fed;
+    memmove(s->tokens + head, s->tokens + from, kept * sizeof *s->tokens);
+    memmove(s->turns + head + 1, s->turns + from + 1, kept);
+    memset(s->turns + head + kept + 1, 0, from - head);
+    jmb_rewind(s, head);
+    jmb_queue_up(s, kept);
+    if (caught_up) s->reply.at = s->fed;
+}
+
+static jamba_result jmb_restart(jamba_session *s, int32_t turns)
+{
+    uint32_t first = jmb_turn_after(s, 0, JMB_TURN_SAID), last, head, from;
+    int stays, moves; /* of the bits at head and from: what is in front of the message there, and what is behind it */
+    if (first == UINT32_MAX)
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "no message was said that could be left out");
+    head = jmb_message_proper(s, first);
+    last = jmb_last_messages(s, first, turns);
+    from = jmb_message_proper(s, last);
+    if (from == head)
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "%d turns leave nothing out: ask for fewer", turns);
+    if (!jmb_pages_fit(s, head, head + (s->fed - from)))
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "forks hold pages of what came after token %u", head);
+    stays = s->turns[head] & (first < head ? JMB_TURN_PROPER : 0xff);
+    moves = s->turns[from] & (last < from ? 0xff : 0);
+    s->turns[head] = (uint8_t)(stays | moves);
+    jmb_close_gap(s, head, from);
+    return JAMBA_OK;
+}
+
+/* Writes all turns but the first `skip`; how many there are. */
+static size_t jmb_list_turns(const jamba_session *s, jamba_turn *out, size_t skip)
+{
+    static const struct {
+        int bit;
+        jamba_turn_kind kind;
+    } kinds[] = { { JMB_TURN_REPLY, JAMBA_TURN_REPLY }, { JMB_TURN_SYSTEM, JAMBA_TURN_SYSTEM },
+        { JMB_TURN_SAID, JAMBA_TURN_SAID } };
+    size_t count = 0, k;
+    uint32_t at;
+    for (at = 0; at <= s->fed; at++)
+        for (k = 0; k < 3; k++) {
+            if (!(s->turns[at] & kinds[k].bit)) continue;
+            if (out && count >= skip) {
+                out[count - skip].position = (int32_t)at;
+                out[count - skip].kind = kinds[k].kind;
+            }
+            count++;
+        }
+    return count;
+}
+
+/* ---- choosing among texts ------------------------------------------------------------------ */
+
+/* A token behind those above it: options that begin alike share nodes. Node 0 is where the session stands. */
+typedef struct jmb_branch {
+    int32_t token;
+    uint32_t parent, child, sibling; /* 0: none */
+    float score;                     /* log-probability of all tokens down to here */
+    jamba_session *session;          /* that has come to here */
+} jmb_branch;
+
+typedef struct jmb_choice {
+    jamba_session *session;
+    jmb_heap heap;
+    jmb_branch *branches; /* parents before their children */
+    uint32_t branch_count;
+    uint32_t *ends;       /* the branch that each option ends with */
+    float *scores;
+    jamba_session **batch; /* the session itself, which lends its scratch, then forks */
+    int32_t *tokens;
+    uint32_t longest;      /* tokens of an option */
+} jmb_choice;
+
+static jamba_result jmb_encode_option(
+    const jamba_session *s, const char *option, int32_t *tokens, size_t capacity, size_t *count, jamba_error *error)
+{
+    const jamba_model *m = s->model;
+    jmb_piece piece;
+    piece.text = option;
+    piece.length = strlen(option);
+    piece.special = false;
+    return jmb_encode_text(&m->tokenizer, &m->heap.allocator, &piece, 1, -1, false, tokens, capacity, count, error);
+}
+
+/* Checks the options and counts their tokens. */
+static jamba_result jmb_measure_options(
+    jmb_choice *c, const char *const *options, size_t count, uint64_t *total, jamba_error *error)
+{
+    size_t i, tokens;
+    for (*total = i = 0; i < count; i++) {
+        if (!options[i]) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "option %z is NULL", i);
+        JMB_TRY(jmb_encode_option(c->session, options[i], NULL, 0, &tokens, error));
+        if (tokens == 0 || tokens > JMB_MAX_CONTEXT / 2)
+            return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "option %z has %z tokens", i, tokens);
+        if (tokens > c->longest) c->longest = (uint32_t)tokens;
+        *total = jmb_add(*total, tokens);
+    }
+    return JAMBA_OK;
+}
+
+/* The child of a branch with this token, new where there is none. */
+static uint32_t jmb_grow_branch(jmb_choice *c, uint32_t parent, int32_t token)
+{
+    uint32_t *at = &c->branches[parent].child;
+    for (; *at; at = &c->branches[*at].sibling)
+        if (c->branches[*at].token == token) return *at;
+    c->branches[c->branch_count].token = token;
+    c->branches[c->branch_count].parent = parent;
+    return *at = c->branch_count++;
+}
+
+static jamba_result jmb_plant_options(jmb_choice *c, const char *const *options, size_t count, jamba_error *error)
+{
+    size_t i, k, tokens;
+    uint64_t total;
+    JMB_TRY(jmb_measure_options(c, options, count, &total, error));
+    if (total >= UINT32_MAX) return jmb_no_memory(error);
+    c->branches = (jmb_branch *)jmb_heap_take(&c->heap, total + 1, sizeof *c->branches);
+    c->ends = (uint32_t *)jmb_heap_take(&c->heap, count, sizeof *c->ends);
+    c->scores = (float *)jmb_heap_take(&c->heap, count, sizeof *c->scores);
+    c->batch = (jamba_session **)jmb_heap_take(&c->heap, (uint64_t)count + 1, sizeof *c->batch);
+    c->tokens = (int32_t *)jmb_heap_take(&c->heap, c->longest, sizeof *c->tokens);
+    if (!c->branches || !c->ends || !c->scores || !c->batch || !c->tokens) return jmb_no_memory(error);
+    c->branch_count = 1;
+    c->branches[0].session = c->session;
+    for (i = 0; i < count; i++) {
+        JMB_TRY(jmb_encode_option(c->session, options[i], c->tokens, c->longest, &tokens, error));
+        for (k = 0; k < tokens; k++) c->ends[i] = jmb_grow_branch(c, c->ends[i], c->tokens[k]);
+    }
+    return JAMBA_OK;
+}
+
+/* Scores the children of a branch whose session stands there. */
+static jamba_result jmb_score_branch(jmb_choice *c, uint32_t at)
+{
+    const jmb_branch *branch = &c->branches[at];
+    const float *logits = jamba_logits(branch->session);
+    jmb_fp_state saved = jmb_fp_enter();
+    jmb_norm norm;
+    bool finite = jmb_norm_of(branch->session, logits, &norm);
+    uint32_t i;
+    for (i = branch->child; finite && i; i = c->branches[i].sibling)
+        c->branches[i].score = branch->score + jmb_logprob(&norm, logits[c->branches[i].token]);
+    jmb_fp_leave(saved);
+    if (finite) return JAMBA_OK;
+    return jmb_fail(&c->session->error, JAMBA_ERR_NUMERIC, 0, "a logit is not a finite number");
+}
+
+static jamba_result jmb_fork_branch(jmb_choice *c, uint32_t at, uint32_t child)
+{
+    jamba_session *fork;
+    JMB_TRY(jamba_session_fork(&fork, c->branches[at].session, (int32_t)c->longest, &c->session->error));
+    fork->on_logits = NULL;
+    fork->progress = NULL;
+    fork->mark_room = 0;
+    c->branches[child].session = fork;
+    return JAMBA_OK;
+}
+
+/* Each child that goes on gets a session and its token: the first one the branch's own session, but that of the
+ * conversation, the others forks. *count of them go to the batch. */
+static jamba_result jmb_part_branch(jmb_choice *c, uint32_t at, size_t *count)
+{
+    jmb_branch *b = c->branches;
+    uint32_t i, heir = 0;
+    for (i = b[at].child; i; i = b[i].sibling) {
+        if (!b[i].child) continue;
+        if (at && !heir) heir = i;
+        else JMB_TRY(jmb_fork_branch(c, at, i));
+    }
+    if (heir) b[heir].session = b[at].session;
+    else if (at) jamba_session_free(b[at].session);
+    b[at].session = NULL;
+    for (i = b[at].child; i; i = b[i].sibling) {
+        if (!b[i].child) continue;
+        JMB_TRY(jamba_feed(b[i].session, &b[i].token, 1));
+        c->batch[++*count] = b[i].session;
+    }
+    return JAMBA_OK;
+}
+
+/* Walks down level by level, all branches of one in common passes. Children have higher numbers, and are met only once
+ * they have been evaluated. */
+static jamba_result jmb_walk_branches(jmb_choice *c)
+{
+    size_t count;
+    uint32_t i;
+    do {
+        for (count = 0, i = c->branch_count; i-- > 0;) {
+            if (!c->branches[i].session) continue;
+            JMB_TRY(jmb_score_branch(c, i));
+            JMB_TRY(jmb_part_branch(c, i, &count));
+        }
+        c->batch[0] = c->session;
+        JMB_TRY(jamba_step_batch(c->batch, count + 1, 0));
+    } while (count > 0);
+    return JAMBA_OK;
+}
+
+/* The likeliest, or one drawn by its share. */
+static int32_t jmb_pick(const jmb_choice *c, size_t count, jamba_sampler *sampler)
+{
+    float *share = c->scores, highest;
+    uint64_t total = 0, mark;
+    size_t i, best = 0;
+    for (i = 1; i < count; i++)
+        if (share[i] > share[best]) best = i;
+    if (!sampler || sampler->temperature == 0) return (int32_t)best;
+    highest = share[best];
+    for (i = 0; i < count; i++) share[i] = (share[i] - highest) / sampler->temperature;
+    c->session->model->kernels->exp(share, count);
+    for (i = 0; i < count; i++) total += jmb_mass(share[i]);
+    mark = jmb_random_mark(&sampler->seed, total);
+    for (i = 0; mark >= jmb_mass(share[i]); i++) mark -= jmb_mass(share[i]);
+    return (int32_t)i;
+}
+
+static jamba_result jmb_choose(
+    jmb_choice *c, const char *const *options, size_t count, jamba_sampler *sampler, float *logprobs, int32_t *choice)
+{
+    jmb_fp_state saved;
+    size_t i;
+    JMB_TRY(jmb_plant_options(c, options, count, &c->session->error));
+    JMB_TRY(jmb_walk_branches(c));
+    for (i = 0; i < count; i++) c->scores[i] = c->branches[c->ends[i]].score;
+    if (logprobs) memcpy(logprobs, c->scores, count * sizeof *logprobs);
+    saved = jmb_fp_enter();
+    *choice = jmb_pick(c, count, sampler);
+    jmb_fp_leave(saved);
+    return JAMBA_OK;
+}
+
+static void jmb_choice_free(jmb_choice *c)
+{
+    uint32_t i;
+    for (i = 1; i < c->branch_count; i++) jamba_session_free(c->branches[i].session);
+    jmb_heap_free(&c->heap);
+}
+
 /* ===========================================================================================
  * >>public - the API: arguments are checked here, the work is above
  * =========================================================================================== */
@@ -9221,6 +10015,7 @@ JAMBA_API jamba_result jamba_session_create(
     if (!model) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a session needs a model");
     JMB_TRY(jmb_session_prepare(&prepared, model, params ? params : &standard, error));
     JMB_TRY(jmb_session_make(out, &prepared, error));
+    memset((*out)->turns, 0, (size_t)(*out)->context + 1);
     jmb_session_clear(*out);
     return JAMBA_OK;
 }
@@ -9263,6 +10058,7 @@ JAMBA_API void jamba_session_reset(jamba_session *session)
 {
     if (!session || session->busy) return;
     jmb_settle(session);
+    jmb_cut_turns(session, 0);
     jmb_session_clear(session);
 }
 
@@ -9319,24 +10115,20 @@ JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t posi
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "position %d is outside the %u tokens fed", position,
             session->fed);
     jmb_settle(session);
+    jmb_cut_turns(session, (uint32_t)position);
     jmb_rewind(session, (uint32_t)position);
     if (replay) *replay = (int32_t)(session->fed - session->position);
     return JAMBA_OK;
 }
 
-/* Whether `count` more tokens can be queued. */
+/* Whether these tokens can be queued. */
 static jamba_result jmb_check_tokens(jamba_session *s, const int32_t *tokens, size_t count)
 {
     uint32_t vocab = s->model->metadata.header.vocab;
     size_t i;
     JMB_TRY(jmb_check_idle(s));
     if (!tokens && count) return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "tokens must not be NULL");
-    if (count > s->context - s->fed)
-        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "%z more tokens do not fit: %u of %u are used", count, s->fed,
-            s->context);
-    if (!jmb_pages_fit(s, s->fed, s->fed + (uint32_t)count))
-        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0,
-            "%z more tokens do not fit: forks hold pages of what came after token %u before", count, s->fed);
+    JMB_TRY(jmb_check_room(s, count));
     for (i = 0; i < count; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= vocab)
             return jmb_fail(
@@ -9347,8 +10139,7 @@ static jamba_result jmb_check_tokens(jamba_session *s, const int32_t *tokens, si
 static void jmb_enqueue(jamba_session *s, const int32_t *tokens, size_t count)
 {
     if (count) memcpy(s->tokens + s->fed, tokens, count * sizeof *tokens);
-    jmb_pages_grow(s, s->fed + (uint32_t)count);
-    s->fed += (uint32_t)count;
+    jmb_queue_up(s, count);
 }
 
 JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count)
@@ -9503,6 +10294,90 @@ JAMBA_API jamba_result jamba_chat_encode(const jamba_model *model, const jamba_m
         capacity, needed, error);
 }
 
+JAMBA_API jamba_result jamba_say(jamba_session *session, const char *role, const char *content)
+{
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    return jmb_say(session, role, content);
+}
+
+JAMBA_API jamba_result jamba_reply(
+    jamba_session *session, const jamba_reply_params *params, const char **text, size_t *length)
+{
+    jamba_reply_params standard;
+    jamba_result result;
+    memset(&standard, 0, sizeof standard);
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    if (!text || !length)
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the text: text or length is NULL");
+    *text = session->reply.text;
+    *length = 0;
+    if (!params) params = &standard;
+    JMB_TRY(jmb_check_reply(session, params));
+    result = jmb_reply_run(session, params);
+    *length = session->reply.given;
+    return result;
+}
+
+JAMBA_API size_t jamba_turns(const jamba_session *session, jamba_turn *out, size_t capacity)
+{
+    size_t count = session ? jmb_list_turns(session, NULL, 0) : 0;
+    if (count && out) jmb_list_turns(session, out, count > capacity ? count - capacity : 0);
+    return count;
+}
+
+JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t turns, int32_t *replay)
+{
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    if (turns < 1) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "turns is %d, below 1", turns);
+    jmb_settle(session);
+    JMB_TRY(jmb_restart(session, turns));
+    if (replay) *replay = (int32_t)(session->fed - session->position);
+    return JAMBA_OK;
+}
+
+JAMBA_API size_t jamba_top(const jamba_session *session, jamba_candidate *out, size_t count)
+{
+    const float *logits = jamba_logits(session);
+    jmb_fp_state saved;
+    if (!logits || !out || session->busy) return 0;
+    saved = jmb_fp_enter();
+    count = jmb_top(session, logits, out, count);
+    jmb_fp_leave(saved);
+    return count;
+}
+
+JAMBA_API jamba_result jamba_score(jamba_session *session, const int32_t *tokens, size_t count, float *logprobs)
+{
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_tokens(session, tokens, count));
+    if (!logprobs && count) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "logprobs must not be NULL");
+    JMB_TRY(jmb_check_logits(session));
+    return jmb_score(session, tokens, count, logprobs);
+}
+
+JAMBA_API jamba_result jamba_choose(jamba_session *session, const char *const *options, size_t count,
+    jamba_sampler *sampler, float *logprobs, int32_t *choice)
+{
+    jmb_choice c;
+    jamba_result result;
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    if (!options || !choice || count == 0 || count > 65536)
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "a choice is among 1 to 65536 options");
+    if (sampler && !jmb_sampler_valid(sampler))
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "a sampler field is out of range");
+    JMB_TRY(jmb_check_logits(session));
+    jmb_settle(session);
+    memset(&c, 0, sizeof c);
+    c.session = session;
+    c.heap.allocator = session->allocator;
+    result = jmb_choose(&c, options, count, sampler, logprobs, choice);
+    jmb_choice_free(&c);
+    return result;
+}
 
 /* Short names of >>lanes and >>kernels, which must not reach the including file. */
 #undef v16

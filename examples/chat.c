@@ -1,6 +1,7 @@
 /* chat.c - talk with a model in a terminal
  *
- * Keeps one session for the whole conversation and only ever appends to it: no turn is read twice.
+ * Keeps one session for the whole conversation and only ever appends to it: no turn is read twice, until the context
+ * is full and the last ones have to move up.
  */
 #include "think.h"
 #include "tools/run.h"
@@ -27,6 +28,8 @@ static const char USAGE[] =
     "  --cpu NAME   highest instruction set: best, scalar, avx2, avxvnni, avx512, neon or wasm (best)\n";
 
 static const char HELP[] =
+    "/retry    have the last message answered anew\n"
+    "/undo     forget the last message and its reply\n"
     "/reset    forget the conversation\n"
     "/help     this list\n"
     "/quit     leave, as does the end of input\n"
@@ -34,6 +37,12 @@ static const char HELP[] =
 
 /* The longest that a Ctrl-C waits. */
 enum { SLICE_US = 20000 };
+
+/* Marks to go back to: after the system message, and at the last message and reply. */
+enum { MARKS = 3 };
+
+/* Messages that stay, at most, when the context is full. */
+enum { KEPT = 16 };
 
 typedef struct chat {
     run_context run;
@@ -43,9 +52,10 @@ typedef struct chat {
     const char *system, *prompt;
     int max, threads;
     think_filter think;
+    unsigned flags; /* of the reply's text */
     bool completes; /* the model has no chat format: it goes on with the text instead */
-    bool begun;     /* the session holds something */
     bool terminal;  /* stderr is one */
+    int32_t start;  /* tokens before the last message; -1: none to forget */
 } chat;
 
 static volatile sig_atomic_t interrupted;
@@ -146,130 +156,224 @@ static void print_text(const char *text, size_t length, bool code)
     fflush(stdout);
 }
 
-/* The text of the reply's next token. Reasoning tags count as text even where they are special tokens. */
-static void print_token(chat *c, jamba_text_stream *stream, int32_t token)
+static jamba_session_info describe(const chat *c)
 {
-    char text[JAMBA_TEXT_MAX];
-    size_t length = 0;
-    const char *stored = token < 0 ? NULL : jamba_token_text(c->run.model, token, &length);
-    bool tag = stored && ((length == 7 && memcmp(stored, "<think>", 7) == 0)
-        || (length == 8 && memcmp(stored, "</think>", 8) == 0));
-    length = jamba_decode_next(c->run.model, stream, token, tag ? JAMBA_TEXT_SPECIAL : 0, text);
-    think_text(&c->think, text, length, print_text);
+    jamba_session_info info;
+    jamba_session_describe(c->run.session, &info);
+    return info;
 }
 
-/* Tokens of the user's turn; as jamba_encode() with `capacity` 0 it only counts. */
+/* Tokens of the session, evaluated or not. */
+static int32_t fed(const chat *c)
+{
+    jamba_session_info info = describe(c);
+    return info.position + info.pending;
+}
+
+/* Tokens of a message with what opens the reply; as jamba_encode() with `capacity` 0 it only counts. */
 static jamba_result encode_turn(
     const chat *c, const char *text, int32_t *tokens, size_t capacity, size_t *count, jamba_error *error)
 {
     const jamba_message messages[2] = { { "system", c->system }, { "user", text } };
-    bool system = c->system && !c->begun;
-    unsigned flags = JAMBA_CHAT_REPLY | (c->begun ? (unsigned)JAMBA_CHAT_CONTINUE : (unsigned)JAMBA_CHAT_BEGIN);
+    bool begins = fed(c) == 0, system = c->system && begins;
+    unsigned flags = JAMBA_CHAT_REPLY | (begins ? (unsigned)JAMBA_CHAT_BEGIN : (unsigned)JAMBA_CHAT_CONTINUE);
     if (c->completes)
-        return jamba_encode(c->run.model, text, strlen(text), c->begun ? 0 : JAMBA_TEXT_BOS, tokens, capacity, count,
+        return jamba_encode(c->run.model, text, strlen(text), begins ? JAMBA_TEXT_BOS : 0, tokens, capacity, count,
             error);
     return jamba_chat_encode(c->run.model, messages + !system, system ? 2 : 1, flags, tokens, capacity, count, error);
 }
 
-/* Puts tokens into the session's queue; all or none. */
-static jamba_result append(chat *c, const int32_t *tokens, size_t count)
+/* Queues text to go on with; all or nothing. */
+static jamba_result feed_text(chat *c, const char *text, jamba_error *error)
 {
-    jamba_result result = jamba_feed(c->run.session, tokens, count);
-    if (result != JAMBA_ERR_CONTEXT) run_check(&c->run, result);
-    if (result == JAMBA_OK) c->begun = true;
+    size_t count;
+    int32_t *tokens;
+    jamba_result result = encode_turn(c, text, NULL, 0, &count, error);
+    if (result != JAMBA_OK) return result;
+    tokens = (int32_t *)malloc((count + 1) * sizeof *tokens);
+    if (!tokens) tool_die(TOOL, "out of memory for a message of %zu tokens", count);
+    result = encode_turn(c, text, tokens, count, &count, error);
+    if (result == JAMBA_OK) {
+        result = jamba_feed(c->run.session, tokens, count);
+        *error = *jamba_session_error(c->run.session);
+    }
+    free(tokens);
     return result;
 }
 
-/* Queues the user's turn. What comes before a continued text matters to the stream's spaces. */
-static bool append_turn(chat *c, const char *text, jamba_text_stream *stream, jamba_error *error)
+/* Queues the user's message, in front of a new conversation the system's; all or nothing. There must be room for the
+ * beginning of a reply too. */
+static jamba_result say(chat *c, const char *text, jamba_error *error)
 {
-    char ignored[JAMBA_TEXT_MAX];
+    bool begins = fed(c) == 0;
     size_t count;
-    int32_t *tokens;
-    bool ok = encode_turn(c, text, NULL, 0, &count, error) == JAMBA_OK;
-    if (!ok) return false;
-    tokens = (int32_t *)malloc((count + 1) * sizeof *tokens);
-    if (!tokens) tool_die(TOOL, "out of memory for a message of %zu tokens", count);
-    ok = encode_turn(c, text, tokens, count, &count, error) == JAMBA_OK;
-    if (ok && append(c, tokens, count) != JAMBA_OK) {
-        *error = *jamba_session_error(c->run.session);
-        ok = false;
+    jamba_result result;
+    if (c->completes) return feed_text(c, text, error);
+    result = encode_turn(c, text, NULL, 0, &count, error);
+    if (result != JAMBA_OK) return result;
+    if (count > (size_t)(describe(c).context - fed(c))) {
+        error->code = JAMBA_ERR_CONTEXT;
+        snprintf(error->message, sizeof error->message, "a message of %zu tokens does not fit in what is left", count);
+        return JAMBA_ERR_CONTEXT;
     }
-    for (size_t i = 0; ok && c->completes && i < count; i++)
-        jamba_decode_next(c->run.model, stream, tokens[i], 0, ignored);
-    free(tokens);
-    return ok;
+    if (begins && c->system) result = jamba_say(c->run.session, "system", c->system);
+    if (result == JAMBA_OK) result = jamba_say(c->run.session, "user", text);
+    *error = *jamba_session_error(c->run.session);
+    if (result != JAMBA_OK && begins) jamba_session_reset(c->run.session);
+    return result;
 }
 
-/* Works the queue off in slices. False when Ctrl-C came; the rest then stays in the queue. */
-static bool work(const chat *c)
+/* Forgets the oldest turns, so that half of the context is free if that can be; `inside` a reply or between. False when
+ * nothing is left to forget. */
+static bool make_room(chat *c, bool inside)
 {
-    tool_progress progress = { 0, false };
-    jamba_session_info info;
-    jamba_result result = JAMBA_PENDING;
-    double start = tool_seconds();
-    int32_t total;
-    jamba_session_describe(c->run.session, &info);
-    total = info.pending;
-    while (result == JAMBA_PENDING && !interrupted) {
-        result = jamba_step(c->run.session, SLICE_US);
-        run_check(&c->run, result);
-        jamba_session_describe(c->run.session, &info);
-        if (total > 1 && tool_seconds() - start > 0.3)
-            tool_progress_show(&progress, "reading", (uint64_t)(total - info.pending), (uint64_t)total);
-    }
-    tool_progress_end(&progress);
-    return !interrupted;
+    int32_t before = fed(c), turns, replay = 0;
+    bool made = false;
+    for (turns = KEPT; turns > 0 && !(made && fed(c) <= describe(c).context / 2); turns /= 2)
+        made = jamba_session_restart(c->run.session, turns, &replay) == JAMBA_OK || made;
+    if (made)
+        fprintf(stderr, "%s[the context is full: %d tokens of the oldest turns are forgotten, %d are read again]\n",
+            c->terminal && inside ? "\n" : "", (int)(before - fed(c)), (int)replay);
+    return made;
+}
+
+/* As say(), forgetting what is in the way; not for a message that would take half of the context. */
+static jamba_result say_with_room(chat *c, const char *text, jamba_error *error)
+{
+    jamba_result result = say(c, text, error);
+    jamba_error ignored;
+    size_t count;
+    bool fits = !c->completes && encode_turn(c, text, NULL, 0, &count, &ignored) == JAMBA_OK
+        && count <= (size_t)describe(c).context / 2;
+    while (result == JAMBA_ERR_CONTEXT && fits && make_room(c, false)) result = say(c, text, error);
+    return result;
 }
 
 /* Why a reply ended. */
 typedef enum ending { ENDING_DONE, ENDING_STOPPED, ENDING_LONGEST, ENDING_FULL } ending;
 
-/* Streams a reply to what is queued; its tokens join the queue, the end token does not. */
-static ending stream_reply(chat *c, jamba_text_stream *stream, int *made)
+/* What a reply took. */
+typedef struct account {
+    ending end;
+    int32_t position;     /* tokens evaluated, when last looked at */
+    int32_t read, made;   /* tokens read, and of the reply */
+    double start, middle; /* seconds, when reading began and ended */
+    tool_progress progress;
+} account;
+
+/* Until there is a first token. */
+static void show_reading(const chat *c, account *a)
 {
-    for (*made = 0; work(c); ++*made) {
-        int32_t token = jamba_sample(c->run.session, &c->sampler);
-        run_check(&c->run, token);
-        if (jamba_token_is_end(c->run.model, token)) return ENDING_DONE;
-        if (*made == c->max) return ENDING_LONGEST;
-        print_token(c, stream, token);
-        if (append(c, &token, 1) != JAMBA_OK) return ENDING_FULL;
-    }
-    return ENDING_STOPPED;
+    jamba_session_info info = describe(c);
+    if (info.position > a->position) a->read += info.position - a->position;
+    a->position = info.position;
+    a->middle = tool_seconds();
+    if (info.pending > 1 && a->middle - a->start > 0.3)
+        tool_progress_show(&a->progress, "reading", (uint64_t)a->read, (uint64_t)(a->read + info.pending));
+    else tool_progress_end(&a->progress);
 }
 
-static void report(const chat *c, ending end, int read, double read_seconds, int made, double made_seconds)
+/* Streams the reply in slices, until it ends or Ctrl-C comes. */
+static void stream_reply(chat *c, account *a)
+{
+    jamba_reply_params params;
+    const char *text;
+    size_t length = 0;
+    jamba_result result = JAMBA_PENDING;
+    jamba_turn turn = { 0, JAMBA_TURN_REPLY };
+    memset(&params, 0, sizeof params);
+    params.sampler = &c->sampler;
+    params.budget_us = SLICE_US;
+    params.max_tokens = c->max;
+    params.flags = c->flags;
+    while (!interrupted && (result == JAMBA_PENDING || length > 0)) {
+        result = jamba_reply(c->run.session, &params, &text, &length);
+        if (result == JAMBA_ERR_CONTEXT && make_room(c, true)) result = JAMBA_PENDING;
+        if (result == JAMBA_ERR_CONTEXT) break;
+        run_check(&c->run, result);
+        if (a->made == 0) show_reading(c, a);
+        think_text(&c->think, text, length, print_text);
+        jamba_turns(c->run.session, &turn, 1);
+        a->made = fed(c) - turn.position;
+    }
+    tool_progress_end(&a->progress);
+    a->end = result == JAMBA_ERR_CONTEXT ? ENDING_FULL : result == JAMBA_PENDING || length > 0 ? ENDING_STOPPED
+        : a->made == c->max ? ENDING_LONGEST : ENDING_DONE;
+}
+
+static void report(const chat *c, const account *a)
 {
     static const char *const notes[] = { "", "; stopped", "; cut, -n allows more",
         "; the context is full: /reset starts anew, -c allows more" };
-    if (!c->terminal && end == ENDING_FULL) fprintf(stderr, "%s: the reply ends here, the context is full\n", TOOL);
+    double read_seconds = a->middle - a->start, made_seconds = tool_seconds() - a->middle;
+    if (!c->terminal && a->end == ENDING_FULL)
+        fprintf(stderr, "%s: the reply ends here, the context is full\n", TOOL);
     if (!c->terminal) return;
-    fprintf(stderr, "[read %d tokens at %.0f/s", read, read / (read_seconds + 1e-9));
-    if (made > 0) fprintf(stderr, ", wrote %d at %.0f/s", made, made / (made_seconds + 1e-9));
-    fprintf(stderr, "%s]\n", notes[end]);
+    fprintf(stderr, "[read %d tokens at %.0f/s", (int)a->read, a->read / (read_seconds + 1e-9));
+    if (a->made > 0) fprintf(stderr, ", wrote %d at %.0f/s", (int)a->made, a->made / (made_seconds + 1e-9));
+    fprintf(stderr, "%s]\n", notes[a->end]);
+}
+
+/* Answers what the session holds. */
+static void answer(chat *c)
+{
+    account a;
+    memset(&a, 0, sizeof a);
+    a.start = a.middle = tool_seconds();
+    a.position = describe(c).position;
+    stream_reply(c, &a);
+    think_end(&c->think, print_text);
+    print_text("\n", 1, false);
+    report(c, &a);
 }
 
 /* Answers one message. False with an error when it cannot be taken; the conversation is then as before. */
-static bool answer(chat *c, const char *message, jamba_error *error)
+static bool converse_once(chat *c, const char *message, jamba_error *error)
 {
-    jamba_text_stream stream = { { 0 }, 0, 0 };
-    jamba_session_info before, after;
-    double start = tool_seconds(), middle;
-    ending end = ENDING_STOPPED;
-    bool read;
-    int made = 0;
-    if (!append_turn(c, message, &stream, error)) return false;
-    jamba_session_describe(c->run.session, &before);
-    read = work(c);
-    jamba_session_describe(c->run.session, &after);
-    middle = tool_seconds();
-    if (read) end = stream_reply(c, &stream, &made);
-    print_token(c, &stream, -1);
-    think_end(&c->think, print_text);
-    print_text("\n", 1, false);
-    report(c, end, after.position - before.position, middle - start, made, tool_seconds() - middle);
+    int32_t start = fed(c);
+    if (say_with_room(c, message, error) != JAMBA_OK) return false;
+    c->start = start;
+    answer(c);
     return true;
+}
+
+/* ---- going back ---------------------------------------------------------------------------- */
+
+/* Where the last turn of this kind begins; -1 when there is none. */
+static int32_t last_turn(const chat *c, jamba_turn_kind kind)
+{
+    size_t count = jamba_turns(c->run.session, NULL, 0), i;
+    jamba_turn *turns = (jamba_turn *)malloc((count + 1) * sizeof *turns);
+    int32_t at = -1;
+    if (!turns) tool_die(TOOL, "out of memory for %zu turns", count);
+    jamba_turns(c->run.session, turns, count);
+    for (i = 0; i < count; i++)
+        if (turns[i].kind == kind) at = turns[i].position;
+    free(turns);
+    return at;
+}
+
+static void retry(chat *c)
+{
+    int32_t reply = last_turn(c, JAMBA_TURN_REPLY), said = last_turn(c, JAMBA_TURN_SAID);
+    if (reply < 0 && said < 0) {
+        fprintf(stderr, "there is nothing to answer\n");
+        return;
+    }
+    if (reply > said) run_check(&c->run, jamba_session_rewind(c->run.session, reply, NULL));
+    answer(c);
+}
+
+/* A text that is gone on with is no turn: then only the last one is known. */
+static void undo(chat *c)
+{
+    int32_t start = c->completes ? c->start : last_turn(c, JAMBA_TURN_SAID);
+    if (start < 0) {
+        fprintf(stderr, "there is nothing to forget\n");
+        return;
+    }
+    run_check(&c->run, jamba_session_rewind(c->run.session, start, NULL));
+    c->start = -1;
 }
 
 /* ---- the conversation ---------------------------------------------------------------------- */
@@ -326,8 +430,10 @@ static bool command(chat *c, const char *line)
     if (strcmp(line, "/quit") == 0) return false;
     if (strcmp(line, "/reset") == 0) {
         jamba_session_reset(c->run.session);
-        c->begun = false;
-    } else if (strcmp(line, "/help") == 0) fputs(HELP, stderr);
+        c->start = -1;
+    } else if (strcmp(line, "/retry") == 0) retry(c);
+    else if (strcmp(line, "/undo") == 0) undo(c);
+    else if (strcmp(line, "/help") == 0) fputs(HELP, stderr);
     else fprintf(stderr, "unknown command; /help lists them\n");
     return true;
 }
@@ -336,7 +442,7 @@ static bool handle_line(chat *c, const char *line)
 {
     jamba_error error;
     if (line[0] == '/') return command(c, line);
-    if (line[strspn(line, " \t\r")] == 0 || answer(c, line, &error)) return true;
+    if (line[strspn(line, " \t\r")] == 0 || converse_once(c, line, &error)) return true;
     if (error.code == JAMBA_ERR_CONTEXT)
         fprintf(stderr, "The context is full: shorten the message, or start anew with /reset; -c allows more.\n");
     else fprintf(stderr, "%s: %s\n", TOOL, error.message);
@@ -387,10 +493,18 @@ static void check_format(chat *c)
     if (c->completes) fprintf(stderr, "%s: %s has no chat format, it goes on with your text\n", TOOL, c->run.path);
 }
 
+/* Reasoning tags count as text even where they are special tokens. */
+static unsigned text_flags(const chat *c)
+{
+    int32_t tag = jamba_token_find(c->run.model, "</think>");
+    size_t length = 1;
+    if (tag >= 0) jamba_decode(c->run.model, &tag, 1, 0, NULL, 0, &length, NULL);
+    return length == 0 ? JAMBA_TEXT_SPECIAL : 0;
+}
+
 static void introduce(const chat *c)
 {
-    jamba_session_info info;
-    jamba_session_describe(c->run.session, &info);
+    jamba_session_info info = describe(c);
     if (c->terminal)
         fprintf(stderr, "%s: %s, %.1f million parameters, %s, %d thread%s, context %d; /help lists commands\n",
             c->run.path, c->run.info.type, (double)c->run.info.parameters * 1e-6, c->run.info.isa,
@@ -408,11 +522,14 @@ int main(int argc, char **argv)
     parse_arguments(&c, argv);
     run_load(&c.run, c.cpu);
     check_format(&c);
+    c.flags = text_flags(&c);
+    c.start = -1;
+    if (!c.prompt) c.params.marks = MARKS;
     run_create(&c.run, &c.params, c.threads);
     if (!c.prompt) {
         introduce(&c);
         converse(&c);
-    } else if (!answer(&c, c.prompt, &error))
+    } else if (!converse_once(&c, c.prompt, &error))
         tool_die(TOOL, "%s: %s%s", c.run.path, error.message,
             error.code == JAMBA_ERR_CONTEXT ? "; shorten the prompt, or allow more with -c" : "");
     run_close(&c.run);

@@ -361,12 +361,27 @@ static void test_ablate(void)
     check_failure("perplexity", "STORY --ablate q4 --against STORY", text, 2, "--ablate");
 }
 
+/* The output is one line three times. */
+static void check_three_lines(void)
+{
+    size_t length = strcspn(output, "\n") + 1;
+    CHECK_THAT(length > 2 && output_size == 3 * length && memcmp(output, output + length, length) == 0
+        && memcmp(output, output + 2 * length, length) == 0, "'%s'", output);
+}
+
 static void test_chat(void)
 {
     CHECK_THAT(run_text("chat", "STORY -p Hello! -n 12 --temp 0", "") == 0, "%s", errors);
     CHECK_THAT(output_size > 3, "the reply is '%s'", output);
     CHECK(run_text("chat", "STORY -n 6 --temp 0", "Hello!\n/reset\nHow are you?\n/quit\nignored\n") == 0);
     CHECK(output_size > 0);
+    CHECK(run_text("chat", "STORY -n 20 --temp 0", "Hello!\n/retry\n/undo\nHello!\n/undo\n/undo\n/retry\n") == 0);
+    check_three_lines();
+    CHECK_THAT(strstr(errors, "nothing to forget") && strstr(errors, "nothing to answer"), "%s", errors);
+    CHECK(run_text("chat", "STORY -n 40 --temp 0 -c 60 -s Short.", "Hello!\nYes?\nAnd then?\nWhat?\nWhy?\n") == 0);
+    CHECK_THAT(strstr(errors, "the context is full") && strstr(errors, "are read again"), "%s", errors);
+    CHECK_THAT(!strstr(errors, "the reply ends here"), "%s", errors);
+    check_failure("chat", "STORY -c 8 -p Hello!", "", 1, "-c");
     check_failure("chat", "MODEL -p Hello!", "", 1, "tokenizer");
     check_failure("chat", "STORY -p \xff", "", 1, "UTF-8");
     check_failure("chat", "STORY -p Hello! --temp -1", "", 2, "--temp");
