@@ -74,8 +74,9 @@
  *     tokens      u32 each: evaluated ones but for the first `unknown`, then pending ones
  *     marks       u32 each: their positions, ascending
  *     logits      vocab numbers, f32 or, where the state is smaller, f16; left out without JMB_SAVED_LOGITS
- *     state       of convolutions and scans, as >>layers lays it out: numbers of 16 channels side by side;
- *                 f32, f16, or q8: 16 codes s8, then their scale f32
+ *     state       of each convolution [channels/16][d_conv - 1][16] and scan [channels/16][d_state][16], in the
+ *                 order of the program, heads of mamba2 by themselves; lanes without a channel are zero. f32, f16,
+ *                 or q8: for each 16 numbers their codes s8, then their scale f32
  *     cache       of each attention block, for each 16 tokens, for each KV head: K [head_dim][16], V [16][head_dim
  *                 up to 16], and with q8 an f32 scale for each K and V; zero beyond the last token
  *     snapshots   of each mark: logits and state, as above
@@ -9119,10 +9120,48 @@ static void jmb_walk_logits(jmb_walk *w, float *logits)
     jmb_walk_numbers(w, type, logits, w->session->model->metadata.header.vocab);
 }
 
+/* `depth` rows of 16 lanes for each 16 of `width` channels. Lanes beyond the width hold anything; saved ones are zero,
+ * or they would spoil the scale of the others. state NULL: passes over them. */
+static void jmb_walk_channels(jmb_walk *w, float *state, size_t width, size_t depth)
+{
+    jamba_kv_type type = jmb_form_type((jamba_form)w->saved->state, JAMBA_KV_F32);
+    size_t lanes = width % 16, whole = (width - lanes) * depth, i;
+    jmb_walk_numbers(w, type, state, whole);
+    for (i = 0; lanes && i < depth; i++) {
+        float row[16] = { 0 };
+        if (state && !w->reads) memcpy(row, state + whole + i * 16, lanes * sizeof *row);
+        jmb_walk_numbers(w, type, row, 16);
+        if (state && w->reads && w->data) memcpy(state + whole + i * 16, row, sizeof row);
+    }
+}
+
+/* The state of one operation, if it has any. */
+static void jmb_walk_op(jmb_walk *w, const jmb_op *op, float *state)
+{
+    const jmb_block *b = op->block;
+    size_t i, width, at = (size_t)op->conv_at;
+    switch (op->kind) {
+    case JMB_OP_CONV:
+        for (i = 0; i < op->parts; at += op->out[i++].stride * (b->d_conv - 1))
+            jmb_walk_channels(w, state ? state + at : NULL, op->out[i].width, b->d_conv - 1);
+        break;
+    case JMB_OP_SCAN:
+        jmb_walk_channels(w, state ? state + op->state_at : NULL, op->out[0].width, b->d_state);
+        break;
+    case JMB_OP_SCAN2:
+        width = b->d_inner / b->heads;
+        for (i = 0, at = (size_t)op->state_at; i < b->heads; i++, at += jmb_pad16(width) * b->d_state)
+            jmb_walk_channels(w, state ? state + at : NULL, width, b->d_state);
+        break;
+    default: break;
+    }
+}
+
 static void jmb_walk_state(jmb_walk *w, float *state)
 {
-    jmb_walk_numbers(w, jmb_form_type((jamba_form)w->saved->state, JAMBA_KV_F32), state,
-        w->session->model->plan.state_floats);
+    const jmb_plan *plan = &w->session->model->plan;
+    uint32_t i;
+    for (i = 0; i < plan->count; i++) jmb_walk_op(w, &plan->ops[i], state);
 }
 
 /* Marks are put in order as the session came by them, so that those go for which there is no room. */
