@@ -9327,6 +9327,7 @@ static jamba_result jmb_check_saved(const jmb_saved *h, const uint8_t *p, jamba_
 /* The header alone, from a state that has `size` bytes, or of a file that has. */
 static jamba_result jmb_read_saved(jmb_saved *h, const uint8_t *p, uint64_t size, jamba_error *error)
 {
+    memset(h, 0, sizeof *h);
     if (size >= 8 && memcmp(p, jmb_saved_magic, 8) != 0)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "not a saved state");
     if (size < JMB_SAVED_BYTES)

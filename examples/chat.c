@@ -3,6 +3,7 @@
  * Keeps one session for the whole conversation and only ever appends to it: no turn is read twice.
  */
 #include "think.h"
+#include "tools/output.h"
 #include "tools/run.h"
 
 #include <signal.h>
@@ -13,6 +14,7 @@ static const char USAGE[] =
     "usage: chat MODEL.jamba [options]\n"
     "  -s SYSTEM    system message in front of the conversation\n"
     "  -p PROMPT    answer this once and exit\n"
+    "  --load FILE  begin where that saved state ends, of build/bake or of /save\n"
     "  -n MAX       longest reply in tokens (512)\n"
     "  --temp T     sampling temperature, 0 is greedy (0.7)\n"
     "  --top-k K    sample from the K likeliest tokens only, 0 is off (0)\n"
@@ -27,10 +29,12 @@ static const char USAGE[] =
     "  --cpu NAME   highest instruction set: best, scalar, avx2, avxvnni, avx512, neon or wasm (best)\n";
 
 static const char HELP[] =
-    "/reset    forget the conversation\n"
-    "/help     this list\n"
-    "/quit     leave, as does the end of input\n"
-    "Ctrl-C    stops the reply; twice leaves\n";
+    "/reset        forget the conversation\n"
+    "/save FILE    keep the conversation in a new file\n"
+    "/load FILE    go on with a conversation kept so\n"
+    "/help         this list\n"
+    "/quit         leave, as does the end of input\n"
+    "Ctrl-C        stops the reply; twice leaves\n";
 
 /* The longest that a Ctrl-C waits. */
 enum { SLICE_US = 20000 };
@@ -40,11 +44,12 @@ typedef struct chat {
     jamba_session_params params;
     jamba_sampler sampler;
     jamba_cpu cpu;
-    const char *system, *prompt;
+    const char *system, *prompt, *load;
     int max, threads;
     think_filter think;
     bool completes; /* the model has no chat format: it goes on with the text instead */
     bool begun;     /* the session holds something */
+    bool replied;   /* which ends with a reply, and that is not closed */
     bool terminal;  /* stderr is one */
 } chat;
 
@@ -100,6 +105,7 @@ static think_mode parse_think(const char *text)
 static bool parse_option(chat *c, const char *name, const char *value)
 {
     const char **text = strcmp(name, "-s") == 0 ? &c->system : strcmp(name, "-p") == 0 ? &c->prompt : NULL;
+    if (strcmp(name, "--load") == 0) text = &c->load;
     if (strcmp(name, "--lora") == 0) tool_usage(TOOL, USAGE, "not there yet: --lora", NULL);
     if (text && !value) tool_usage(TOOL, USAGE, "a text is missing after", name);
     if (text) *text = value;
@@ -129,6 +135,7 @@ static void parse_arguments(chat *c, char **argv)
         else tool_usage(TOOL, USAGE, "unknown option", *arg);
     }
     if (!c->run.path) tool_usage(TOOL, USAGE, "a model file is missing", NULL);
+    if (c->load && c->system) tool_usage(TOOL, USAGE, "what --load begins with has its system message: no -s", NULL);
 }
 
 /* ---- one reply ----------------------------------------------------------------------------- */
@@ -164,7 +171,9 @@ static jamba_result encode_turn(
 {
     const jamba_message messages[2] = { { "system", c->system }, { "user", text } };
     bool system = c->system && !c->begun;
-    unsigned flags = JAMBA_CHAT_REPLY | (c->begun ? (unsigned)JAMBA_CHAT_CONTINUE : (unsigned)JAMBA_CHAT_BEGIN);
+    unsigned flags = JAMBA_CHAT_REPLY;
+    if (!c->begun) flags |= JAMBA_CHAT_BEGIN;
+    if (c->replied) flags |= JAMBA_CHAT_CONTINUE;
     if (c->completes)
         return jamba_encode(c->run.model, text, strlen(text), c->begun ? 0 : JAMBA_TEXT_BOS, tokens, capacity, count,
             error);
@@ -176,7 +185,7 @@ static jamba_result append(chat *c, const int32_t *tokens, size_t count)
 {
     jamba_result result = jamba_feed(c->run.session, tokens, count);
     if (result != JAMBA_ERR_CONTEXT) run_check(&c->run, result);
-    if (result == JAMBA_OK) c->begun = true;
+    if (result == JAMBA_OK) c->begun = c->replied = true;
     return result;
 }
 
@@ -320,15 +329,59 @@ static input read_line(reader *in)
     }
 }
 
+/* With the sampler, so that the replies go on as they would have; without one where no reply stands at the end. */
+static bool save_conversation(const chat *c, const char *path, tool_error *error)
+{
+    jamba_save_params params;
+    uint8_t *data;
+    size_t size;
+    bool ok;
+    memset(&params, 0, sizeof params);
+    if (c->replied) params.sampler = &c->sampler;
+    if (c->begun) run_check(&c->run, jamba_step(c->run.session, 0)); /* what Ctrl-C has left in the queue */
+    size = jamba_session_save_as(c->run.session, &params, NULL, 0);
+    data = (uint8_t *)malloc(size);
+    if (!data) return tool_no_memory(error);
+    jamba_session_save_as(c->run.session, &params, data, size);
+    ok = output_file(path, data, size, false, error);
+    free(data);
+    return ok;
+}
+
+static bool load_conversation(chat *c, const char *path, tool_error *error)
+{
+    jamba_state_info info;
+    uint8_t *data;
+    size_t size;
+    bool ok;
+    if (!tool_read_file(path, SIZE_MAX / 2, &data, &size, error)) return false;
+    ok = jamba_session_restore(c->run.session, data, size) == JAMBA_OK;
+    if (ok) {
+        jamba_state_describe(data, size, &info, NULL);
+        c->begun = info.position + info.pending > 0;
+        c->replied = info.has_sampler;
+        if (info.has_sampler) c->sampler.seed = info.sampler.seed;
+    } else tool_error_set(error, "%s: %s", path, jamba_session_error(c->run.session)->message);
+    free(data);
+    return ok;
+}
+
 /* False: leave. */
 static bool command(chat *c, const char *line)
 {
+    tool_error error;
+    bool ok = true;
     if (strcmp(line, "/quit") == 0) return false;
     if (strcmp(line, "/reset") == 0) {
         jamba_session_reset(c->run.session);
-        c->begun = false;
-    } else if (strcmp(line, "/help") == 0) fputs(HELP, stderr);
+        c->begun = c->replied = false;
+    } else if (strncmp(line, "/save ", 6) == 0) {
+        ok = save_conversation(c, line + 6, &error);
+        catch_interrupt(); /* which meanwhile removed a file half written */
+    } else if (strncmp(line, "/load ", 6) == 0) ok = load_conversation(c, line + 6, &error);
+    else if (strcmp(line, "/help") == 0) fputs(HELP, stderr);
     else fprintf(stderr, "unknown command; /help lists them\n");
+    if (!ok) fprintf(stderr, "%s: %s\n", TOOL, error.message);
     return true;
 }
 
@@ -401,6 +454,7 @@ int main(int argc, char **argv)
 {
     chat c;
     jamba_error error;
+    tool_error why;
     (void)argc;
     memset(&c, 0, sizeof c);
     c.run.tool = TOOL;
@@ -409,6 +463,7 @@ int main(int argc, char **argv)
     run_load(&c.run, c.cpu);
     check_format(&c);
     run_create(&c.run, &c.params, c.threads);
+    if (c.load && !load_conversation(&c, c.load, &why)) tool_die(TOOL, "%s", why.message);
     if (!c.prompt) {
         introduce(&c);
         converse(&c);
