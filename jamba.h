@@ -81,7 +81,8 @@
  *                 up to 16], and with q8 an f32 scale for each K and V; zero beyond the last token
  *     snapshots   of each mark: logits and state, as above
  *     zeros       up to a multiple of 8 bytes
- * Header and model give every size, which is compared with the bytes there are. `hash` is jmb_hash64 of the rest.
+ * Header and model give every size, which is compared with the bytes there are. `hash` is jmb_hash64 from
+ * JMB_HASH_SEED on of the 24 bytes before it, then jmb_hash64_by_four of what follows it.
  */
 /* clang-format off */
 #ifndef JMB_PASS  /* >>kernels includes this file again, see there */
@@ -1249,17 +1250,37 @@ static void jmb_sha256_end(jmb_sha256 *hash, uint8_t digest[32])
 
 enum { JMB_HASH_SEED = 0x6a616d62 };
 
+static uint64_t jmb_hash_word(uint64_t h, uint64_t word)
+{
+    h = (h ^ word) * 0x9e3779b97f4a7c15u;
+    return h << 31 | h >> 33;
+}
+
 /* h = rotate_left((h ^ word) * 0x9e3779b97f4a7c15, 31) over little-endian 64-bit words. Each step is a
  * bijection, so one changed word always changes the result. `size` is a multiple of 8. */
 static uint64_t jmb_hash64(uint64_t h, const void *data, size_t size)
 {
     const uint8_t *p = (const uint8_t *)data;
     size_t i;
-    for (i = 0; i < size; i += 8) {
-        h = (h ^ jmb_load_u64(p + i)) * 0x9e3779b97f4a7c15u;
-        h = h << 31 | h >> 33;
-    }
+    for (i = 0; i < size; i += 8) h = jmb_hash_word(h, jmb_load_u64(p + i));
     return h;
+}
+
+/* Every fourth word makes a hash of its own, so that one need not wait for the other; then these four are hashed. The
+ * words behind the last four go to the first. */
+static uint64_t jmb_hash64_by_four(uint64_t h, const void *data, size_t size)
+{
+    const uint8_t *p = (const uint8_t *)data;
+    uint64_t a = h, b = h, c = h, d = h;
+    size_t i;
+    for (i = 0; size - i >= 32; i += 32) {
+        a = jmb_hash_word(a, jmb_load_u64(p + i));
+        b = jmb_hash_word(b, jmb_load_u64(p + i + 8));
+        c = jmb_hash_word(c, jmb_load_u64(p + i + 16));
+        d = jmb_hash_word(d, jmb_load_u64(p + i + 24));
+    }
+    a = jmb_hash64(a, p + i, size - i);
+    return jmb_hash_word(jmb_hash_word(jmb_hash_word(jmb_hash_word(h, a), b), c), d);
 }
 
 /* ===========================================================================================
@@ -9237,7 +9258,7 @@ static uint64_t jmb_saved_size(const jamba_session *s, const jmb_saved *h)
 
 static uint64_t jmb_saved_hash(const uint8_t *p, uint64_t size)
 {
-    return jmb_hash64(jmb_hash64(JMB_HASH_SEED, p, 24), p + 32, (size_t)size - 32);
+    return jmb_hash64_by_four(jmb_hash64(JMB_HASH_SEED, p, 24), p + 32, (size_t)size - 32);
 }
 
 static void jmb_saved_sampler(jmb_saved *h, const jamba_sampler *sampler)
