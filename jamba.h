@@ -26,7 +26,7 @@
  *
  * CONTENTS (search for the tag)
  *     >>api >>config >>base >>platform >>hash >>format >>tokenizer >>chat >>plan >>lanes >>kernels
- *     >>dispatch >>layers >>model >>session >>sampler >>talk >>public
+ *     >>dispatch >>layers >>model >>session >>state >>sampler >>talk >>public
  *
  * jamba.h DOES NOT
  *     - print, exit, abort, read the environment, or keep a global;
@@ -36,7 +36,8 @@
  *     - train, or run on a GPU.
  *
  * MEMORY   A model is the mapped file plus a few tables. A session is one allocation, whose size
- *          jamba_session_estimate() tells before it is made; no call on it allocates afterwards.
+ *          jamba_session_estimate() tells before it is made; no call on it allocates afterwards, but
+ *          jamba_session_load() of a file that cannot be mapped, while it reads.
  * THREADS  A model is immutable: share it. A session belongs to one thread at a time.
  * ERRORS   Every call that can fail returns a jamba_result. A failed call changes nothing, but that
  *          JAMBA_ERR_ABORTED keeps the tokens done so far and JAMBA_PENDING is no failure.
@@ -67,6 +68,21 @@
  * `conv` are taps, oldest first; `a` is -exp(A_log); `rope` holds head_dim / 2 inverse frequencies, of the
  * pairs (i, i + head_dim / 2). Entry `hash` is jmb_hash64 of the data from JMB_HASH_SEED on; the header's
  * `identity` is SHA-256 of everything before the data with the identity itself zero, and so names the model.
+ *
+ * A SAVED STATE, little-endian throughout, without gaps
+ *     header      128 bytes    JMB_SAVED_FIELDS, in >>state
+ *     tokens      u32 each: evaluated ones but for the first `unknown`, then pending ones
+ *     marks       u32 each: their positions, ascending
+ *     logits      vocab numbers, f32 or, where the state is smaller, f16; left out without JMB_SAVED_LOGITS
+ *     state       of each convolution [channels/16][d_conv - 1][16] and scan [channels/16][d_state][16], in the
+ *                 order of the program, heads of mamba2 by themselves; lanes without a channel are zero. f32, f16,
+ *                 or q8: for each 16 numbers their codes s8, then their scale f32
+ *     cache       of each attention block, for each 16 tokens, for each KV head: K [head_dim][16], V [16][head_dim
+ *                 up to 16], and with q8 an f32 scale for each K and V; zero beyond the last token
+ *     snapshots   of each mark: logits and state, as above
+ *     zeros       up to a multiple of 8 bytes
+ * Header and model give every size, which is compared with the bytes there are. `hash` is jmb_hash64 from
+ * JMB_HASH_SEED on of the 24 bytes before it, then jmb_hash64_by_four of what follows it.
  */
 /* clang-format off */
 #ifndef JMB_PASS  /* >>kernels includes this file again, see there */
@@ -312,7 +328,8 @@ JAMBA_API void jamba_session_reset(jamba_session *session);
 JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_session_info *out);
 /* Of the last failed call on this session. */
 JAMBA_API const jamba_error *jamba_session_error(const jamba_session *session);
-/* Tokens evaluated or queued so far, *count of them; valid until the session is freed. */
+/* Tokens evaluated or queued so far, *count of them; valid until the session is freed. -1 for the first ones
+ * when a saved state left them out. */
 JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size_t *count);
 
 /* ---- marks: going back -------------------------------------------------- */
@@ -386,6 +403,55 @@ JAMBA_API size_t jamba_top(const jamba_session *session, jamba_candidate *out, s
  * to begin with (else JAMBA_ERR_ARGUMENT). Takes a pass for each token; where on_logits is set, for each chunk. Errors
  * as of jamba_feed(), with nothing done; JAMBA_ERR_ABORTED and JAMBA_ERR_NUMERIC keep what is done. */
 JAMBA_API jamba_result jamba_score(jamba_session *session, const int32_t *tokens, size_t count, float *logprobs);
+
+/* ---- saved states: save games, baked prompts ------------------------------ */
+
+/* A session's content as bytes, bound to its model: restored on any CPU, build, executor, chunk and context size
+ * that holds it, the session goes on as if never interrupted. What the saving session was made with, but for
+ * its type of keys and values, does not show in the bytes: equal contents give equal bytes. */
+
+/* Precision of saved numbers. EXACT: bit for bit. Q8: 8 bits, and a scale for 16 numbers of the state and for each
+ * head of each key and value. A NaN or infinity stays one, in Q8 with all that share its scale. */
+typedef enum jamba_form { JAMBA_EXACT = 0, JAMBA_F16, JAMBA_Q8 } jamba_form;
+
+typedef struct jamba_save_params { /* zero means default, everywhere */
+    jamba_form state;              /* of the convolution and SSM state; with F16 and Q8 logits are F16 */
+    jamba_form kv;                 /* of keys and values; EXACT: as the session holds them. Never wider than that */
+    bool no_tokens;                /* leaves out the tokens evaluated: then no rewinding to before here but to marks
+                                      and 0, and no repeat penalty for them */
+    bool no_logits;                /* leaves out the last logits: then a token must be fed before sampling */
+    bool marks;                    /* with all marks, otherwise none */
+    const jamba_sampler *sampler;  /* NULL: none; for jamba_state_describe() to give back, without its filter */
+} jamba_save_params;
+
+/* jamba_session_save_as() with the defaults. */
+JAMBA_API size_t jamba_session_save(const jamba_session *session, void *buffer, size_t capacity);
+/* Returns the bytes needed; writes when they fit `capacity`. 0: nothing can be saved inside a callback or in the
+ * middle of a token (step on first), or F16 does not hold a number (above 65504; what was written is of no use). */
+JAMBA_API size_t jamba_session_save_as(
+    const jamba_session *session, const jamba_save_params *params, void *buffer, size_t capacity);
+/* Replaces the session's content, all or nothing. The bytes may have any alignment and come from anywhere, but must
+ * not change meanwhile. Keys and values turn into the session's type, rounded as when evaluated with it. Marks: as
+ * many as there is room for, chosen as by jamba_session_mark(). JAMBA_ERR_FORMAT: damaged, cut off or no saved
+ * state; JAMBA_ERR_MISMATCH: of another model; JAMBA_ERR_UNSUPPORTED: of another version of this file;
+ * JAMBA_ERR_CONTEXT: more tokens than the session has room for. */
+JAMBA_API jamba_result jamba_session_restore(jamba_session *session, const void *buffer, size_t size);
+/* The same from a file, which is mapped where possible, from memory, or through callbacks. */
+JAMBA_API jamba_result jamba_session_load(jamba_session *session, jamba_source source);
+
+typedef struct jamba_state_info {
+    uint32_t version;
+    uint8_t identity[32]; /* of the model, see jamba_model_info */
+    int32_t position, pending, marks;
+    jamba_form state;
+    jamba_kv_type kv_type;
+    bool tokens, logits, has_sampler; /* what it holds; tokens: all of them */
+    jamba_sampler sampler;
+} jamba_state_info;
+
+/* What a saved state holds; needs no model. Errors as jamba_session_restore(), but that it fits no session. */
+JAMBA_API jamba_result jamba_state_describe(
+    const void *buffer, size_t size, jamba_state_info *out, jamba_error *error);
 
 /* ---- text ---------------------------------------------------------------- */
 
@@ -771,6 +837,24 @@ static uint32_t jmb_load_u32(const uint8_t *p)
 static uint64_t jmb_load_u64(const uint8_t *p)
 {
     return (uint64_t)jmb_load_u32(p) | (uint64_t)jmb_load_u32(p + 4) << 32;
+}
+
+static void jmb_store_u16(uint8_t *p, uint32_t value)
+{
+    p[0] = (uint8_t)value;
+    p[1] = (uint8_t)(value >> 8);
+}
+
+static void jmb_store_u32(uint8_t *p, uint32_t value)
+{
+    jmb_store_u16(p, value);
+    jmb_store_u16(p + 2, value >> 16);
+}
+
+static void jmb_store_u64(uint8_t *p, uint64_t value)
+{
+    jmb_store_u32(p, (uint32_t)value);
+    jmb_store_u32(p + 4, (uint32_t)(value >> 32));
 }
 
 static float jmb_float_of(uint32_t bits)
@@ -1241,17 +1325,37 @@ static void jmb_sha256_end(jmb_sha256 *hash, uint8_t digest[32])
 
 enum { JMB_HASH_SEED = 0x6a616d62 };
 
+static uint64_t jmb_hash_word(uint64_t h, uint64_t word)
+{
+    h = (h ^ word) * 0x9e3779b97f4a7c15u;
+    return h << 31 | h >> 33;
+}
+
 /* h = rotate_left((h ^ word) * 0x9e3779b97f4a7c15, 31) over little-endian 64-bit words. Each step is a
  * bijection, so one changed word always changes the result. `size` is a multiple of 8. */
 static uint64_t jmb_hash64(uint64_t h, const void *data, size_t size)
 {
     const uint8_t *p = (const uint8_t *)data;
     size_t i;
-    for (i = 0; i < size; i += 8) {
-        h = (h ^ jmb_load_u64(p + i)) * 0x9e3779b97f4a7c15u;
-        h = h << 31 | h >> 33;
-    }
+    for (i = 0; i < size; i += 8) h = jmb_hash_word(h, jmb_load_u64(p + i));
     return h;
+}
+
+/* Every fourth word makes a hash of its own, so that one need not wait for the other; then these four are hashed. The
+ * words behind the last four go to the first. */
+static uint64_t jmb_hash64_by_four(uint64_t h, const void *data, size_t size)
+{
+    const uint8_t *p = (const uint8_t *)data;
+    uint64_t a = h, b = h, c = h, d = h;
+    size_t i;
+    for (i = 0; size - i >= 32; i += 32) {
+        a = jmb_hash_word(a, jmb_load_u64(p + i));
+        b = jmb_hash_word(b, jmb_load_u64(p + i + 8));
+        c = jmb_hash_word(c, jmb_load_u64(p + i + 16));
+        d = jmb_hash_word(d, jmb_load_u64(p + i + 24));
+    }
+    a = jmb_hash64(a, p + i, size - i);
+    return jmb_hash_word(jmb_hash_word(jmb_hash_word(jmb_hash_word(h, a), b), c), d);
 }
 
 /* ===========================================================================================
@@ -4741,6 +4845,7 @@ typedef struct jmb_kernels {
     const char *name;
     jmb_run_fn run[JMB_OP_COUNT];
     void (*exp)(float *values, size_t count); /* in place */
+    float (*code)(const float *x, size_t count, int8_t *codes); /* q8: `count` up to 16 codes; returns their scale */
 } jmb_kernels;
 
 /* The passes: this file includes itself once for each instruction set, and the code between the next
@@ -6902,7 +7007,7 @@ JMB_FN void JMB_K(jmb_keep_f16)(const jmb_kv_head *h, size_t key, const float *k
 }
 
 /* s8 codes of one head, `stride` of them; returns their scale. */
-JMB_FN float JMB_K(jmb_code_head)(const float *x, size_t dim, int8_t *codes)
+JMB_KERNEL float JMB_K(jmb_code_head)(const float *x, size_t dim, int8_t *codes)
 {
     v16 top = v_set1(0), taint = v_set1(0), inverse, v;
     float scale;
@@ -7144,7 +7249,7 @@ static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
         JMB_K(jmb_run_linear), JMB_K(jmb_run_conv), JMB_K(jmb_run_scan), JMB_K(jmb_run_scan2), JMB_K(jmb_run_gate),
         JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_merge), JMB_K(jmb_run_route), jmb_run_group,
         JMB_K(jmb_run_expert_up), JMB_K(jmb_run_expert_down) },
-    JMB_K(jmb_run_exp) };
+    JMB_K(jmb_run_exp), JMB_K(jmb_code_head) };
 
 #endif /* JMB_PASS */
 
@@ -7970,11 +8075,17 @@ static jamba_result jmb_open_memory(jamba_model *model, const void *data, size_t
     return JAMBA_OK;
 }
 
+static jamba_result jmb_check_source(const jamba_source *source, jamba_error *error)
+{
+    int given = (source->path != NULL) + (source->data != NULL) + (source->io.read != NULL);
+    if (given == 1) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a source needs one of path, data and io");
+}
+
 static jamba_result jmb_open_source(
     jamba_model *model, const jamba_source *source, const jamba_model_params *params, jamba_error *error)
 {
-    int given = (source->path != NULL) + (source->data != NULL) + (source->io.read != NULL);
-    if (given != 1) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a source needs one of path, data and io");
+    JMB_TRY(jmb_check_source(source, error));
     if (source->path) return jmb_open_path(model, source->path, params, error);
     if (source->data) return jmb_open_memory(model, source->data, source->size, error);
     model->size = source->io.size;
@@ -8062,6 +8173,8 @@ static jamba_result jmb_load(
  * >>session - one timeline's memory, and the forward pass
  * =========================================================================================== */
 
+enum { JMB_MAX_MARKS = 65536 }; /* of a session */
+
 /* A place to go back to. */
 typedef struct jmb_mark {
     uint32_t position;
@@ -8118,7 +8231,7 @@ struct jamba_session {
     jamba_logits_fn on_logits;
     void *logits_user;
     uint32_t context, chunk;
-    int32_t *tokens;         /* (context) evaluated, then queued */
+    int32_t *tokens;         /* (context) evaluated, then queued; -1 in front: left out of a saved state */
     uint32_t position, fed;  /* tokens evaluated, and evaluated or queued */
     jmb_span own;            /* its state and KV cache, as the spans of a pass have them */
     jmb_page_block *block;   /* NULL where the model has no attention */
@@ -8375,8 +8488,8 @@ static jamba_result jmb_check_session_params(const jamba_session_params *p, jamb
             error, JAMBA_ERR_ARGUMENT, 0, "context is %d, outside 0 to %d", p->context, (int)JMB_MAX_CONTEXT);
     if (p->chunk < 0 || p->chunk > 65536)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "chunk is %d, outside 0 to 65536", p->chunk);
-    if (p->marks < 0 || p->marks > 65536)
-        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "marks is %d, outside 0 to 65536", p->marks);
+    if (p->marks < 0 || p->marks > JMB_MAX_MARKS)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "marks is %d, outside 0 to %d", p->marks, (int)JMB_MAX_MARKS);
     if (p->mark_every < 0)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "mark_every is %d, below 0", p->mark_every);
     if (p->threads < 0 || p->threads > 4096)
@@ -8529,16 +8642,22 @@ static bool jmb_mark_due(const jamba_session *s, uint32_t position)
     return s->mark_room && (late || (s->turns[position] & JMB_TURN_ANY));
 }
 
+/* The place of a mark here. */
+static jmb_mark *jmb_new_mark(jamba_session *s)
+{
+    if (s->mark_count && jmb_last_mark(s) == s->position) s->mark_count--;
+    if (s->mark_count == s->mark_room) jmb_drop_mark(s);
+    s->marks[s->mark_count].position = s->position;
+    return &s->marks[s->mark_count++];
+}
+
 /* Needs the logits of the last row. Position 0 needs no mark. */
 static void jmb_put_mark(jamba_session *s)
 {
     size_t vocab = jmb_pad16(s->model->metadata.header.vocab);
     jmb_mark *m;
     if (s->position == 0 || !s->logit_rows) return;
-    if (s->mark_count && jmb_last_mark(s) == s->position) s->mark_count--;
-    if (s->mark_count == s->mark_room) jmb_drop_mark(s);
-    m = &s->marks[s->mark_count++];
-    m->position = s->position;
+    m = jmb_new_mark(s);
     memcpy(m->state, s->own.state, (size_t)s->model->plan.state_floats * sizeof(float));
     memcpy(m->logits, s->logits + (s->logit_rows - 1) * vocab, vocab * sizeof(float));
 }
@@ -8552,16 +8671,20 @@ static void jmb_drop_fed(jamba_session *s, uint32_t target)
 }
 
 /* Puts the session to the last place it can be restored to at or before `target`; what is between is queued. */
-static void jmb_restore_mark(jamba_session *s, uint32_t target)
+static jamba_result jmb_restore_mark(jamba_session *s, uint32_t target)
 {
     size_t vocab = jmb_pad16(s->model->metadata.header.vocab), state = (size_t)s->model->plan.state_floats;
-    uint32_t from = 0, anywhere = target - 1 < s->position ? target - 1 : s->position;
+    uint32_t from = 0, anywhere = target - 1 < s->position ? target - 1 : s->position, count = s->mark_count;
     const jmb_mark *m = NULL;
-    while (s->mark_count && jmb_last_mark(s) > target) s->mark_count--;
-    if (s->mark_count) m = &s->marks[s->mark_count - 1];
+    while (count && s->marks[count - 1].position > target) count--;
+    if (count) m = &s->marks[count - 1];
     if (m) from = m->position;
     if (state == 0 && anywhere > from) from = anywhere; /* keys and values of all tokens are there */
-    else if (m) memcpy(s->own.state, m->state, state * sizeof(float));
+    if (from < target && s->tokens[from] < 0)
+        return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0,
+            "going back to %u needs tokens that the saved state left out: go to 0, or to a mark", target);
+    s->mark_count = count;
+    if (m && m->position == from) memcpy(s->own.state, m->state, state * sizeof(float));
     else memset(s->own.state, 0, state * sizeof(float));
     s->logit_rows = from == target ? 1 : 0;
     if (s->logit_rows) memcpy(s->logits, m->logits, vocab * sizeof(float));
@@ -8569,22 +8692,24 @@ static void jmb_restore_mark(jamba_session *s, uint32_t target)
     s->pass.rows = 0;
     s->holder = NULL;
     jmb_drop_fed(s, target);
+    return JAMBA_OK;
 }
 
-static void jmb_rewind(jamba_session *s, uint32_t target)
+static jamba_result jmb_rewind(jamba_session *s, uint32_t target)
 {
     uint32_t done = s->position + s->pass.rows; /* with the tokens that are being worked on */
     if (target == 0) jmb_session_clear(s);
     else if (target > done || (target == done && s->logit_rows)) jmb_drop_fed(s, target);
-    else jmb_restore_mark(s, target);
+    else return jmb_restore_mark(s, target);
+    return JAMBA_OK;
 }
 
-/* Forgets the turns from `target` on. A reply that begins there stays open; a message that does goes. */
-static void jmb_cut_turns(jamba_session *s, uint32_t target)
+/* Forgets the turns from `target` to `fed`. A reply that begins there stays open; a message that does goes. */
+static void jmb_cut_turns(jamba_session *s, uint32_t target, uint32_t fed)
 {
     uint8_t *at = &s->turns[target];
-    if (target < s->fed) s->reply.at = 0;
-    memset(at + 1, 0, s->fed - target);
+    if (target < fed) s->reply.at = 0;
+    memset(at + 1, 0, fed - target);
     *at = (uint8_t)(*at & (*at & JMB_TURN_MESSAGE ? JMB_TURN_REPLY : JMB_TURN_REPLY | JMB_TURN_PROPER));
 }
 
@@ -8924,6 +9049,677 @@ static void jmb_fork_copy(jamba_session *s, const jamba_session *source)
 }
 
 /* ===========================================================================================
+ * >>state - a session's content as bytes, and back
+ *
+ * One walk over the content measures, writes and reads it, so that the three agree. What the bytes say
+ * is checked before the walk reads them; from there on nothing can fail. Numbers are copied as they lie
+ * in memory: only little-endian machines have sessions (jmb_load).
+ * =========================================================================================== */
+
+enum { JMB_SAVED_VERSION = 1, JMB_SAVED_BYTES = 128 };
+enum { JMB_SAVED_LOGITS = 1, JMB_SAVED_SAMPLER = 2 }; /* jmb_saved.flags */
+
+static const uint8_t jmb_saved_magic[8] = { 0x89, 'J', 'M', 'S', '\r', '\n', 0x1a, '\n' };
+
+/* type, name, byte offset in the header. Bytes not listed are zero. */
+#define JMB_SAVED_FIELDS(X)                                                           \
+    X(u32, version, 8) X(u32, flags, 12)                                              \
+    X(u64, size, 16)               /* of all */                                       \
+    X(u64, hash, 24)                                                                  \
+    /* 32..63: identity of the model */                                               \
+    X(u32, position, 64) X(u32, pending, 68)                                          \
+    X(u32, unknown, 72)            /* tokens in front that are left out */            \
+    X(u32, marks, 76)                                                                 \
+    X(u32, state, 80)              /* jamba_form */                                   \
+    X(u32, kv, 84)                 /* jamba_kv_type */                                \
+    X(u32, text, 88)               /* bytes of a reply not given yet, and 1; 0: none */\
+    X(u32, turns, 92)              /* places where something begins or ends */        \
+    X(f32, temperature, 96) X(u32, top_k, 100) X(f32, top_p, 104) X(f32, min_p, 108)  \
+    X(f32, repeat_penalty, 112) X(u32, repeat_window, 116) X(u64, seed, 120)
+
+#define JMB_WRITE_u32(p, value) jmb_store_u32(p, value)
+#define JMB_WRITE_u64(p, value) jmb_store_u64(p, value)
+#define JMB_WRITE_f32(p, value) jmb_store_u32(p, jmb_bits_of(value))
+
+typedef struct jmb_saved {
+#define JMB_X(type, name, at) jmb_##type name;
+    JMB_SAVED_FIELDS(JMB_X)
+#undef JMB_X
+    uint8_t identity[32];
+} jmb_saved;
+
+/* ---- numbers ------------------------------------------------------------------------------- */
+
+/* The type of saved numbers whose session's are of type `own`. */
+static jamba_kv_type jmb_form_type(jamba_form form, jamba_kv_type own)
+{
+    jamba_kv_type type = form == JAMBA_Q8 ? JAMBA_KV_Q8 : JAMBA_KV_F16;
+    return form == JAMBA_EXACT || jmb_kv_bytes(type) > jmb_kv_bytes(own) ? own : type;
+}
+
+/* x[i] = number i of n, `step` numbers after the one before. Bytes of any alignment; `scale` of q8. */
+static void jmb_get_numbers(
+    jamba_kv_type type, const uint8_t *at, size_t step, const uint8_t *scale, size_t n, float *x)
+{
+    float unit = type == JAMBA_KV_Q8 ? jmb_float_of(jmb_load_u32(scale)) : 1.0f;
+    size_t i;
+    switch (type) {
+    case JAMBA_KV_F32:
+        for (i = 0; i < n; i++) x[i] = jmb_float_of(jmb_load_u32(at + i * step * 4));
+        break;
+    case JAMBA_KV_Q8:
+        for (i = 0; i < n; i++) x[i] = (float)(int8_t)at[i * step] * unit;
+        break;
+    default:
+        for (i = 0; i < n; i++) x[i] = jmb_f16_to_float(jmb_load_u16(at + i * step * 2));
+        break;
+    }
+}
+
+/* The reverse, rounded as the KV cache is. False when a finite number has become infinite. */
+static bool jmb_put_numbers(const jmb_kernels *kernels, jamba_kv_type type, const float *x, size_t n, uint8_t *at,
+    size_t step, uint8_t *scale)
+{
+    int8_t codes[JMB_MAX_HEAD_DIM];
+    bool held = true;
+    size_t i;
+    switch (type) {
+    case JAMBA_KV_F32:
+        for (i = 0; i < n; i++) jmb_store_u32(at + i * step * 4, jmb_bits_of(x[i]));
+        break;
+    case JAMBA_KV_Q8:
+        jmb_store_u32(scale, jmb_bits_of(kernels->code(x, n, codes)));
+        for (i = 0; i < n; i++) at[i * step] = (uint8_t)codes[i];
+        break;
+    default:
+        for (i = 0; i < n; i++) {
+            uint32_t half = jmb_float_to_f16(x[i]);
+            held = held && ((half & 0x7fff) != 0x7c00 || !jmb_finite(x[i]));
+            jmb_store_u16(at + i * step * 2, half);
+        }
+        break;
+    }
+    return held;
+}
+
+/* ---- the walk ------------------------------------------------------------------------------ */
+
+typedef struct jmb_walk {
+    jamba_session *session;
+    const jmb_saved *saved;
+    uint8_t *data; /* the bytes, NULL: only measures */
+    uint64_t at;   /* in them */
+    bool reads;    /* from the bytes into the session, else the other way */
+    bool lost;     /* a number was too large for its type */
+} jmb_walk;
+
+/* The next `size` bytes, NULL while measuring. */
+static uint8_t *jmb_walk_next(jmb_walk *w, uint64_t size)
+{
+    uint8_t *next = w->data ? w->data + (size_t)w->at : NULL;
+    w->at = jmb_add(w->at, size);
+    return next;
+}
+
+static void jmb_walk_bytes(jmb_walk *w, void *memory, uint64_t size)
+{
+    uint8_t *next = jmb_walk_next(w, size);
+    if (!next || size == 0) return;
+    if (w->reads) memcpy(memory, next, (size_t)size);
+    else memcpy(next, memory, (size_t)size);
+}
+
+/* `count` numbers as `type`, those of q8 in blocks of 16. x NULL: passes over them. */
+static void jmb_walk_numbers(jmb_walk *w, jamba_kv_type type, float *x, uint64_t count)
+{
+    size_t bytes = jmb_kv_bytes(type), scale = type == JAMBA_KV_Q8 ? 4 : 0, n;
+    uint8_t *next = jmb_walk_next(w, jmb_add(jmb_mul(count, bytes), jmb_mul((count + 15) / 16, scale)));
+    if (!next || !x) return;
+    for (; count > 0; count -= n, x += n, next += n * bytes + scale) {
+        n = count < 16 ? (size_t)count : 16;
+        if (w->reads) jmb_get_numbers(type, next, 1, next + n * bytes, n, x);
+        else if (!jmb_put_numbers(w->session->model->kernels, type, x, n, next, 1, next + n * bytes)) w->lost = true;
+    }
+}
+
+/* Sixteen keys and values of one KV head, bytes of any alignment: K [dim][16], V [16][stride], scales of each. */
+typedef struct jmb_kv_tile {
+    jamba_kv_type type;
+    size_t dim, stride;
+    uint8_t *k, *v, *k_scale, *v_scale;
+} jmb_kv_tile;
+
+/* A tile's parts one behind the other, and its bytes in all. */
+static size_t jmb_tile_at(jmb_kv_tile *t, const jmb_block *b, jamba_kv_type type, uint8_t *at)
+{
+    size_t bytes = jmb_kv_bytes(type), k_size, v_size;
+    t->type = type;
+    t->dim = b->head_dim;
+    t->stride = jmb_pad16(t->dim);
+    k_size = t->dim * 16 * bytes;
+    v_size = t->stride * 16 * bytes;
+    if (at) {
+        t->k = at;
+        t->v = t->k + k_size;
+        t->k_scale = t->v + v_size;
+        t->v_scale = t->k_scale + 64;
+    }
+    return k_size + v_size + (type == JAMBA_KV_Q8 ? 128 : 0);
+}
+
+/* Where the session holds the keys from `key` on. */
+static jmb_kv_tile jmb_tile_of(const jamba_session *s, const jmb_op *op, size_t key, size_t head)
+{
+    jmb_kv_head h = jmb_kv_head_of(&s->pass, op, &s->own, key / JMB_PAGE, head);
+    size_t bytes = jmb_kv_bytes(h.type), first = key % JMB_PAGE;
+    jmb_kv_tile t;
+    t.type = h.type;
+    t.dim = h.dim;
+    t.stride = h.stride;
+    t.k = (uint8_t *)(uintptr_t)h.k + first * h.dim * bytes;
+    t.v = (uint8_t *)(uintptr_t)h.v + first * h.stride * bytes;
+    t.k_scale = (uint8_t *)(void *)(h.k_scale + first);
+    t.v_scale = (uint8_t *)(void *)(h.v_scale + first);
+    return t;
+}
+
+static void jmb_copy_tile(const jmb_kv_tile *to, const jmb_kv_tile *from)
+{
+    size_t bytes = jmb_kv_bytes(to->type);
+    memcpy(to->k, from->k, to->dim * 16 * bytes);
+    memcpy(to->v, from->v, to->stride * 16 * bytes);
+    if (to->type != JAMBA_KV_Q8) return;
+    memcpy(to->k_scale, from->k_scale, 64);
+    memcpy(to->v_scale, from->v_scale, 64);
+}
+
+/* The first `count` keys and values into another type. False when a number was too large for it. */
+static bool jmb_convert_tile(
+    const jmb_kernels *kernels, const jmb_kv_tile *to, const jmb_kv_tile *from, size_t count)
+{
+    size_t out = jmb_kv_bytes(to->type), in = jmb_kv_bytes(from->type), i, at;
+    float x[JMB_MAX_HEAD_DIM];
+    bool held = true;
+    for (i = to->dim; i < to->stride; i++) x[i] = 0;
+    for (i = 0; i < count; i++) {
+        jmb_get_numbers(from->type, from->k + i * in, 16, from->k_scale + i * 4, to->dim, x);
+        held = jmb_put_numbers(kernels, to->type, x, to->dim, to->k + i * out, 16, to->k_scale + i * 4) && held;
+        at = i * to->stride;
+        jmb_get_numbers(from->type, from->v + at * in, 1, from->v_scale + i * 4, to->dim, x);
+        held = jmb_put_numbers(kernels, to->type, x, to->stride, to->v + at * out, 1, to->v_scale + i * 4) && held;
+    }
+    return held;
+}
+
+/* Zeros for the keys and values from `first` on, which nobody has written. */
+static void jmb_clear_tile(const jmb_kv_tile *t, size_t first)
+{
+    size_t bytes = jmb_kv_bytes(t->type), left = 16 - first, i;
+    for (i = 0; i < t->dim; i++) memset(t->k + (i * 16 + first) * bytes, 0, left * bytes);
+    memset(t->v + first * t->stride * bytes, 0, left * t->stride * bytes);
+    if (t->type != JAMBA_KV_Q8) return;
+    memset(t->k_scale + first * 4, 0, left * 4);
+    memset(t->v_scale + first * 4, 0, left * 4);
+}
+
+static void jmb_walk_tile(jmb_walk *w, const jmb_kv_tile *own, const jmb_kv_tile *saved, size_t count)
+{
+    const jmb_kv_tile *to = w->reads ? own : saved, *from = w->reads ? saved : own;
+    if (to->type == from->type) jmb_copy_tile(to, from);
+    else if (!jmb_convert_tile(w->session->model->kernels, to, from, count)) w->lost = true;
+    if (!w->reads && count < 16) jmb_clear_tile(to, count);
+}
+
+/* Keys and values of one attention block. */
+static void jmb_walk_cache(jmb_walk *w, const jmb_op *op)
+{
+    uint32_t position = w->saved->position, tiles = (position + 15) / 16, i, head;
+    jmb_kv_tile own, saved;
+    uint64_t size = jmb_tile_at(&saved, op->block, (jamba_kv_type)w->saved->kv, NULL);
+    if (!w->data) {
+        jmb_walk_next(w, jmb_mul(jmb_mul(tiles, op->block->kv_heads), size));
+        return;
+    }
+    for (i = 0; i < tiles; i++) {
+        size_t key = (size_t)i * 16, count = position - key < 16 ? position - key : 16;
+        for (head = 0; head < op->block->kv_heads; head++) {
+            own = jmb_tile_of(w->session, op, key, head);
+            jmb_tile_at(&saved, op->block, saved.type, jmb_walk_next(w, size));
+            jmb_walk_tile(w, &own, &saved, count);
+        }
+    }
+}
+
+static void jmb_walk_logits(jmb_walk *w, float *logits)
+{
+    jamba_kv_type type = w->saved->state == JAMBA_EXACT ? JAMBA_KV_F32 : JAMBA_KV_F16;
+    jmb_walk_numbers(w, type, logits, w->session->model->metadata.header.vocab);
+}
+
+/* `depth` rows of 16 lanes for each 16 of `width` channels. Lanes beyond the width hold anything; saved ones are zero,
+ * or they would spoil the scale of the others. state NULL: passes over them. */
+static void jmb_walk_channels(jmb_walk *w, float *state, size_t width, size_t depth)
+{
+    jamba_kv_type type = jmb_form_type((jamba_form)w->saved->state, JAMBA_KV_F32);
+    size_t lanes = width % 16, whole = (width - lanes) * depth, i;
+    jmb_walk_numbers(w, type, state, whole);
+    for (i = 0; lanes && i < depth; i++) {
+        float row[16] = { 0 };
+        if (state && !w->reads) memcpy(row, state + whole + i * 16, lanes * sizeof *row);
+        jmb_walk_numbers(w, type, row, 16);
+        if (state && w->reads && w->data) memcpy(state + whole + i * 16, row, sizeof row);
+    }
+}
+
+/* The state of one operation, if it has any. */
+static void jmb_walk_op(jmb_walk *w, const jmb_op *op, float *state)
+{
+    const jmb_block *b = op->block;
+    size_t i, width, at = (size_t)op->conv_at;
+    switch (op->kind) {
+    case JMB_OP_CONV:
+        for (i = 0; i < op->parts; at += op->out[i++].stride * (b->d_conv - 1))
+            jmb_walk_channels(w, state ? state + at : NULL, op->out[i].width, b->d_conv - 1);
+        break;
+    case JMB_OP_SCAN:
+        jmb_walk_channels(w, state ? state + op->state_at : NULL, op->out[0].width, b->d_state);
+        break;
+    case JMB_OP_SCAN2:
+        width = b->d_inner / b->heads;
+        for (i = 0, at = (size_t)op->state_at; i < b->heads; i++, at += jmb_pad16(width) * b->d_state)
+            jmb_walk_channels(w, state ? state + at : NULL, width, b->d_state);
+        break;
+    default: break;
+    }
+}
+
+static void jmb_walk_state(jmb_walk *w, float *state)
+{
+    const jmb_plan *plan = &w->session->model->plan;
+    uint32_t i;
+    for (i = 0; i < plan->count; i++) jmb_walk_op(w, &plan->ops[i], state);
+}
+
+/* Marks are put in order as the session came by them, so that those go for which there is no room. */
+static void jmb_walk_snapshots(jmb_walk *w, const uint8_t *positions)
+{
+    jamba_session *s = w->session;
+    uint32_t i;
+    for (i = 0; i < w->saved->marks; i++) {
+        jmb_mark *m = w->reads || !w->data ? NULL : &s->marks[i];
+        if (w->reads && s->mark_room) {
+            s->position = jmb_load_u32(positions + (size_t)i * 4);
+            m = jmb_new_mark(s);
+        }
+        jmb_walk_logits(w, m ? m->logits : NULL);
+        jmb_walk_state(w, m ? m->state : NULL);
+    }
+}
+
+/* Positions of the marks; returns where they lie. */
+static const uint8_t *jmb_walk_marks(jmb_walk *w)
+{
+    uint8_t *at = jmb_walk_next(w, jmb_mul(w->saved->marks, 4));
+    uint32_t i;
+    for (i = 0; at && !w->reads && i < w->saved->marks; i++)
+        jmb_store_u32(at + (size_t)i * 4, w->session->marks[i].position);
+    return at;
+}
+
+/* Each place where a turn begins or ends, and how. */
+static void jmb_walk_turns(jmb_walk *w)
+{
+    uint8_t *at = jmb_walk_next(w, jmb_mul(w->saved->turns, 8)), *turns = w->session->turns;
+    uint32_t place = 0, i;
+    for (i = 0; at && i < w->saved->turns; i++, place++, at += 8) {
+        if (w->reads) {
+            turns[jmb_load_u32(at)] = (uint8_t)jmb_load_u32(at + 4);
+            continue;
+        }
+        while (!turns[place]) place++;
+        jmb_store_u32(at, place);
+        jmb_store_u32(at + 4, turns[place]);
+    }
+}
+
+/* The stream and the text of a reply that is being written. */
+static void jmb_walk_reply(jmb_walk *w)
+{
+    jmb_reply *r = &w->session->reply;
+    uint32_t size = w->saved->text ? w->saved->text - 1 : 0;
+    if (!w->saved->text) return;
+    jmb_walk_bytes(w, &r->stream.held_count, 4);
+    jmb_walk_bytes(w, &r->stream.started, 4);
+    jmb_walk_bytes(w, r->stream.held, 4);
+    jmb_walk_bytes(w, r->text + (w->reads ? 0 : r->given), size);
+}
+
+static uint32_t jmb_saved_tokens(const jmb_saved *h)
+{
+    return h->position - h->unknown + h->pending;
+}
+
+/* Everything behind the header but the zeros at the end; returns the size with those. */
+static uint64_t jmb_walk_all(jmb_walk *w)
+{
+    jamba_session *s = w->session;
+    const jmb_plan *plan = &s->model->plan;
+    const uint8_t *positions;
+    uint32_t i;
+    w->at = JMB_SAVED_BYTES;
+    jmb_walk_bytes(w, s->tokens + w->saved->unknown, (uint64_t)jmb_saved_tokens(w->saved) * 4);
+    positions = jmb_walk_marks(w);
+    jmb_walk_turns(w);
+    jmb_walk_reply(w);
+    if (w->saved->flags & JMB_SAVED_LOGITS) {
+        size_t row = w->reads || !s->logit_rows ? 0 : s->logit_rows - 1;
+        jmb_walk_logits(w, s->logits + row * jmb_pad16(s->model->metadata.header.vocab));
+    }
+    jmb_walk_state(w, s->own.state);
+    for (i = 0; i < plan->count; i++)
+        if (plan->ops[i].kind == JMB_OP_CACHE) jmb_walk_cache(w, &plan->ops[i]);
+    jmb_walk_snapshots(w, positions);
+    return jmb_round_up(w->at, 8);
+}
+
+static jmb_walk jmb_walk_of(const jamba_session *s, const jmb_saved *h, const uint8_t *data, bool reads)
+{
+    jmb_walk w;
+    memset(&w, 0, sizeof w);
+    w.session = (jamba_session *)(uintptr_t)s; /* stays as it is unless the walk reads */
+    w.saved = h;
+    w.data = (uint8_t *)(uintptr_t)data;
+    w.reads = reads;
+    return w;
+}
+
+static uint64_t jmb_saved_size(const jamba_session *s, const jmb_saved *h)
+{
+    jmb_walk w = jmb_walk_of(s, h, NULL, false);
+    return jmb_walk_all(&w);
+}
+
+/* ---- writing ------------------------------------------------------------------------------- */
+
+static uint64_t jmb_saved_hash(const uint8_t *p, uint64_t size)
+{
+    return jmb_hash64_by_four(jmb_hash64(JMB_HASH_SEED, p, 24), p + 32, (size_t)size - 32);
+}
+
+static void jmb_saved_sampler(jmb_saved *h, const jamba_sampler *sampler)
+{
+    h->flags |= JMB_SAVED_SAMPLER;
+    h->temperature = sampler->temperature;
+    h->top_k = (uint32_t)sampler->top_k;
+    h->top_p = sampler->top_p;
+    h->min_p = sampler->min_p;
+    h->repeat_penalty = sampler->repeat_penalty;
+    h->repeat_window = (uint32_t)sampler->repeat_window;
+    h->seed = sampler->seed;
+}
+
+static jamba_sampler jmb_sampler_of(const jmb_saved *h)
+{
+    jamba_sampler sampler;
+    memset(&sampler, 0, sizeof sampler);
+    sampler.temperature = h->temperature;
+    sampler.top_k = (int32_t)h->top_k;
+    sampler.top_p = h->top_p;
+    sampler.min_p = h->min_p;
+    sampler.repeat_penalty = h->repeat_penalty;
+    sampler.repeat_window = (int32_t)h->repeat_window;
+    sampler.seed = h->seed;
+    return sampler;
+}
+
+/* The conversation, which goes with its tokens. */
+static void jmb_saved_talk(jmb_saved *h, const jamba_session *s)
+{
+    uint32_t i;
+    for (i = 0; i <= s->fed; i++) h->turns += s->turns[i] != 0;
+    if (s->fed && s->reply.at == s->fed) h->text = 1 + s->reply.size - s->reply.given;
+}
+
+static jmb_saved jmb_saved_of(const jamba_session *s, const jamba_save_params *params)
+{
+    jmb_saved h;
+    memset(&h, 0, sizeof h);
+    h.version = JMB_SAVED_VERSION;
+    memcpy(h.identity, s->model->metadata.header.identity, 32);
+    h.position = s->position;
+    h.pending = s->fed - s->position;
+    while (h.unknown < h.position && (params->no_tokens || s->tokens[h.unknown] < 0)) h.unknown++;
+    h.marks = params->marks ? s->mark_count : 0;
+    h.state = (uint32_t)params->state;
+    h.kv = (uint32_t)jmb_form_type(params->kv, s->own.kv_type);
+    if (s->logit_rows && !params->no_logits) h.flags |= JMB_SAVED_LOGITS;
+    if (params->sampler) jmb_saved_sampler(&h, params->sampler);
+    if (!params->no_tokens) jmb_saved_talk(&h, s);
+    h.size = jmb_saved_size(s, &h);
+    return h;
+}
+
+static void jmb_write_saved(jmb_saved *h, uint8_t *p)
+{
+    memset(p, 0, JMB_SAVED_BYTES);
+    memcpy(p, jmb_saved_magic, 8);
+    memcpy(p + 32, h->identity, 32);
+#define JMB_X(type, name, at) JMB_WRITE_##type(p + (at), h->name);
+    JMB_SAVED_FIELDS(JMB_X)
+#undef JMB_X
+    h->hash = jmb_saved_hash(p, h->size);
+    jmb_store_u64(p + 24, h->hash);
+}
+
+/* False when a number does not fit the form. */
+static bool jmb_save(const jamba_session *s, jmb_saved *h, uint8_t *p)
+{
+    jmb_walk w = jmb_walk_of(s, h, p, false);
+    jmb_fp_state saved = jmb_fp_enter();
+    jmb_walk_all(&w);
+    jmb_fp_leave(saved);
+    memset(p + (size_t)w.at, 0, (size_t)(h->size - w.at));
+    jmb_write_saved(h, p);
+    return !w.lost;
+}
+
+/* ---- reading ------------------------------------------------------------------------------- */
+
+static jamba_result jmb_check_saved(const jmb_saved *h, jamba_error *error)
+{
+    if (h->flags & ~(uint32_t)(JMB_SAVED_LOGITS | JMB_SAVED_SAMPLER))
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 12, "the saved state has unknown flags %u", h->flags);
+    if (h->state > JAMBA_Q8 || h->kv > JAMBA_KV_Q8)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 80, "the saved state has numbers of unknown form");
+    if (h->unknown > h->position || h->position > JMB_MAX_CONTEXT || h->pending > JMB_MAX_CONTEXT - h->position)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 64, "the saved state has %u and %u tokens, %u of them unknown",
+            h->position, h->pending, h->unknown);
+    if (h->marks > h->position || h->marks > JMB_MAX_MARKS)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 76, "the saved state has too many marks: %u", h->marks);
+    if (h->text > 1u + JMB_REPLY_TEXT || h->turns > h->position + h->pending + 1)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 88, "the saved state has a reply or turns that are too long");
+    return JAMBA_OK;
+}
+
+/* The header alone, from a state that has `size` bytes, or of a file that has. */
+static jamba_result jmb_read_saved(jmb_saved *h, const uint8_t *p, uint64_t size, jamba_error *error)
+{
+    memset(h, 0, sizeof *h);
+    if (size >= 8 && memcmp(p, jmb_saved_magic, 8) != 0)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "not a saved state");
+    if (size < JMB_SAVED_BYTES)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, size, "too short for a saved state (%l bytes)", size);
+    memcpy(h->identity, p + 32, 32);
+#define JMB_X(type, name, at) h->name = JMB_READ_##type(p + (at));
+    JMB_SAVED_FIELDS(JMB_X)
+#undef JMB_X
+    if (h->version != JMB_SAVED_VERSION)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8,
+            "the state was saved in format %u, this jamba.h reads format %u: make it anew", h->version,
+            (unsigned)JMB_SAVED_VERSION);
+    if (h->size != size || size % 8)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the saved state has %l bytes and should have %l: copy it again",
+            size, h->size);
+    return jmb_check_saved(h, error);
+}
+
+static jamba_result jmb_check_saved_hash(const jmb_saved *h, const uint8_t *p, jamba_error *error)
+{
+#if !defined(FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION)
+    if (jmb_saved_hash(p, h->size) != h->hash)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 24, "the saved state is damaged (its hash differs): copy it again");
+#else
+    (void)h, (void)p, (void)error;
+#endif
+    return JAMBA_OK;
+}
+
+/* Whether the session can take a state with this header. */
+static jamba_result jmb_saved_fits(jamba_session *s, const jmb_saved *h)
+{
+    uint64_t size;
+    if (memcmp(h->identity, s->model->metadata.header.identity, 32) != 0)
+        return jmb_fail(&s->error, JAMBA_ERR_MISMATCH, 32,
+            "the state was saved with another model or other weights: load that model, or make the state anew");
+    size = jmb_saved_size(s, h);
+    if (size != h->size)
+        return jmb_fail(&s->error, JAMBA_ERR_FORMAT, 16, "the saved state has %l bytes, its content needs %l", h->size,
+            size);
+    if (h->position + h->pending > s->context)
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 64,
+            "the saved state has %u tokens, the session's context only %u: make it larger", h->position + h->pending,
+            s->context);
+    if (!jmb_pages_fit(s, 0, h->position + h->pending))
+        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 64,
+            "no room for the %u tokens of the saved state: forks hold pages of this session", h->position + h->pending);
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_check_saved_turns(const jmb_saved *h, const uint8_t *p, uint64_t at, jamba_error *error)
+{
+    uint32_t fed = h->position + h->pending, i;
+    for (i = 0; i < h->turns; i++, at += 8) {
+        uint32_t place = jmb_load_u32(p + at), bits = jmb_load_u32(p + at + 4);
+        if (place > fed || (i > 0 && place <= jmb_load_u32(p + at - 8)) || bits == 0 || bits >= 2 * JMB_TURN_PROPER)
+            return jmb_fail(error, JAMBA_ERR_FORMAT, at, "turn %u of the saved state is out of order", i);
+    }
+    if (!h->text) return JAMBA_OK;
+    if (jmb_load_u32(p + at) > 3 || jmb_load_u32(p + at + 4) > 1
+        || jmb_utf8_prefix(p + at + 12, h->text - 1) < h->text - 1)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "the reply of the saved state is no text");
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_check_saved_content(const jamba_session *s, const jmb_saved *h, const uint8_t *p,
+    jamba_error *error)
+{
+    jmb_walk w = jmb_walk_of(s, h, NULL, false);
+    uint32_t vocab = s->model->metadata.header.vocab, last = 0, i;
+    uint64_t at = JMB_SAVED_BYTES;
+    for (i = 0; i < jmb_saved_tokens(h); i++, at += 4)
+        if (jmb_load_u32(p + at) >= vocab)
+            return jmb_fail(error, JAMBA_ERR_FORMAT, at, "a token of the saved state is outside the vocabulary");
+    for (i = 0; i < h->marks; i++, at += 4) {
+        uint32_t position = jmb_load_u32(p + at);
+        if (position <= last || position > h->position)
+            return jmb_fail(error, JAMBA_ERR_FORMAT, at, "mark %u of the saved state is out of order", i);
+        last = position;
+    }
+    JMB_TRY(jmb_check_saved_turns(h, p, at, error));
+    jmb_walk_all(&w);
+    return jmb_check_zero(p, w.at, h->size, error);
+}
+
+/* Drops what the session holds, and takes pages for `tokens`. */
+static void jmb_make_room(jamba_session *s, uint32_t tokens)
+{
+    jmb_settle(s);
+    s->pass.rows = s->mark_count = s->logit_rows = 0;
+    s->holder = NULL;
+    jmb_drop_fed(s, 0);
+    jmb_pages_grow(s, tokens);
+    s->fed = tokens;
+}
+
+/* Everything is checked. */
+static void jmb_take_saved(jamba_session *s, const jmb_saved *h, const uint8_t *p)
+{
+    jmb_walk w = jmb_walk_of(s, h, p, true);
+    jmb_fp_state saved;
+    uint32_t i;
+    jmb_make_room(s, h->position + h->pending);
+    for (i = 0; i < h->unknown; i++) s->tokens[i] = -1;
+    memset(s->turns, 0, (size_t)s->context + 1);
+    saved = jmb_fp_enter();
+    jmb_walk_all(&w);
+    jmb_fp_leave(saved);
+    s->position = s->own.kept = h->position;
+    if (h->flags & JMB_SAVED_LOGITS) s->logit_rows = 1;
+    s->reply.at = h->text ? s->fed : 0;
+    s->reply.size = h->text ? h->text - 1 : 0;
+    s->reply.given = 0;
+}
+
+static jamba_result jmb_restore(jamba_session *s, const uint8_t *p, uint64_t size)
+{
+    jmb_saved h;
+    JMB_TRY(jmb_read_saved(&h, p, size, &s->error));
+    JMB_TRY(jmb_check_saved_hash(&h, p, &s->error));
+    JMB_TRY(jmb_saved_fits(s, &h));
+    JMB_TRY(jmb_check_saved_content(s, &h, p, &s->error));
+    jmb_take_saved(s, &h, p);
+    return JAMBA_OK;
+}
+
+/* Through memory of its own, which is taken once the header is known to fit. */
+static jamba_result jmb_restore_io(jamba_session *s, const jamba_io *io)
+{
+    jmb_heap heap = { s->allocator, NULL, 0 };
+    uint8_t header[JMB_SAVED_BYTES], *data;
+    size_t first = io->size < sizeof header ? (size_t)io->size : sizeof header;
+    jamba_result result;
+    jmb_saved h;
+    if (io->read(io->user, 0, header, first) != first)
+        return jmb_fail(&s->error, JAMBA_ERR_IO, 0, "the saved state could not be read");
+    JMB_TRY(jmb_read_saved(&h, header, io->size, &s->error));
+    JMB_TRY(jmb_saved_fits(s, &h));
+    data = (uint8_t *)jmb_heap_take_raw(&heap, io->size, 1);
+    if (!data) return jmb_no_memory(&s->error);
+    if (io->read(io->user, 0, data, (size_t)io->size) == io->size) result = jmb_restore(s, data, io->size);
+    else result = jmb_fail(&s->error, JAMBA_ERR_IO, 0, "the saved state could not be read");
+    jmb_heap_free(&heap);
+    return result;
+}
+
+static jamba_result jmb_restore_path(jamba_session *s, const char *path)
+{
+    jamba_result result;
+    jamba_io io;
+    jmb_file file;
+    const char *why = jmb_file_open(&file, path);
+    if (why) return jmb_fail(&s->error, JAMBA_ERR_IO, 0, "cannot open %s: %s", path, why);
+    if (jmb_file_map(&file)) {
+        result = jmb_restore(s, (const uint8_t *)file.mapping, file.size);
+        jmb_file_unmap(file.mapping, file.size);
+    } else {
+        io.read = jmb_file_read;
+        io.user = &file;
+        io.size = file.size;
+        result = jmb_restore_io(s, &io);
+    }
+    jmb_file_close(&file);
+    return result;
+}
+
+static jamba_result jmb_restore_source(jamba_session *s, const jamba_source *source)
+{
+    JMB_TRY(jmb_check_source(source, &s->error));
+    if (source->path) return jmb_restore_path(s, source->path);
+    if (source->data) return jmb_restore(s, (const uint8_t *)source->data, source->size);
+    return jmb_restore_io(s, &source->io);
+}
+
+/* ===========================================================================================
  * >>sampler - from logits to a token
  *
  * Works on a copy of the logits. Candidates rank by falling probability, equal ones by token number;
@@ -8945,6 +9741,7 @@ static void jmb_penalise(jamba_session *s, const jamba_sampler *p)
 {
     uint32_t window = p->repeat_window ? (uint32_t)p->repeat_window : 64, i;
     uint32_t first = s->position > window ? s->position - window : 0;
+    while (first < s->position && s->tokens[first] < 0) first++;
     for (i = first; i < s->position; i++) s->order[s->tokens[i]] = 0;
     for (i = first; i < s->position; i++) {
         float *logit = &s->candidates[s->tokens[i]];
@@ -9489,16 +10286,14 @@ static uint32_t jmb_token_at(const jamba_session *s, unsigned flags, uint64_t of
 static void jmb_take_back(jamba_session *s, unsigned flags, uint32_t size)
 {
     uint64_t total, ignored;
-    uint32_t begin = jmb_open_reply(s), target, i;
+    uint32_t begin = jmb_open_reply(s), fed = s->fed, target, i;
     bool cheap = s->model->plan.state_floats == 0;
     jmb_token_at(s, flags, UINT64_MAX, &total);
     target = jmb_token_at(s, flags, total - size, &ignored);
     if (target < begin) target = begin;
     for (i = 0; i < s->mark_count; i++)
         cheap = cheap || (s->marks[i].position >= begin && s->marks[i].position <= target);
-    if (!cheap || target == s->fed) return;
-    jmb_cut_turns(s, target);
-    jmb_rewind(s, target);
+    if (cheap && target < s->fed && jmb_rewind(s, target) == JAMBA_OK) jmb_cut_turns(s, target, fed);
 }
 
 /* The reply ends here; the first `given` bytes of its text are the last of it. */
@@ -9607,17 +10402,18 @@ static uint32_t jmb_last_messages(const jamba_session *s, uint32_t first, int32_
     return at;
 }
 
-/* Moves the tokens and turns from `from` on to `head`, and goes back there. */
-static void jmb_close_gap(jamba_session *s, uint32_t head, uint32_t from)
+/* Goes back to `head`, and moves the tokens and turns from `from` on there, whose log stands yet. */
+static jamba_result jmb_close_gap(jamba_session *s, uint32_t head, uint32_t from)
 {
     uint32_t kept = s->fed - from;
     bool caught_up = s->reply.at == s->fed;
+    JMB_TRY(jmb_rewind(s, head));
     memmove(s->tokens + head, s->tokens + from, kept * sizeof *s->tokens);
     memmove(s->turns + head + 1, s->turns + from + 1, kept);
     memset(s->turns + head + kept + 1, 0, from - head);
-    jmb_rewind(s, head);
     jmb_queue_up(s, kept);
     if (caught_up) s->reply.at = s->fed;
+    return JAMBA_OK;
 }
 
 static jamba_result jmb_restart(jamba_session *s, int32_t turns)
@@ -9635,8 +10431,8 @@ static jamba_result jmb_restart(jamba_session *s, int32_t turns)
         return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "forks hold pages of what came after token %u", head);
     stays = s->turns[head] & (first < head ? JMB_TURN_PROPER : 0xff);
     moves = s->turns[from] & (last < from ? 0xff : 0);
+    JMB_TRY(jmb_close_gap(s, head, from));
     s->turns[head] = (uint8_t)(stays | moves);
-    jmb_close_gap(s, head, from);
     return JAMBA_OK;
 }
 
@@ -10058,7 +10854,7 @@ JAMBA_API void jamba_session_reset(jamba_session *session)
 {
     if (!session || session->busy) return;
     jmb_settle(session);
-    jmb_cut_turns(session, 0);
+    jmb_cut_turns(session, 0, session->fed);
     jmb_session_clear(session);
 }
 
@@ -10101,6 +10897,9 @@ JAMBA_API jamba_result jamba_session_mark(jamba_session *session)
     if (session->position < session->fed)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "%u tokens are pending: evaluate them before a mark",
             session->fed - session->position);
+    if (session->position && !session->logit_rows)
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0,
+            "a mark keeps the logits, which the saved state left out: evaluate a token first");
     if (!session->mark_room)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "the session was created without room for marks");
     jmb_put_mark(session);
@@ -10109,15 +10908,80 @@ JAMBA_API jamba_result jamba_session_mark(jamba_session *session)
 
 JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t position, int32_t *replay)
 {
+    uint32_t fed;
     if (!session) return JAMBA_ERR_ARGUMENT;
     JMB_TRY(jmb_check_idle(session));
     if (position < 0 || (uint32_t)position > session->fed)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "position %d is outside the %u tokens fed", position,
             session->fed);
     jmb_settle(session);
-    jmb_cut_turns(session, (uint32_t)position);
-    jmb_rewind(session, (uint32_t)position);
+    fed = session->fed;
+    JMB_TRY(jmb_rewind(session, (uint32_t)position));
+    jmb_cut_turns(session, (uint32_t)position, fed);
     if (replay) *replay = (int32_t)(session->fed - session->position);
+    return JAMBA_OK;
+}
+
+JAMBA_API size_t jamba_session_save(const jamba_session *session, void *buffer, size_t capacity)
+{
+    return jamba_session_save_as(session, NULL, buffer, capacity);
+}
+
+static bool jmb_form_known(jamba_form form)
+{
+    return form == JAMBA_EXACT || form == JAMBA_F16 || form == JAMBA_Q8;
+}
+
+JAMBA_API size_t jamba_session_save_as(
+    const jamba_session *session, const jamba_save_params *params, void *buffer, size_t capacity)
+{
+    jamba_save_params standard;
+    jmb_saved h;
+    memset(&standard, 0, sizeof standard);
+    if (!params) params = &standard;
+    if (!session || session->busy || session->holder) return 0;
+    if (!jmb_form_known(params->state) || !jmb_form_known(params->kv)) return 0;
+    h = jmb_saved_of(session, params);
+    if (h.size > SIZE_MAX) return 0;
+    if (buffer && capacity >= h.size && !jmb_save(session, &h, (uint8_t *)buffer)) return 0;
+    return (size_t)h.size;
+}
+
+JAMBA_API jamba_result jamba_session_restore(jamba_session *session, const void *buffer, size_t size)
+{
+    return jamba_session_load(session, jamba_from_memory(buffer, size));
+}
+
+JAMBA_API jamba_result jamba_session_load(jamba_session *session, jamba_source source)
+{
+    jamba_result result;
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    session->busy++; /* while callbacks read */
+    result = jmb_restore_source(session, &source);
+    session->busy--;
+    return result;
+}
+
+JAMBA_API jamba_result jamba_state_describe(
+    const void *buffer, size_t size, jamba_state_info *out, jamba_error *error)
+{
+    jmb_saved h;
+    if (!buffer || !out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "buffer and out must not be NULL");
+    memset(out, 0, sizeof *out);
+    JMB_TRY(jmb_read_saved(&h, (const uint8_t *)buffer, size, error));
+    JMB_TRY(jmb_check_saved_hash(&h, (const uint8_t *)buffer, error));
+    out->version = h.version;
+    memcpy(out->identity, h.identity, 32);
+    out->position = (int32_t)h.position;
+    out->pending = (int32_t)h.pending;
+    out->marks = (int32_t)h.marks;
+    out->state = (jamba_form)h.state;
+    out->kv_type = (jamba_kv_type)h.kv;
+    out->tokens = h.unknown == 0;
+    out->logits = (h.flags & JMB_SAVED_LOGITS) != 0;
+    out->has_sampler = (h.flags & JMB_SAVED_SAMPLER) != 0;
+    if (out->has_sampler) out->sampler = jmb_sampler_of(&h);
     return JAMBA_OK;
 }
 

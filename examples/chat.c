@@ -4,6 +4,7 @@
  * is full and the last ones have to move up.
  */
 #include "think.h"
+#include "tools/output.h"
 #include "tools/run.h"
 
 #include <signal.h>
@@ -14,6 +15,7 @@ static const char USAGE[] =
     "usage: chat MODEL.jamba [options]\n"
     "  -s SYSTEM    system message in front of the conversation\n"
     "  -p PROMPT    answer this once and exit\n"
+    "  --load FILE  begin where that saved state ends, of build/bake or of /save\n"
     "  -n MAX       longest reply in tokens (512)\n"
     "  --temp T     sampling temperature, 0 is greedy (0.7)\n"
     "  --top-k K    sample from the K likeliest tokens only, 0 is off (0)\n"
@@ -28,12 +30,14 @@ static const char USAGE[] =
     "  --cpu NAME   highest instruction set: best, scalar, avx2, avxvnni, avx512, neon or wasm (best)\n";
 
 static const char HELP[] =
-    "/retry    have the last message answered anew\n"
-    "/undo     forget the last message and its reply\n"
-    "/reset    forget the conversation\n"
-    "/help     this list\n"
-    "/quit     leave, as does the end of input\n"
-    "Ctrl-C    stops the reply; twice leaves\n";
+    "/retry        have the last message answered anew\n"
+    "/undo         forget the last message and its reply\n"
+    "/reset        forget the conversation\n"
+    "/save FILE    keep the conversation in a new file\n"
+    "/load FILE    go on with a conversation kept so\n"
+    "/help         this list\n"
+    "/quit         leave, as does the end of input\n"
+    "Ctrl-C        stops the reply; twice leaves\n";
 
 /* The longest that a Ctrl-C waits. */
 enum { SLICE_US = 20000 };
@@ -49,7 +53,7 @@ typedef struct chat {
     jamba_session_params params;
     jamba_sampler sampler;
     jamba_cpu cpu;
-    const char *system, *prompt;
+    const char *system, *prompt, *load;
     int max, threads;
     think_filter think;
     unsigned flags; /* of the reply's text */
@@ -110,6 +114,7 @@ static think_mode parse_think(const char *text)
 static bool parse_option(chat *c, const char *name, const char *value)
 {
     const char **text = strcmp(name, "-s") == 0 ? &c->system : strcmp(name, "-p") == 0 ? &c->prompt : NULL;
+    if (strcmp(name, "--load") == 0) text = &c->load;
     if (strcmp(name, "--lora") == 0) tool_usage(TOOL, USAGE, "not there yet: --lora", NULL);
     if (text && !value) tool_usage(TOOL, USAGE, "a text is missing after", name);
     if (text) *text = value;
@@ -139,6 +144,7 @@ static void parse_arguments(chat *c, char **argv)
         else tool_usage(TOOL, USAGE, "unknown option", *arg);
     }
     if (!c->run.path) tool_usage(TOOL, USAGE, "a model file is missing", NULL);
+    if (c->load && c->system) tool_usage(TOOL, USAGE, "what --load begins with has its system message: no -s", NULL);
 }
 
 /* ---- one reply ----------------------------------------------------------------------------- */
@@ -424,17 +430,60 @@ static input read_line(reader *in)
     }
 }
 
+/* With the sampler, so that the replies go on as they would have; without one where no reply stands at the end. */
+static bool save_conversation(const chat *c, const char *path, tool_error *error)
+{
+    jamba_save_params params;
+    uint8_t *data;
+    size_t size;
+    bool ok;
+    memset(&params, 0, sizeof params);
+    params.sampler = &c->sampler;
+    run_check(&c->run, jamba_step(c->run.session, 0)); /* what Ctrl-C has left in the queue */
+    size = jamba_session_save_as(c->run.session, &params, NULL, 0);
+    data = (uint8_t *)malloc(size);
+    if (!data) return tool_no_memory(error);
+    jamba_session_save_as(c->run.session, &params, data, size);
+    ok = output_file(path, data, size, false, error);
+    free(data);
+    return ok;
+}
+
+static bool load_conversation(chat *c, const char *path, tool_error *error)
+{
+    jamba_state_info info;
+    uint8_t *data;
+    size_t size;
+    bool ok;
+    if (!tool_read_file(path, SIZE_MAX / 2, &data, &size, error)) return false;
+    ok = jamba_session_restore(c->run.session, data, size) == JAMBA_OK;
+    if (ok) {
+        jamba_state_describe(data, size, &info, NULL);
+        c->start = -1;
+        if (info.has_sampler) c->sampler.seed = info.sampler.seed;
+    } else tool_error_set(error, "%s: %s", path, jamba_session_error(c->run.session)->message);
+    free(data);
+    return ok;
+}
+
 /* False: leave. */
 static bool command(chat *c, const char *line)
 {
+    tool_error error;
+    bool ok = true;
     if (strcmp(line, "/quit") == 0) return false;
     if (strcmp(line, "/reset") == 0) {
         jamba_session_reset(c->run.session);
         c->start = -1;
     } else if (strcmp(line, "/retry") == 0) retry(c);
     else if (strcmp(line, "/undo") == 0) undo(c);
+    else if (strncmp(line, "/save ", 6) == 0) {
+        ok = save_conversation(c, line + 6, &error);
+        catch_interrupt(); /* which meanwhile removed a file half written */
+    } else if (strncmp(line, "/load ", 6) == 0) ok = load_conversation(c, line + 6, &error);
     else if (strcmp(line, "/help") == 0) fputs(HELP, stderr);
     else fprintf(stderr, "unknown command; /help lists them\n");
+    if (!ok) fprintf(stderr, "%s: %s\n", TOOL, error.message);
     return true;
 }
 
@@ -515,6 +564,7 @@ int main(int argc, char **argv)
 {
     chat c;
     jamba_error error;
+    tool_error why;
     (void)argc;
     memset(&c, 0, sizeof c);
     c.run.tool = TOOL;
@@ -526,6 +576,7 @@ int main(int argc, char **argv)
     c.start = -1;
     if (!c.prompt) c.params.marks = MARKS;
     run_create(&c.run, &c.params, c.threads);
+    if (c.load && !load_conversation(&c, c.load, &why)) tool_die(TOOL, "%s", why.message);
     if (!c.prompt) {
         introduce(&c);
         converse(&c);

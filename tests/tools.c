@@ -387,6 +387,105 @@ static void test_chat(void)
     check_failure("chat", "STORY -p Hello! --temp -1", "", 2, "--temp");
 }
 
+/* The output of chat; free it. */
+static char *chat_reply(const char *options, const char *input)
+{
+    char line[4 * PATH_ROOM];
+    snprintf(line, sizeof line, "STORY -n 9 %s", options);
+    CHECK_THAT(run_text("chat", line, input) == 0, "chat %s: %s", options, errors);
+    CHECK_THAT(output_size > 3, "chat %s: the reply is '%s'", options, output);
+    return strdup(output);
+}
+
+/* A conversation kept in a file goes on with the same words, sampled ones too. */
+static void test_chat_kept(void)
+{
+    static const char first[] = "Tell me a story about a dog.\n", second[] = "What is its name?\n";
+    char kept[PATH_ROOM], options[2 * PATH_ROOM], input[2 * PATH_ROOM];
+    char *whole, *before, *after, *inside;
+    remove(temp_path(kept, "kept.state"));
+    snprintf(input, sizeof input, "%s%s", first, second);
+    whole = chat_reply("--seed 7", input);
+    snprintf(input, sizeof input, "%s/save %s\n", first, kept);
+    before = chat_reply("--seed 7", input);
+    snprintf(options, sizeof options, "--load %s", kept);
+    after = chat_reply(options, second);
+    snprintf(input, sizeof input, "Hello!\n/load %s\n%s", kept, second);
+    inside = chat_reply("", input);
+    CHECK_THAT(strlen(whole) == strlen(before) + strlen(after) && strncmp(whole, before, strlen(before)) == 0
+        && strcmp(whole + strlen(before), after) == 0, "'%s' then '%s', not '%s'", before, after, whole);
+    CHECK_THAT(strlen(inside) > strlen(after) && strcmp(inside + strlen(inside) - strlen(after), after) == 0,
+        "'%s' does not end with '%s'", inside, after);
+    snprintf(input, sizeof input, "/save %s\n/load no/such/file\n/load Makefile\n", kept);
+    CHECK(run_text("chat", "STORY", input) == 0);
+    CHECK_THAT(strstr(errors, "exists") && strstr(errors, "no/such/file: ") && strstr(errors, "Makefile: not a saved"),
+        "%s", errors);
+    snprintf(options, sizeof options, "STORY -s Hello! --load %s", kept);
+    check_failure("chat", options, "", 2, "-s");
+    check_failure("chat", "STORY --load no/such/file -p Hello!", "", 1, "no/such/file");
+    free(whole);
+    free(before);
+    free(after);
+    free(inside);
+}
+
+/* Starting from a baked system message is starting with that message. */
+static void test_bake(void)
+{
+    static const char system[] = "You are a dog.";
+    char text[PATH_ROOM], out[PATH_ROOM], line[4 * PATH_ROOM], *plain, *baked;
+    const char *argv[] = { story_path, "-s", system, "-p", "Who are you?", "-n", "9", "--temp", "0", NULL };
+    size_t exact, compact;
+    file_write(temp_path(text, "prompt.txt"), "You are a dog.\n", 15);
+    remove(temp_path(out, "baked.state"));
+    snprintf(line, sizeof line, "STORY %s %s --system", text, out);
+    CHECK_THAT(run_text("bake", line, "") == 0 && output_size == 0 && strstr(errors, " tokens, "), "%s", errors);
+    free(file_need(out, &exact));
+    check_failure("bake", line, "", 1, "--force");
+    CHECK(tool_run_with("chat", argv, "/dev/null", out_path, errors, sizeof errors) == 0);
+    plain = (char *)file_need(out_path, &output_size);
+    snprintf(line, sizeof line, "--temp 0 --load %s", out);
+    baked = chat_reply(line, "Who are you?\n");
+    CHECK_THAT(strcmp(plain, baked) == 0, "'%s', not '%s'", baked, plain);
+    snprintf(line, sizeof line, "STORY %s %s --state q8 --kv q8 --kv-type f32 -t 2 --force", text, out);
+    CHECK_THAT(run_text("bake", line, "") == 0, "%s", errors);
+    free(file_need(out, &compact));
+    CHECK(compact < exact / 2);
+    free(plain);
+    free(baked);
+}
+
+static void test_bake_refusals(void)
+{
+    static const char *const wrong[] = { "--state f32", "--kv", "--kv exactly", "--kv-type exact", "-t 0", "four" };
+    char text[PATH_ROOM], out[PATH_ROOM], line[4 * PATH_ROOM];
+    size_t i;
+    file_write(temp_path(text, "prompt.txt"), "Once", 4);
+    remove(temp_path(out, "refused.state"));
+    for (i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        snprintf(line, sizeof line, "STORY %s %s %s", text, out, wrong[i]);
+        check_failure("bake", line, "", 2, "bake");
+    }
+    snprintf(line, sizeof line, "MODEL %s %s", text, out);
+    check_failure("bake", line, "", 1, "tokenizer");
+    snprintf(line, sizeof line, "MODEL %s %s --system", text, out);
+    check_failure("bake", line, "", 1, "--system");
+    snprintf(line, sizeof line, "STORY no/such/text %s", out);
+    check_failure("bake", line, "", 1, "no/such/text");
+    snprintf(line, sizeof line, "STORY %s tests --force", text);
+    check_failure("bake", line, "", 1, "tests");
+    snprintf(line, sizeof line, "STORY %s no/such/folder/x", text);
+    check_failure("bake", line, "", 1, "no/such/folder/x");
+    file_write(text, "\n", 1);
+    snprintf(line, sizeof line, "STORY %s %s", text, out);
+    check_failure("bake", line, "", 1, "no text");
+    file_write(text, "a\0b", 3);
+    check_failure("bake", line, "", 1, "zero byte");
+    file_write(text, "a\xff", 2);
+    check_failure("bake", line, "", 1, "UTF-8");
+    CHECK_THAT(!file_exists(out), "%s was left behind", out);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -404,6 +503,9 @@ int main(int argc, char **argv)
         { "perplexity", test_perplexity },
         { "perplexity --ablate", test_ablate },
         { "chat", test_chat },
+        { "chat: /save, /load and --load", test_chat_kept },
+        { "bake", test_bake },
+        { "bake: what is refused", test_bake_refusals },
     };
     size_t i;
     test_start(argc, argv);

@@ -341,7 +341,7 @@ static int compare_rates(const void *a, const void *b)
 /* What the process holds beyond the file's pages and the sessions. */
 static double resident_over(const bench *b)
 {
-    return (double)b->resident - (double)b->run.session->size * b->batch;
+    return (double)b->resident - (double)(b->run.session->size + b->run.session->memory.kv) * b->batch;
 }
 
 static void print_json_string(const char *text)

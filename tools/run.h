@@ -27,13 +27,21 @@ JMB_UNUSED static jamba_cpu run_argument_cpu(const char *tool, const char *usage
     return JAMBA_CPU_BEST;
 }
 
+/* Which of the names `text` is; usage failure for any other. */
+JMB_UNUSED static int run_argument_name(const char *tool, const char *usage, const char *problem,
+    const char *const *names, int count, const char *text)
+{
+    for (int i = 0; text && i < count; i++)
+        if (strcmp(text, names[i]) == 0) return i;
+    tool_usage(tool, usage, problem, text ? text : "nothing");
+    return 0;
+}
+
 JMB_UNUSED static jamba_kv_type run_argument_kv(const char *tool, const char *usage, const char *text)
 {
-    if (text && strcmp(text, "q8") == 0) return JAMBA_KV_Q8;
-    if (text && strcmp(text, "f32") == 0) return JAMBA_KV_F32;
-    if (!text || strcmp(text, "f16") != 0)
-        tool_usage(tool, usage, "--kv needs f16, f32 or q8, not", text ? text : "nothing");
-    return JAMBA_KV_F16;
+    static const char *const names[] = { "f16", "f32", "q8" }; /* as in jamba_kv_type */
+    return (jamba_kv_type)run_argument_name(
+        tool, usage, "cached keys and values can be f16, f32 or q8, not", names, 3, text);
 }
 
 JMB_UNUSED static int run_argument_threads(const char *tool, const char *usage, const char *name, const char *text)
