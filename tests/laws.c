@@ -1,7 +1,7 @@
 /* laws.c - whatever is done with a session, its logits are those of the plain run over its tokens
  *
- * Random scripts of feeding, stepping with and without a budget, sampling, marks, going back, forks and batches, on
- * every family, chunk size, cache type and executor. At the end, and whenever nothing is pending, the logits equal bit
+ * Random scripts of feeding, stepping with and without a budget, sampling, marks, going back, forks, saved states and batches,
+ * on every family, chunk size, cache type and executor. At the end, and whenever nothing is pending, the logits equal bit
  * for bit those of a new session that evaluates the same tokens in one go. A script that fails is cut down to
  * what still fails, and printed. LAWS=N in the environment runs N scripts on the tiny model. */
 #define JMB_PAGE 16 /* so that a few tokens fill pages, which forks share */
@@ -10,11 +10,12 @@
 enum { OPS_MAX = 24, TOKENS_MAX = 40, SESSIONS = 3 };
 
 typedef enum op_kind {
-    OP_FEED, OP_STEP, OP_FINISH, OP_SAMPLE, OP_MARK, OP_REWIND, OP_BATCH, OP_SLICES, OP_FORK, OP_RESET, OP_KINDS
+    OP_FEED, OP_STEP, OP_FINISH, OP_SAMPLE, OP_MARK, OP_REWIND, OP_BATCH, OP_SLICES, OP_FORK, OP_SAVE, OP_RESET,
+    OP_KINDS
 } op_kind;
 
 static const char *const op_names[OP_KINDS] = { "feed", "step", "finish", "sample", "mark", "rewind", "batch",
-    "slices", "fork", "reset" };
+    "slices", "fork", "save", "reset" };
 
 /* What an argument means depends on the session's place, so that any part of a script is a script. */
 typedef struct script_op {
@@ -51,7 +52,8 @@ static script script_make(uint64_t seed)
 {
     static const int32_t chunks[] = { 1, 3, 7, 64 }, marks[] = { 0, 1, 2, 4 }, every[] = { 0, 0, 5 };
     static const int often[] = { OP_FEED, OP_FEED, OP_FEED, OP_STEP, OP_STEP, OP_FINISH, OP_SAMPLE, OP_SAMPLE, OP_MARK,
-        OP_MARK, OP_REWIND, OP_REWIND, OP_REWIND, OP_BATCH, OP_BATCH, OP_SLICES, OP_SLICES, OP_FORK, OP_FORK };
+        OP_MARK, OP_REWIND, OP_REWIND, OP_REWIND, OP_BATCH, OP_BATCH, OP_SLICES, OP_SLICES, OP_FORK, OP_FORK,
+        OP_SAVE, OP_SAVE };
     uint64_t random = seed;
     script s;
     int i;
@@ -259,6 +261,30 @@ static bool run_fork(laws *l, jamba_session **sessions, int source, uint32_t arg
     return true;
 }
 
+/* Another session takes over what this one has saved, or this one goes back to it; with its marks or without. */
+static bool run_save(laws *l, jamba_session *const *sessions, int source, uint32_t argument)
+{
+    jamba_session *from = sessions[source], *to = sessions[((uint32_t)source + argument % SESSIONS) % SESSIONS];
+    jamba_save_params params;
+    size_t size, used, room = (size_t)to->context;
+    bool possible;
+    uint8_t *bytes;
+    memset(&params, 0, sizeof params);
+    params.marks = argument / 4 % 2 == 0;
+    size = jamba_session_save_as(from, &params, NULL, 0);
+    if ((size > 0) != (from->holder == NULL)) return fails(l, "save", NULL);
+    if (size == 0) return true;
+    jamba_session_tokens(from, &used);
+    bytes = (uint8_t *)malloc(size);
+    test_require(bytes != NULL, "out of memory", "laws.c");
+    jamba_session_save_as(from, &params, bytes, size);
+    possible = used <= room && jmb_pages_fit(to, 0, (uint32_t)used);
+    if (jamba_session_restore(to, bytes, size) != (possible ? JAMBA_OK : JAMBA_ERR_CONTEXT)) return fails(l, "restore", to);
+    free(bytes);
+    if (possible && pending_of(to) != pending_of(from)) return fails(l, "restored elsewhere", to);
+    return true;
+}
+
 static bool run_op(laws *l, const script *s, jamba_session **sessions, const script_op *op)
 {
     jamba_session *session = sessions[op->session];
@@ -272,6 +298,7 @@ static bool run_op(laws *l, const script *s, jamba_session **sessions, const scr
     case OP_REWIND: return run_rewind(l, session, op->argument);
     case OP_BATCH: return run_batch(l, sessions, op->argument);
     case OP_SLICES: return run_slices(l, sessions, op->argument);
+    case OP_SAVE: return run_save(l, sessions, op->session, op->argument);
     case OP_FORK: return run_fork(l, sessions, op->session, op->argument);
     default: jamba_session_reset(session); return true;
     }
