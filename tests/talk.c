@@ -1262,6 +1262,70 @@ static bool chat_fork(chat *c)
     return true;
 }
 
+static jamba_session *chat_reopen(const chat *c)
+{
+    jamba_session_params params;
+    jamba_session *session;
+    memset(&params, 0, sizeof params);
+    params.context = (int32_t)c->session->context;
+    params.marks = (int32_t)c->session->mark_room;
+    params.mark_every = (int32_t)c->session->mark_every;
+    params.threads = 1;
+    params.now_us = clock_tick;
+    return jamba_session_create(&session, tiny, &params, NULL) == JAMBA_OK ? session : NULL;
+}
+
+/* What both say from here on is the same, and they are at the same turn. */
+static bool chat_same(chat *c, jamba_session *other, const jamba_reply_params *params)
+{
+    jamba_turn turns[2][256];
+    jamba_sampler sampler = c->sampler;
+    jamba_reply_params again = *params;
+    size_t count = jamba_turns(c->session, turns[0], 256);
+    answer a, b;
+    if (count != jamba_turns(other, turns[1], 256) || memcmp(turns[0], turns[1], count * sizeof(jamba_turn)) != 0)
+        return fails(c, "other turns after restoring");
+    again.sampler = &sampler;
+    a = reply_all(c->session, params);
+    b = reply_all(other, &again);
+    if (a.result != b.result || a.size != b.size || memcmp(a.text, b.text, a.size) != 0)
+        return fails(c, "another reply after restoring");
+    return same_place(c->session, other) || fails(c, "another place after restoring");
+}
+
+/* Saved wherever a reply stands, text held back for a stop string too, and gone on with in a new session. */
+static bool chat_save(chat *c)
+{
+    static const char *const stops[] = { "ab ab ab", "efgh", "\xc3\xa9\xc3\xa9" };
+    jamba_reply_params params;
+    jamba_save_params all;
+    jamba_session *other;
+    const char *text;
+    size_t length, size;
+    uint8_t *bytes;
+    bool ok;
+    int i;
+    memset(&params, 0, sizeof params);
+    params.sampler = &c->sampler;
+    params.max_tokens = 12;
+    params.stops = stops;
+    params.stop_count = 3;
+    for (i = below(c, 6); i > 0; i--) jamba_reply(c->session, &params, &text, &length);
+    if (c->session->holder) return true; /* in the middle of a token */
+    memset(&all, 0, sizeof all);
+    all.marks = true; /* which decide what a stop string takes back */
+    size = jamba_session_save_as(c->session, &all, NULL, 0);
+    bytes = (uint8_t *)malloc(size + 1);
+    other = chat_reopen(c);
+    ok = size > 0 && bytes && other && jamba_session_save_as(c->session, &all, bytes, size) == size
+        && (jamba_session_restore(other, bytes, size) == JAMBA_OK || fails(c, jamba_session_error(other)->message));
+    free(bytes);
+    ok = ok && chat_same(c, other, &params);
+    jamba_session_free(c->session);
+    c->session = other;
+    return ok;
+}
+
 static bool chat_step(chat *c)
 {
     int i;
@@ -1281,7 +1345,7 @@ static bool chat_step(chat *c)
 static bool chat_run(chat *c)
 {
     static bool (*const steps[])(chat *) = { chat_say, chat_say, chat_say, chat_reply, chat_reply, chat_reply,
-        chat_rewind, chat_rewind, chat_restart, chat_fork, chat_step };
+        chat_rewind, chat_rewind, chat_restart, chat_fork, chat_step, chat_save };
     int i, count = 4 + below(c, 24);
     bool ok = true;
     for (i = 0; i < count && ok; i++) {
