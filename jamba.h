@@ -7178,15 +7178,16 @@ JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint3
     query = tile * most;
     stop = span->rows * group - query < most ? span->rows * group : query + most;
     while (query < stop && span->position + query / group < page * JMB_PAGE) query++; /* rows before this page */
-    if (query == stop) return;
+    if (query >= stop) return;
     h = jmb_kv_head_of(p, op, span, page, g);
-    for (a.n = 0; query < stop; a.n++, query++) {
+    a.n = 0;
+    do {
         uint32_t row = query / group, head = query % group;
         size_t keys = span->position + row + 1 - page * JMB_PAGE;
         a.q[a.n] = jmb_row(p, &op->in, span->first + row) + (g * group + head) * b->head_dim;
         a.keys[a.n] = keys < JMB_PAGE ? keys : (size_t)JMB_PAGE;
-        a.partial[a.n] = jmb_partial(p, b, 1 + slot, span->first + row, g * group + head);
-    }
+        a.partial[a.n++] = jmb_partial(p, b, 1 + slot, span->first + row, g * group + head);
+    } while (++query < stop);
     JMB_K(jmb_scores)(&h, b->scale, &a);
     for (t = 0; t < a.n; t++) JMB_K(jmb_weights)(&h, a.score[t], a.keys[t], a.partial[t]);
     JMB_K(jmb_values)(&h, &a);
