@@ -4411,7 +4411,8 @@ typedef struct jmb_span {
 /* What one pass works on: `rows` tokens of one session or several. */
 typedef struct jmb_pass {
     uint32_t rows, span_count;
-    bool sliced; /* tasks are as short as a time budget needs them */
+    bool sliced;          /* tasks are as short as a time budget needs them */
+    uint32_t slab;        /* blocks of 64 columns in a slab of one row */
     jmb_span *spans;
     uint32_t capacity;    /* rows that the scratch holds */
     uint32_t wanted;      /* rows whose logits are wanted */
@@ -4467,7 +4468,7 @@ typedef struct jmb_slab {
 /* Whole blocks of quantised numbers; more of them where rows are few. */
 static uint32_t jmb_slab_width(const jmb_pass *p)
 {
-    return p->rows < 8 ? 64 * (8 / p->rows) : 64;
+    return p->rows < p->slab ? 64 * (p->slab / p->rows) : 64;
 }
 
 static uint32_t jmb_slabs(const jmb_pass *p, uint32_t width)
@@ -4554,7 +4555,8 @@ static float *jmb_partial(const jmb_pass *p, const jmb_block *b, uint32_t slot, 
 
 /* Between two looks at the clock lies at most JMB_SLICE of work: bytes of weights, or what takes as long. A pass
  * under a time budget holds as many rows, and its tasks compute as much, as keep that. What is not divided may take
- * longer: 16 outputs for one row, one row of activations, one query of one KV head over one page.
+ * longer: 16 outputs for one row, one row of activations, the states of 64 channels, one query of one KV head over one
+ * page.
  *
  * Bytes that other work counts for, each from the time of its tasks beside that of a linear of one row, which reads
  * its weights from memory (512 KiB: 20 us; jamba-3b, jamba-moe-1.7b, llama-3.2b, mamba2-780m and zamba2-1.2b at q8,
@@ -4571,7 +4573,8 @@ enum {
     JMB_WORK_SCAN2 = 1,   /* the same for Mamba-2; and 8 */
     JMB_WORK_KV = 6,      /* a number of a page of one KV head; and a quarter for each query */
     JMB_WORK_CHOICE = 64, /* an expert considered; an assignment sorted */
-    JMB_KEEP = 65536      /* floats of a mark: a copy reads and writes */
+    JMB_EMBED = 4096, /* columns of an embedding in a task */
+    JMB_KEEP = 65536  /* floats of a mark in a task: a copy reads and writes */
 };
 
 /* Bytes of one output's weights, and what each further row of inputs adds. */
@@ -4701,6 +4704,11 @@ static uint32_t jmb_conv_tasks(const jmb_op *op, const jmb_pass *p)
     return tasks * p->span_count;
 }
 
+static uint32_t jmb_embed_pieces(const jmb_op *op)
+{
+    return (op->out[0].width + JMB_EMBED - 1) / JMB_EMBED;
+}
+
 /* Pieces of a mark. */
 static uint32_t jmb_keep_pieces(const jmb_op *op)
 {
@@ -4718,6 +4726,7 @@ static uint32_t jmb_keep_tasks(const jmb_op *op, const jmb_pass *p)
 static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
 {
     switch (op->kind) {
+    case JMB_OP_EMBED: return p->rows * jmb_embed_pieces(op);
     case JMB_OP_LINEAR:
     case JMB_OP_EXPERT_UP:
     case JMB_OP_EXPERT_DOWN: return jmb_linear_tasks(p, op);
@@ -4752,20 +4761,26 @@ static uint64_t jmb_linear_work(const jmb_op *op, const jmb_pass *p)
     return most;
 }
 
+static uint64_t jmb_scan_work(uint64_t width, uint32_t d_state, uint64_t rows)
+{
+    return width * d_state * (12 + JMB_WORK_SCAN * rows);
+}
+
 /* The most work of any task of `op` in a pass of these rows, in bytes; at least 1. */
 static uint64_t jmb_op_work(const jmb_op *op, const jmb_pass *p)
 {
     const jmb_block *b = op->block;
     uint64_t rows = p->rows, slab = jmb_slab_width(p);
     switch (op->kind) {
-    case JMB_OP_EMBED: return (uint64_t)op->out[0].width * JMB_WORK_EMBED;
+    case JMB_OP_EMBED:
+        return (uint64_t)(op->out[0].width < JMB_EMBED ? op->out[0].width : (uint32_t)JMB_EMBED) * JMB_WORK_EMBED;
     case JMB_OP_NORM: case JMB_OP_SUM: return (uint64_t)op->in.width * JMB_WORK_ROW;
     case JMB_OP_BESIDE: return (uint64_t)(op->in.width + op->out[1].width) * JMB_WORK_ROW;
     case JMB_OP_QUANTISE:
         return (op->flags & JMB_OP_SLABS ? rows * slab : (uint64_t)op->in.width) * JMB_WORK_ROW;
     case JMB_OP_LINEAR: case JMB_OP_EXPERT_UP: case JMB_OP_EXPERT_DOWN: return jmb_linear_work(op, p);
     case JMB_OP_CONV: return rows * slab * (JMB_WORK_CONV + 4 * b->d_conv);
-    case JMB_OP_SCAN: return slab * b->d_state * (12 + JMB_WORK_SCAN * rows);
+    case JMB_OP_SCAN: return jmb_scan_work(slab, b->d_state, rows);
     case JMB_OP_SCAN2: return (uint64_t)(b->d_inner / b->heads) * b->d_state * (8 + JMB_WORK_SCAN2 * rows);
     case JMB_OP_GATE: return (uint64_t)b->d_inner * JMB_WORK_ROW;
     case JMB_OP_CACHE:
@@ -4836,14 +4851,16 @@ static float jmb_weight(const jmb_tensor *t, size_t row, size_t col)
     }
 }
 
-static void jmb_run_embed(const jmb_pass *p, const jmb_op *op, uint32_t row)
+static void jmb_run_embed(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
+    uint32_t pieces = jmb_embed_pieces(op), row = task / pieces;
     float *out = jmb_row(p, &op->out[0], row);
     const jmb_span *span = jmb_span_of(p, row);
-    size_t i, token = (size_t)span->tokens[row - span->first];
-    for (i = 0; i < op->out[0].width; i++) out[i] = jmb_weight(op->w[0], token, i);
-    for (; i < op->out[0].stride; i++) out[i] = 0;
-    if (op->out[1].width) memcpy(jmb_row(p, &op->out[1], row), out, op->out[0].stride * sizeof *out);
+    size_t token = (size_t)span->tokens[row - span->first], width = op->out[0].width, i;
+    size_t first = (size_t)(task % pieces) * JMB_EMBED, stop = first + JMB_EMBED;
+    if (stop > op->out[0].stride) stop = op->out[0].stride;
+    for (i = first; i < stop; i++) out[i] = i < width ? jmb_weight(op->w[0], token, i) : 0;
+    if (op->out[1].width) memcpy(jmb_row(p, &op->out[1], row) + first, out + first, (stop - first) * sizeof *out);
 }
 
 static void jmb_run_beside(const jmb_pass *p, const jmb_op *op, uint32_t row)
@@ -7450,6 +7467,7 @@ typedef struct jmb_plan {
     uint32_t fan;        /* quantised rows a token */
     uint32_t experts, top_k; /* largest of any block */
     uint32_t slice_rows;     /* most rows of a pass under a time budget */
+    uint32_t slab;           /* jmb_pass.slab */
     uint64_t state_floats;   /* recurrent state of one session, padded to lanes */
     uint64_t state_numbers;  /* the same without padding */
     uint64_t page_elements;  /* of all layers, one KV page each */
@@ -7769,6 +7787,7 @@ static void jmb_build_mamba(jmb_builder *b)
     jmb_convolve(b, jmb_emit_conv(b), u, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS);
     for (head = 0; head < m->heads; head++) jmb_build_mamba_head(b, head, u, low, dt, B, C);
     jmb_emit_scan(b, JMB_OP_SCAN, u, z, dt, B, C, (uint64_t)u.stride * m->d_state);
+    while (b->plan->slab > 1 && jmb_scan_work(64 * b->plan->slab, m->d_state, 1) > JMB_SLICE) b->plan->slab--;
     jmb_output(b, u, JMB_ROLE_OUT, jmb_bias_role(b, JMB_ROLE_OUT_BIAS));
 }
 
@@ -7917,7 +7936,7 @@ static bool jmb_any_block(const jmb_metadata *model, bool (*uses)(const jmb_bloc
 static bool jmb_runs_by_row(const jmb_op *op)
 {
     switch (op->kind) {
-    case JMB_OP_EMBED: case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
+    case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
     case JMB_OP_ROUTE: case JMB_OP_COMBINE: return true;
     default: return false;
     }
@@ -7954,16 +7973,23 @@ static void jmb_chain_ops(jmb_plan *plan)
     }
 }
 
-/* The most rows for which no phase has a task longer than a slice; 1 where one row's is. */
+/* The most rows for which no phase has a task longer than a slice, or than it has with one row. */
 static uint32_t jmb_find_slice_rows(const jmb_plan *plan)
 {
-    jmb_pass p;
+    jmb_pass p, one;
+    uint64_t most;
     uint32_t i;
     memset(&p, 0, sizeof p);
     p.sliced = true;
+    p.slab = plan->slab;
+    one = p;
     p.rows = p.wanted = 4096;
-    for (i = 0; i < plan->count; i += plan->ops[i].chain)
-        while (p.rows > 1 && jmb_phase_work(&plan->ops[i], &p) > JMB_SLICE) p.rows -= (p.rows + 14) / 16;
+    one.rows = one.wanted = 1;
+    for (i = 0; i < plan->count; i += plan->ops[i].chain) {
+        most = jmb_phase_work(&plan->ops[i], &one);
+        if (most < JMB_SLICE) most = JMB_SLICE;
+        while (jmb_phase_work(&plan->ops[i], &p) > most) p.rows -= (p.rows + 14) / 16;
+    }
     return p.rows;
 }
 
@@ -7977,6 +8003,7 @@ static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
     memset(&b, 0, sizeof b);
     plan->ops = ops;
     plan->fan = 1;
+    plan->slab = 8;
     b.plan = plan;
     b.model = model;
     b.x = jmb_temp(&b, model->header.hidden, 1);
@@ -8231,6 +8258,7 @@ static void jmb_routing_layout(jmb_routing *r, const jmb_plan *plan, uint32_t ro
 static void jmb_pass_layout(jmb_pass *p, const jmb_plan *plan, uint32_t rows, jmb_layout *layout)
 {
     p->capacity = rows;
+    p->slab = plan->slab;
     p->page_elements = plan->page_elements;
     p->spans = (jmb_span *)jmb_place(layout, rows, sizeof *p->spans);
     p->wanted_row = (uint32_t *)jmb_place(layout, rows, sizeof *p->wanted_row);
