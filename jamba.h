@@ -7932,12 +7932,13 @@ static bool jmb_any_block(const jmb_metadata *model, bool (*uses)(const jmb_bloc
     return false;
 }
 
-/* Operations whose tasks are the rows, or ranges of columns of all rows of a span. */
+/* Operations whose tasks are the rows, or ranges of columns of all rows of a span; but for the last of a block, which
+ * reads what the next block's temporary views replace. */
 static bool jmb_runs_by_row(const jmb_op *op)
 {
     switch (op->kind) {
     case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
-    case JMB_OP_ROUTE: case JMB_OP_COMBINE: return true;
+    case JMB_OP_ROUTE: return true;
     default: return false;
     }
 }
