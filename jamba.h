@@ -4562,7 +4562,6 @@ static float *jmb_partial(const jmb_pass *p, const jmb_block *b, uint32_t slot, 
  * its weights from memory (512 KiB: 20 us; jamba-3b, jamba-moe-1.7b, llama-3.2b, mamba2-780m and zamba2-1.2b at q8,
  * 1 to 128 rows, AMD EPYC with AVX-512, one thread): */
 enum {
-    JMB_SLICE = 512 << 10,
     JMB_REUSE = 12,       /* so many more rows against weights of q8 or q4 take as long as a byte for each number */
     JMB_WORK_FLOAT = 4,   /* a row against weights of floats: times that of q8 */
     JMB_WORK_ROW = 16,    /* norm, quantise, gate, sum: a number */
@@ -4572,10 +4571,13 @@ enum {
     JMB_WORK_SCAN = 6,    /* a number of the state, each row; and 12 for reading and writing it */
     JMB_WORK_SCAN2 = 1,   /* the same for Mamba-2; and 8 */
     JMB_WORK_KV = 6,      /* a number of a page of one KV head; and a quarter for each query */
-    JMB_WORK_CHOICE = 64, /* an expert considered; an assignment sorted */
-    JMB_EMBED = 4096, /* columns of an embedding in a task */
-    JMB_KEEP = 65536  /* floats of a mark in a task: a copy reads and writes */
+    JMB_WORK_CHOICE = 64  /* an expert considered; an assignment sorted */
 };
+#ifndef JMB_SLICE /* tests make slices small */
+#define JMB_SLICE (512u << 10)
+#endif
+#define JMB_EMBED (JMB_SLICE / 128) /* columns of an embedding in a task */
+#define JMB_KEEP (JMB_SLICE / 8)    /* floats of a mark in a task: a copy reads and writes */
 
 /* Bytes of one output's weights, and what each further row of inputs adds. */
 static uint64_t jmb_output_bytes(const jmb_tensor *w)
@@ -4761,11 +4763,6 @@ static uint64_t jmb_linear_work(const jmb_op *op, const jmb_pass *p)
     return most;
 }
 
-static uint64_t jmb_scan_work(uint64_t width, uint32_t d_state, uint64_t rows)
-{
-    return width * d_state * (12 + JMB_WORK_SCAN * rows);
-}
-
 /* The most work of any task of `op` in a pass of these rows, in bytes; at least 1. */
 static uint64_t jmb_op_work(const jmb_op *op, const jmb_pass *p)
 {
@@ -4773,14 +4770,14 @@ static uint64_t jmb_op_work(const jmb_op *op, const jmb_pass *p)
     uint64_t rows = p->rows, slab = jmb_slab_width(p);
     switch (op->kind) {
     case JMB_OP_EMBED:
-        return (uint64_t)(op->out[0].width < JMB_EMBED ? op->out[0].width : (uint32_t)JMB_EMBED) * JMB_WORK_EMBED;
+        return (uint64_t)(op->out[0].width < JMB_EMBED ? op->out[0].width : JMB_EMBED) * JMB_WORK_EMBED;
     case JMB_OP_NORM: case JMB_OP_SUM: return (uint64_t)op->in.width * JMB_WORK_ROW;
     case JMB_OP_BESIDE: return (uint64_t)(op->in.width + op->out[1].width) * JMB_WORK_ROW;
     case JMB_OP_QUANTISE:
         return (op->flags & JMB_OP_SLABS ? rows * slab : (uint64_t)op->in.width) * JMB_WORK_ROW;
     case JMB_OP_LINEAR: case JMB_OP_EXPERT_UP: case JMB_OP_EXPERT_DOWN: return jmb_linear_work(op, p);
     case JMB_OP_CONV: return rows * slab * (JMB_WORK_CONV + 4 * b->d_conv);
-    case JMB_OP_SCAN: return jmb_scan_work(slab, b->d_state, rows);
+    case JMB_OP_SCAN: return slab * b->d_state * (12 + JMB_WORK_SCAN * rows);
     case JMB_OP_SCAN2: return (uint64_t)(b->d_inner / b->heads) * b->d_state * (8 + JMB_WORK_SCAN2 * rows);
     case JMB_OP_GATE: return (uint64_t)b->d_inner * JMB_WORK_ROW;
     case JMB_OP_CACHE:
@@ -7787,7 +7784,6 @@ static void jmb_build_mamba(jmb_builder *b)
     jmb_convolve(b, jmb_emit_conv(b), u, JMB_ROLE_CONV, JMB_ROLE_CONV_BIAS);
     for (head = 0; head < m->heads; head++) jmb_build_mamba_head(b, head, u, low, dt, B, C);
     jmb_emit_scan(b, JMB_OP_SCAN, u, z, dt, B, C, (uint64_t)u.stride * m->d_state);
-    while (b->plan->slab > 1 && jmb_scan_work(64 * b->plan->slab, m->d_state, 1) > JMB_SLICE) b->plan->slab--;
     jmb_output(b, u, JMB_ROLE_OUT, jmb_bias_role(b, JMB_ROLE_OUT_BIAS));
 }
 
@@ -7974,24 +7970,30 @@ static void jmb_chain_ops(jmb_plan *plan)
     }
 }
 
-/* The most rows for which no phase has a task longer than a slice, or than it has with one row. */
-static uint32_t jmb_find_slice_rows(const jmb_plan *plan)
+/* The most rows, and the widest slabs of one row, for which no phase has a task longer than a slice, or than it has
+ * at the least. */
+static void jmb_fit_slices(jmb_plan *plan)
 {
     jmb_pass p, one;
     uint64_t most;
     uint32_t i;
     memset(&p, 0, sizeof p);
     p.sliced = true;
-    p.slab = plan->slab;
-    one = p;
     p.rows = p.wanted = 4096;
+    one = p;
     one.rows = one.wanted = 1;
+    one.slab = 8;
     for (i = 0; i < plan->count; i += plan->ops[i].chain) {
-        most = jmb_phase_work(&plan->ops[i], &one);
+        const jmb_op *op = &plan->ops[i];
+        bool slabs = op->kind == JMB_OP_SCAN || op->kind == JMB_OP_CONV;
+        while (slabs && one.slab > 1 && jmb_phase_work(op, &one) > JMB_SLICE) one.slab--;
+        most = jmb_phase_work(op, &one);
         if (most < JMB_SLICE) most = JMB_SLICE;
-        while (jmb_phase_work(&plan->ops[i], &p) > most) p.rows -= (p.rows + 14) / 16;
+        p.slab = one.slab;
+        while (jmb_phase_work(op, &p) > most) p.rows -= (p.rows + 14) / 16;
     }
-    return p.rows;
+    plan->slice_rows = p.rows;
+    plan->slab = one.slab;
 }
 
 /* Unrolls the program. Run once with plan->ops NULL to count, once to fill. */
@@ -8004,7 +8006,6 @@ static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
     memset(&b, 0, sizeof b);
     plan->ops = ops;
     plan->fan = 1;
-    plan->slab = 8;
     b.plan = plan;
     b.model = model;
     b.x = jmb_temp(&b, model->header.hidden, 1);
@@ -8019,7 +8020,7 @@ static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
     jmb_build_keep(&b);
     if (!ops) return;
     jmb_chain_ops(plan);
-    plan->slice_rows = jmb_find_slice_rows(plan);
+    jmb_fit_slices(plan);
 }
 
 /* ===========================================================================================
