@@ -318,7 +318,8 @@ JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size
 /* ---- marks: going back -------------------------------------------------- */
 
 /* Recurrent state cannot be undone, so going back takes a snapshot: the state is copied back, keys and values
- * are cut. Models of attention alone go back anywhere without one. */
+ * are cut. Models of attention alone go back anywhere without one. The calls below copy at once; snapshots of
+ * `mark_every` are made within the budget of jamba_step(). */
 
 /* Keeps a snapshot of this place, with its logits. When all are in use, the one goes whose neighbours are closest to
  * each other; the first of several stays. JAMBA_ERR_ARGUMENT while tokens are pending, or without room for marks. */
@@ -333,9 +334,10 @@ JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t posi
 /* Queues tokens. Copies them, computes nothing. JAMBA_ERR_CONTEXT when they do not all fit and
  * JAMBA_ERR_ARGUMENT when one is not in [0, vocab): then none is queued. */
 JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count);
-/* Works on the queue for about `budget_us` microseconds (0: until it is empty); stops inside a token, after
- * the task at hand: one of some hundreds in a token, longer with a larger chunk. JAMBA_OK: queue empty, logits
- * ready. JAMBA_PENDING: call again. The result does not depend on the budget. */
+/* Works on the queue for about `budget_us` microseconds (0: until it is empty); stops inside a token. Between two looks
+ * at the clock a thread does no more than reading 512 KiB of weights takes, or as much other work, whatever `chunk` is:
+ * some 20 microseconds. JAMBA_OK: queue empty, logits ready. JAMBA_PENDING: call again. The result does not depend on
+ * the budget. */
 JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us);
 /* jamba_feed() and jamba_step(session, 0) in one call. */
 JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count);

@@ -234,20 +234,21 @@ static void paper_run(paper *p, uint32_t rows, uint32_t position, bool sliced)
 static void check_paper(const char *name, const jmb_metadata *model)
 {
     paper *p = (paper *)calloc(1, sizeof *p);
-    uint32_t rows, at;
     double worst = 0;
+    int i;
     jmb_build_plan(&p->plan, model);
     p->plan.ops = (jmb_op *)calloc(p->plan.count, sizeof *p->plan.ops);
     jmb_build_plan(&p->plan, model);
-    for (rows = 1; rows <= p->plan.slice_rows; rows = rows < p->plan.slice_rows && rows * 3 > p->plan.slice_rows ?
-                                                      p->plan.slice_rows : rows * 3)
-        for (at = 0; at <= 40000; at += 40000) {
-            paper_run(p, rows, at, true);
-            CHECK_THAT(p->broken == 0, "%s: %d tasks of %u rows are longer than a slice, up to %.0f KiB", name,
-                p->broken, rows, p->worst / 1024);
-            if (p->worst > worst) worst = p->worst;
-        }
-    CHECK_THAT(p->longest <= 2 * WHOLE_SLICE, "%s: what is not cut counts %.0f KiB", name, p->longest / 1024);
+    for (i = 0; i < 6; i++) {
+        const uint32_t most = p->plan.slice_rows, rows[3] = { 1, (most + 2) / 3, most };
+        paper_run(p, rows[i % 3], i < 3 ? 0 : 40000, true);
+        CHECK_THAT(p->broken == 0, "%s: %d tasks of %u rows are longer than a slice, up to %.0f KiB", name, p->broken,
+            rows[i % 3], p->worst / 1024);
+        if (p->worst > worst) worst = p->worst;
+    }
+    /* Heads of 224 and 464 in Zamba: a query of one over a page is the only thing that is longer. */
+    CHECK_THAT(p->longest <= 3 * WHOLE_SLICE, "%s: what is not cut counts %.0f KiB", name, p->longest / 1024);
+    CHECK_THAT(p->longest == 0 || strcmp(p->longest_kind, "attend") == 0, "%s: %s is not cut", name, p->longest_kind);
     printf("slices: %-20s passes of %4u rows, longest task %4.0f KiB%s%s\n", name, p->plan.slice_rows, worst / 1024,
         p->longest > 0 ? ", " : "", p->longest > 0 ? p->longest_kind : "");
     paper_run(p, 128, 0, false);
@@ -288,7 +289,9 @@ typedef enum look { LOOK_ALONE, LOOK_TOGETHER } look;
 static struct {
     jmb_kernels kernels;      /* these count */
     const jmb_kernels *inner; /* and call these */
+#if THREADS_POSIX
     pthread_key_t key;
+#endif
     counted counters[COUNTERS];
     int used; /* atomic */
     look how;
@@ -298,6 +301,7 @@ static struct {
     double kept;       /* floats of marks */
 } counts;
 
+#if THREADS_POSIX
 static counted *counter_of_thread(void)
 {
     counted *c = (counted *)pthread_getspecific(counts.key);
@@ -306,6 +310,12 @@ static counted *counter_of_thread(void)
     pthread_setspecific(counts.key, c);
     return c;
 }
+#else
+static counted *counter_of_thread(void)
+{
+    return &counts.counters[0];
+}
+#endif
 
 static void run_counting(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
@@ -535,15 +545,17 @@ int main(int argc, char **argv)
     mkdir(folder, 0777);
     snprintf(folder, sizeof folder, "%s/tmp/slices-shapes", test_state.build);
     mkdir(folder, 0777);
-    for (i = 0; i < 2 * SHAPES; i++) {
-        if (!test_begin("%s %s", shapes[i / 2].name, i % 2 ? "q4" : "q8")) continue;
-        test_shape(&shapes[i / 2], i % 2 ? JMB_Q4 : JMB_Q8);
+    for (i = 0; i < SHAPES; i++) {
+        if (!test_begin("%s %s", shapes[i].name, i % 2 ? "q4" : "q8")) continue;
+        test_shape(&shapes[i], i % 2 ? JMB_Q4 : JMB_Q8);
     }
     rmdir(folder);
+#if THREADS_POSIX
     pthread_key_create(&counts.key, NULL);
-    for (i = 0; i < 2 * GOLDEN_CASES; i++) {
-        const char *name = golden_cases[i / 2].name, *type = types[(i + i / 2) % 4];
-        uint32_t slice = i % 2 ? 65536 : 4096;
+#endif
+    for (i = 0; i < GOLDEN_CASES; i++) {
+        const char *name = golden_cases[i].name, *type = types[i % 4];
+        uint32_t slice = i % 3 ? 4096 : 32768;
         if (!test_begin("%s %s, slices of %u KiB", name, type, slice / 1024)) continue;
         test_golden(name, type, slice);
         test_end();
