@@ -9534,7 +9534,7 @@ static jamba_result jmb_check_saved(const jmb_saved *h, jamba_error *error)
             h->position, h->pending, h->unknown);
     if (h->marks > h->position || h->marks > JMB_MAX_MARKS)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 76, "the saved state has too many marks: %u", h->marks);
-    if (h->text > 1u + JMB_REPLY_TEXT || h->turns > h->position + h->pending + 1)
+    if (h->text > JAMBA_STOP_MAX || h->turns > h->position + h->pending + 1)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 88, "the saved state has a reply or turns that are too long");
     return JAMBA_OK;
 }
@@ -9598,7 +9598,7 @@ static jamba_result jmb_check_saved_turns(const jmb_saved *h, const uint8_t *p, 
     uint32_t fed = h->position + h->pending, i;
     for (i = 0; i < h->turns; i++, at += 8) {
         uint32_t place = jmb_load_u32(p + at), bits = jmb_load_u32(p + at + 4);
-        if (place > fed || (i > 0 && place <= jmb_load_u32(p + at - 8)) || bits == 0 || bits >= 2 * JMB_TURN_PROPER)
+        if (place < h->unknown || place > fed || (i > 0 && place <= jmb_load_u32(p + at - 8)) || bits == 0 || bits >= 2 * JMB_TURN_PROPER)
             return jmb_fail(error, JAMBA_ERR_FORMAT, at, "turn %u of the saved state is out of order", i);
     }
     if (!h->text) return JAMBA_OK;
