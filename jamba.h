@@ -9598,7 +9598,8 @@ static jamba_result jmb_check_saved_turns(const jmb_saved *h, const uint8_t *p, 
     uint32_t fed = h->position + h->pending, i;
     for (i = 0; i < h->turns; i++, at += 8) {
         uint32_t place = jmb_load_u32(p + at), bits = jmb_load_u32(p + at + 4);
-        if (place < h->unknown || place > fed || (i > 0 && place <= jmb_load_u32(p + at - 8)) || bits == 0 || bits >= 2 * JMB_TURN_PROPER)
+        bool behind = i == 0 || place > jmb_load_u32(p + at - 8);
+        if (place < h->unknown || place > fed || !behind || bits == 0 || bits >= 2 * JMB_TURN_PROPER)
             return jmb_fail(error, JAMBA_ERR_FORMAT, at, "turn %u of the saved state is out of order", i);
     }
     if (!h->text) return JAMBA_OK;
