@@ -4982,28 +4982,26 @@ static uint64_t jmb_phase_work(const jmb_op *op, const jmb_pass *p)
     return work;
 }
 
+/* Both ways without a branch: states and caches are full of numbers on either side of each. */
 static float jmb_f16_to_float(uint32_t h)
 {
-    uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ffu;
-    if (exponent == 31) return jmb_float_of(sign | 0x7f800000u | fraction << 13);
-    if (exponent == 0) { /* fraction * 2^-24, exact */
-        float value = (float)fraction * 5.9604644775390625e-8f;
-        return sign ? -value : value;
-    }
-    return jmb_float_of(sign | (exponent + 112) << 23 | fraction << 13);
+    uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu, bits = (rest << 13) + 0x38000000u;
+    uint32_t small = jmb_bits_of((float)(int32_t)rest * 5.9604644775390625e-8f); /* rest * 2^-24, exact */
+    bits = rest < 0x400u ? small : bits;
+    bits |= rest >= 0x7c00u ? 0x7f800000u : 0;
+    return jmb_float_of(sign | bits);
 }
 
 /* Round to nearest even; overflow gives infinity. */
 static uint32_t jmb_float_to_f16(float value)
 {
     uint32_t bits = jmb_bits_of(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
-    if (rest > 0x7f800000u) return sign | 0x7e00u;
-    if (rest >= 0x477ff000u) return sign | 0x7c00u;
-    if (rest < 0x38800000u) { /* subnormal: let the adder round at 2^-24 */
-        float shifted = jmb_float_of(rest) + 0.5f;
-        return sign | (jmb_bits_of(shifted) - 0x3f000000u);
-    }
-    return sign | ((rest + 0xfffu + (rest >> 13 & 1) - 0x38000000u) >> 13);
+    uint32_t small = jmb_bits_of(jmb_float_of(rest) + 0.5f) - 0x3f000000u; /* subnormal: the adder rounds at 2^-24 */
+    uint32_t half = (rest + 0xfffu + (rest >> 13 & 1) - 0x38000000u) >> 13;
+    half = rest < 0x38800000u ? small : half;
+    half = rest >= 0x477ff000u ? 0x7c00u : half;
+    half = rest > 0x7f800000u ? 0x7e00u : half;
+    return sign | half;
 }
 
 /* One weight of a matrix, as the panels at the top of this file lay it out. */
@@ -9340,7 +9338,7 @@ static bool jmb_put_numbers(const jmb_kernels *kernels, jamba_kv_type type, cons
     size_t step, uint8_t *scale)
 {
     int8_t codes[JMB_MAX_HEAD_DIM];
-    bool held = true;
+    uint32_t lost = 0;
     size_t i;
     switch (type) {
     case JAMBA_KV_F32:
@@ -9353,12 +9351,12 @@ static bool jmb_put_numbers(const jmb_kernels *kernels, jamba_kv_type type, cons
     default:
         for (i = 0; i < n; i++) {
             uint32_t half = jmb_float_to_f16(x[i]);
-            held = held && ((half & 0x7fff) != 0x7c00 || !jmb_finite(x[i]));
+            lost |= ((half & 0x7fffu) == 0x7c00u) & jmb_finite(x[i]);
             jmb_store_u16(at + i * step * 2, half);
         }
         break;
     }
-    return held;
+    return lost == 0;
 }
 
 /* ---- the walk ------------------------------------------------------------------------------ */
@@ -9755,7 +9753,7 @@ static jamba_result jmb_check_saved(const jmb_saved *h, jamba_error *error)
             h->position, h->pending, h->unknown);
     if (h->marks > h->position || h->marks > JMB_MAX_MARKS)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 76, "the saved state has too many marks: %u", h->marks);
-    if (h->text > 1u + JMB_REPLY_TEXT || h->turns > h->position + h->pending + 1)
+    if (h->text > JAMBA_STOP_MAX || h->turns > h->position + h->pending + 1)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 88, "the saved state has a reply or turns that are too long");
     return JAMBA_OK;
 }
@@ -9819,7 +9817,8 @@ static jamba_result jmb_check_saved_turns(const jmb_saved *h, const uint8_t *p, 
     uint32_t fed = h->position + h->pending, i;
     for (i = 0; i < h->turns; i++, at += 8) {
         uint32_t place = jmb_load_u32(p + at), bits = jmb_load_u32(p + at + 4);
-        if (place > fed || (i > 0 && place <= jmb_load_u32(p + at - 8)) || bits == 0 || bits >= 2 * JMB_TURN_PROPER)
+        bool behind = i == 0 || place > jmb_load_u32(p + at - 8);
+        if (place < h->unknown || place > fed || !behind || bits == 0 || bits >= 2 * JMB_TURN_PROPER)
             return jmb_fail(error, JAMBA_ERR_FORMAT, at, "turn %u of the saved state is out of order", i);
     }
     if (!h->text) return JAMBA_OK;

@@ -518,15 +518,46 @@ static void tiny_tokens(int32_t *tokens, int count)
     for (i = 0; i < count; i++) tokens[i] = tiny_token(i);
 }
 
-/* Everything that a state can hold: a queue, marks, a sampler. */
+/* A clock that goes on with each token fed. */
+static uint64_t clock_of_tokens(void *user)
+{
+    return (uint64_t)(*(jamba_session **)user)->fed * 1000;
+}
+
+/* A reply with text that is held back: what the model says is the beginning of a stop string. */
+static void begin_reply(jamba_session *session)
+{
+    jamba_reply_params reply;
+    const char *text, *stop;
+    char piece[JAMBA_STOP_MAX + 1];
+    size_t length;
+    int32_t fed;
+    memset(&reply, 0, sizeof reply);
+    jamba_session_tokens(session, &length);
+    fed = (int32_t)length;
+    CHECK(jamba_reply(session, &reply, &text, &length) == JAMBA_OK && length > 0 && length < JAMBA_STOP_MAX - 3);
+    snprintf(piece, sizeof piece, "%.*sabc", (int)length, text);
+    stop = piece;
+    reply.stops = &stop;
+    reply.stop_count = 1;
+    reply.budget_us = 500;
+    CHECK(jamba_session_rewind(session, fed, NULL) == JAMBA_OK && jamba_step(session, 0) == JAMBA_OK);
+    CHECK(jamba_reply(session, &reply, &text, &length) == JAMBA_PENDING && length == 0);
+    CHECK(session->reply.size > session->reply.given && session->reply.at == session->fed);
+}
+
+/* Everything that a state can hold: a queue, marks, a sampler, turns, a reply. */
 static blob victim_state(jamba_model *model, jamba_form form)
 {
     jamba_session_params params = params_of(JAMBA_KV_Q8, 40, 0, 2);
-    jamba_session *session = open_session(model, &params);
+    jamba_session *session;
     jamba_sampler sampler = some_sampler();
     jamba_save_params with;
     int32_t tokens[13];
     blob b;
+    params.now_us = clock_of_tokens;
+    params.now_user = &session;
+    session = open_session(model, &params);
     memset(&with, 0, sizeof with);
     with.state = form;
     with.marks = true;
@@ -534,7 +565,8 @@ static blob victim_state(jamba_model *model, jamba_form form)
     tiny_tokens(tokens, 13);
     CHECK(jamba_eval(session, tokens, 4) == JAMBA_OK && jamba_session_mark(session) == JAMBA_OK);
     CHECK(jamba_eval(session, tokens + 4, 6) == JAMBA_OK && jamba_session_mark(session) == JAMBA_OK);
-    CHECK(jamba_eval(session, tokens + 10, 1) == JAMBA_OK && jamba_feed(session, tokens + 11, 2) == JAMBA_OK);
+    CHECK(jamba_eval(session, tokens + 10, 2) == JAMBA_OK);
+    begin_reply(session); /* leaves its token in the queue */
     b = save_as(session, &with);
     jamba_session_free(session);
     return b;
@@ -582,16 +614,25 @@ static void use_session(victim *v, const char *what)
 {
     jamba_session_info info;
     int32_t token = 5, position;
+    jamba_reply_params reply;
     jamba_result result;
+    const char *text;
     size_t count;
+    memset(&reply, 0, sizeof reply);
+    reply.max_tokens = 2;
     jamba_session_describe(v->session, &info);
     CHECK_THAT(info.position + info.pending <= info.context, "%s: %d tokens", what, (int)info.position);
     CHECK(jamba_session_tokens(v->session, &count) != NULL && count == (size_t)(info.position + info.pending));
     jamba_step(v->session, 0);
     result = jamba_eval(v->session, &token, 1);
     CHECK_THAT(result == JAMBA_OK || result == JAMBA_ERR_CONTEXT, "%s: %d", what, (int)result);
-    for (position = (int32_t)count; position >= 0; position -= 3)
-        if (jamba_session_rewind(v->session, position, NULL) == JAMBA_OK) jamba_step(v->session, 0);
+    CHECK(jamba_turns(v->session, NULL, 0) <= 3 * count + 6);
+    if (jamba_session_restart(v->session, 1, NULL) == JAMBA_OK) jamba_step(v->session, 0);
+    for (position = (int32_t)count; position >= 0; position -= 3) {
+        if (jamba_session_rewind(v->session, position, NULL) != JAMBA_OK) continue;
+        jamba_reply(v->session, &reply, &text, &count);
+        jamba_reply(v->session, &reply, &text, &count);
+    }
     jamba_session_reset(v->session);
     CHECK(restore(v->session, v->before));
 }
@@ -749,6 +790,61 @@ static void test_hostile(void)
     victim_close(&v);
 }
 
+/* The same state with bytes taken out and put in; zeros at its end that it needs then. */
+static blob spliced(const victim *v, size_t at, size_t out, size_t in)
+{
+    jmb_saved h;
+    jmb_walk w;
+    blob b;
+    CHECK(jmb_read_saved(&h, v->good.data, v->good.size, NULL) == JAMBA_OK);
+    w = jmb_walk_of(v->session, &h, NULL, false);
+    jmb_walk_all(&w);
+    b.size = (size_t)jmb_round_up(w.at - out + in, 8);
+    b.data = (uint8_t *)calloc(1, b.size);
+    memcpy(b.data, v->good.data, at);
+    memset(b.data + at, 'a', in);
+    memcpy(b.data + at + in, v->good.data + at + out, (size_t)w.at - at - out);
+    jmb_store_u64(b.data + 16, b.size);
+    return b;
+}
+
+/* Text of a reply just as long as can be held back, and longer; turns among tokens that are left out. */
+static void test_hostile_talk(void)
+{
+    victim v;
+    blob b;
+    size_t tokens, turns, text, more;
+    if (!victim_open(&v, JAMBA_EXACT)) return;
+    tokens = jmb_load_u32(v.good.data + 64) + jmb_load_u32(v.good.data + 68);
+    turns = JMB_SAVED_BYTES + tokens * 4 + (size_t)jmb_load_u32(v.good.data + 76) * 4;
+    text = turns + (size_t)jmb_load_u32(v.good.data + 92) * 8 + 12;
+    CHECK(jmb_load_u32(v.good.data + 88) > 1 && jmb_load_u32(v.good.data + 92) > 0);
+    for (more = 1; more < 90; more++) {
+        uint32_t size = jmb_load_u32(v.good.data + 88) + (uint32_t)more;
+        b = spliced(&v, text, 0, more);
+        jmb_store_u32(b.data + 88, size);
+        repair_hash(b.data, b.size);
+        CHECK_THAT(try_restore(&v, b.data, b.size, JAMBA_ERR_FORMAT, "a longer reply") == (size <= JAMBA_STOP_MAX),
+            "a reply of %u bytes", (unsigned)size);
+        free(b.data);
+    }
+    b = spliced(&v, JMB_SAVED_BYTES, 8 * 4, 16); /* 8 tokens unknown, two turns more */
+    memmove(b.data + JMB_SAVED_BYTES, b.data + JMB_SAVED_BYTES + 16, turns - 8 * 4 - JMB_SAVED_BYTES);
+    jmb_store_u32(b.data + 72, 8);
+    jmb_store_u32(b.data + 92, jmb_load_u32(v.good.data + 92) + 2);
+    for (more = 0; more < 2; more++) {
+        uint8_t *turn = b.data + turns - 8 * 4 + more * 8;
+        jmb_store_u32(turn, 4 + (uint32_t)more * 2); /* behind the mark at 4 */
+        jmb_store_u32(turn + 4, JMB_TURN_SAID | JMB_TURN_PROPER);
+    }
+    repair_hash(b.data, b.size);
+    CHECK(!try_restore(&v, b.data, b.size, JAMBA_ERR_FORMAT, "turns among unknown tokens"));
+    CHECK_THAT(strstr(jamba_session_error(v.session)->message, "turn 0") != NULL, "%s",
+        jamba_session_error(v.session)->message);
+    free(b.data);
+    victim_close(&v);
+}
+
 /* ---- other models, versions, sessions ------------------------------------------------------------------- */
 
 /* The same file but for one weight. */
@@ -816,7 +912,7 @@ static void check_described(const victim *v)
     jamba_model_describe(v->model, &model);
     CHECK(jamba_state_describe(v->good.data, v->good.size, &info, NULL) == JAMBA_OK);
     CHECK(info.version == 1 && memcmp(info.identity, model.identity, 32) == 0);
-    CHECK(info.position == 11 && info.pending == 2 && info.marks == 2 && info.tokens && info.logits);
+    CHECK(info.position == 12 && info.pending == 1 && info.marks == 2 && info.tokens && info.logits);
     CHECK(info.state == JAMBA_EXACT && info.kv_type == JAMBA_KV_Q8 && info.has_sampler);
     CHECK(info.sampler.temperature == sampler.temperature && info.sampler.top_k == sampler.top_k
         && info.sampler.top_p == sampler.top_p && info.sampler.min_p == sampler.min_p
@@ -1205,6 +1301,10 @@ int main(int argc, char **argv)
     }
     if (test_begin("header fields at their extremes")) {
         test_hostile();
+        test_end();
+    }
+    if (test_begin("hostile turns and replies")) {
+        test_hostile_talk();
         test_end();
     }
     if (test_begin("what is refused")) {
