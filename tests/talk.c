@@ -370,6 +370,32 @@ static void test_go_on(void)
     jamba_session_free(session);
 }
 
+/* Half a character that was gone back from is forgotten, though as many tokens stand there now. */
+static void test_other_tokens(void)
+{
+    jamba_session *session = session_open(story, 512, 0);
+    jamba_reply_params params;
+    const char *text;
+    size_t length;
+    int32_t begin, words[256];
+    actor a;
+    memset(&params, 0, sizeof params);
+    actor_learn(&a, "\xf0\x9f\x99\x82");
+    params.sampler = &a.sampler;
+    params.budget_us = 1;
+    say(session, "user", "Hello!");
+    while (a.at < 2) CHECK(jamba_reply(session, &params, &text, &length) == JAMBA_PENDING);
+    begin = last_turn(session).position;
+    CHECK(fed_of(session) == begin + 2);
+    CHECK(jamba_session_rewind(session, begin, NULL) == JAMBA_OK);
+    CHECK(jamba_encode(story, "One two", 7, 0, words, 256, &length, NULL) == JAMBA_OK && length >= 2);
+    CHECK(jamba_feed(session, words, 2) == JAMBA_OK);
+    actor_learn(&a, "three");
+    params.budget_us = 0;
+    CHECK(strcmp(reply_all(session, &params).text, "three") == 0);
+    jamba_session_free(session);
+}
+
 static void check_stop(const char *text, const char *const *stops, size_t count, const char *want)
 {
     int marks;
@@ -1425,6 +1451,7 @@ int main(int argc, char **argv)
         { "who may begin, and in which order", test_order },
         { "pieces of whole characters", test_pieces },
         { "a reply that was cut goes on", test_go_on },
+        { "other tokens in place of a reply's", test_other_tokens },
         { "stop strings", test_stops },
         { "stop strings are taken back", test_taken_back },
         { "special tokens as text", test_special },
