@@ -673,6 +673,37 @@ static void test_restart_heads(void)
     jamba_session_free(session);
 }
 
+/* What a saved state has left out cannot be read again. */
+static void test_restart_unknown(void)
+{
+    jamba_session *session = session_open(story, 512, 8);
+    jamba_save_params params;
+    size_t size;
+    uint8_t *state;
+    shot before;
+    act_all(session, 5);
+    memset(&params, 0, sizeof params);
+    params.no_tokens = true;
+    params.marks = true;
+    CHECK(jamba_step(session, 0) == JAMBA_OK);
+    size = jamba_session_save_as(session, &params, NULL, 0);
+    state = (uint8_t *)malloc(size + 1);
+    CHECK(size > 0 && jamba_session_save_as(session, &params, state, size) == size);
+    CHECK(jamba_session_restore(session, state, size) == JAMBA_OK);
+    before = shot_take(session);
+    CHECK(jamba_session_restart(session, 1, NULL) < 0);
+    CHECK(shot_same(&before, session));
+    say(session, "user", "Oh");
+    act(session, "Yes.");
+    say(session, "user", "So?");
+    before = shot_take(session);
+    CHECK(jamba_session_restart(session, 3, NULL) < 0); /* which leaves nothing out */
+    CHECK(shot_same(&before, session));
+    CHECK(jamba_step(session, 0) == JAMBA_OK);
+    free(state);
+    jamba_session_free(session);
+}
+
 /* A long game: replies that run into the end of the context go on after a restart, and lose no letter. */
 static void test_long_game(void)
 {
@@ -1465,6 +1496,7 @@ int main(int argc, char **argv)
         { "restart", test_restart_without },
         { "restart with marks", test_restart_with },
         { "restart: what comes first", test_restart_heads },
+        { "restart: tokens that were not saved", test_restart_unknown },
         { "a long game", test_long_game },
         { "wrong arguments of a reply", test_errors },
         { "models without a chat format", test_completion },
