@@ -10645,6 +10645,8 @@ static jamba_result jmb_restart(jamba_session *s, int32_t turns)
     from = jmb_message_proper(s, last);
     if (from == head)
         return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "%d turns leave nothing out: ask for fewer", turns);
+    if (from < s->fed && s->tokens[from] < 0)
+        return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "a restart needs tokens that the saved state left out");
     if (!jmb_pages_fit(s, head, head + (s->fed - from)))
         return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "forks hold pages of what came after token %u", head);
     stays = s->turns[head] & (first < head ? JMB_TURN_PROPER : 0xff);

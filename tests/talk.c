@@ -370,6 +370,32 @@ static void test_go_on(void)
     jamba_session_free(session);
 }
 
+/* Half a character that was gone back from is forgotten, though as many tokens stand there now. */
+static void test_other_tokens(void)
+{
+    jamba_session *session = session_open(story, 512, 0);
+    jamba_reply_params params;
+    const char *text;
+    size_t length;
+    int32_t begin, words[256];
+    actor a;
+    memset(&params, 0, sizeof params);
+    actor_learn(&a, "\xf0\x9f\x99\x82");
+    params.sampler = &a.sampler;
+    params.budget_us = 1;
+    say(session, "user", "Hello!");
+    while (a.at < 2) CHECK(jamba_reply(session, &params, &text, &length) == JAMBA_PENDING);
+    begin = last_turn(session).position;
+    CHECK(fed_of(session) == begin + 2);
+    CHECK(jamba_session_rewind(session, begin, NULL) == JAMBA_OK);
+    CHECK(jamba_encode(story, "One two", 7, 0, words, 256, &length, NULL) == JAMBA_OK && length >= 2);
+    CHECK(jamba_feed(session, words, 2) == JAMBA_OK);
+    actor_learn(&a, "three");
+    params.budget_us = 0;
+    CHECK(strcmp(reply_all(session, &params).text, "three") == 0);
+    jamba_session_free(session);
+}
+
 static void check_stop(const char *text, const char *const *stops, size_t count, const char *want)
 {
     int marks;
@@ -647,6 +673,37 @@ static void test_restart_heads(void)
     jamba_session_free(session);
 }
 
+/* What a saved state has left out cannot be read again. */
+static void test_restart_unknown(void)
+{
+    jamba_session *session = session_open(story, 512, 8);
+    jamba_save_params params;
+    size_t size;
+    uint8_t *state;
+    shot before;
+    act_all(session, 5);
+    memset(&params, 0, sizeof params);
+    params.no_tokens = true;
+    params.marks = true;
+    CHECK(jamba_step(session, 0) == JAMBA_OK);
+    size = jamba_session_save_as(session, &params, NULL, 0);
+    state = (uint8_t *)malloc(size + 1);
+    CHECK(size > 0 && jamba_session_save_as(session, &params, state, size) == size);
+    CHECK(jamba_session_restore(session, state, size) == JAMBA_OK);
+    before = shot_take(session);
+    CHECK(jamba_session_restart(session, 1, NULL) < 0);
+    CHECK(shot_same(&before, session));
+    say(session, "user", "Oh");
+    act(session, "Yes.");
+    say(session, "user", "So?");
+    before = shot_take(session);
+    CHECK(jamba_session_restart(session, 3, NULL) < 0); /* which leaves nothing out */
+    CHECK(shot_same(&before, session));
+    CHECK(jamba_step(session, 0) == JAMBA_OK);
+    free(state);
+    jamba_session_free(session);
+}
+
 /* A long game: replies that run into the end of the context go on after a restart, and lose no letter. */
 static void test_long_game(void)
 {
@@ -772,7 +829,7 @@ static void test_completion(void)
     jamba_model *model = NULL;
     jamba_session *session;
     jamba_reply_params params;
-    int32_t tokens[64], begin;
+    int32_t tokens[64], begin = 0, replay;
     size_t count, size;
     answer got;
     char text[TEXT_ROOM];
@@ -789,6 +846,7 @@ static void test_completion(void)
         unsigned flags = i == 0 ? (unsigned)JAMBA_TEXT_BOS : 0;
         CHECK(jamba_encode(model, "abcd efgh", 9, flags, tokens, 64, &count, NULL) == JAMBA_OK);
         CHECK(jamba_feed(session, tokens, count) == JAMBA_OK);
+        CHECK(jamba_step(session, 0) == JAMBA_OK); /* nothing opens the reply: its mark is made at once */
         begin = fed_of(session);
         got = reply_all(session, &params);
         CHECK_THAT(got.result == JAMBA_OK && fed_of(session) <= begin + 9, "%d", (int)got.result);
@@ -796,6 +854,7 @@ static void test_completion(void)
         size = stream_text(session, 0, begin, text);
         CHECK_THAT(size == got.size && memcmp(text, got.text, size) == 0, "'%s', not '%s'", text, got.text);
     }
+    CHECK(jamba_session_rewind(session, begin, &replay) == JAMBA_OK && replay == 0);
     CHECK(lawful(session));
     jamba_session_free(session);
     jamba_model_free(model);
@@ -1425,6 +1484,7 @@ int main(int argc, char **argv)
         { "who may begin, and in which order", test_order },
         { "pieces of whole characters", test_pieces },
         { "a reply that was cut goes on", test_go_on },
+        { "other tokens in place of a reply's", test_other_tokens },
         { "stop strings", test_stops },
         { "stop strings are taken back", test_taken_back },
         { "special tokens as text", test_special },
@@ -1436,6 +1496,7 @@ int main(int argc, char **argv)
         { "restart", test_restart_without },
         { "restart with marks", test_restart_with },
         { "restart: what comes first", test_restart_heads },
+        { "restart: tokens that were not saved", test_restart_unknown },
         { "a long game", test_long_game },
         { "wrong arguments of a reply", test_errors },
         { "models without a chat format", test_completion },
