@@ -8170,7 +8170,7 @@ static void jmb_fit_slices(jmb_plan *plan)
         most = jmb_phase_work(op, &one);
         if (most < JMB_SLICE) most = JMB_SLICE;
         p.slab = one.slab;
-        while (jmb_phase_work(op, &p) > most) p.rows -= (p.rows + 14) / 16;
+        while (p.rows > 1 && jmb_phase_work(op, &p) > most) p.rows -= (p.rows + 14) / 16;
     }
     plan->slice_rows = p.rows;
     plan->slab = one.slab;
@@ -8817,9 +8817,9 @@ static uint32_t jmb_lasting_mark(const jamba_session *s)
     return 0;
 }
 
-/* Room for a mark at `position`: where all is in use, that of the mark, of several never the lasting one, whose
- * neighbours are closest. */
-static jmb_mark *jmb_mark_slot(jamba_session *s, uint32_t position)
+/* Room for a mark at `position`: where all is in use, that of the mark whose neighbours are closest, of several never
+ * the lasting one. */
+static jmb_mark *jmb_next_mark(jamba_session *s, uint32_t position)
 {
     uint32_t i, drop = 0, least = UINT32_MAX, lasting = jmb_lasting_mark(s);
     jmb_mark dropped;
@@ -8847,12 +8847,9 @@ static bool jmb_mark_due(const jamba_session *s, uint32_t position)
 /* The place of a mark here. */
 static jmb_mark *jmb_new_mark(jamba_session *s)
 {
-    jmb_mark *m;
     if (s->mark_count && jmb_last_mark(s) == s->position) s->mark_count--;
-    m = jmb_mark_slot(s, s->position);
-    m->position = s->position;
-    s->mark_count++;
-    return m;
+    jmb_next_mark(s, s->position)->position = s->position;
+    return &s->marks[s->mark_count++];
 }
 
 /* Needs the logits of the last row. Position 0 needs no mark. */
@@ -8947,7 +8944,7 @@ static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t most)
         p->wanted_row[p->wanted] = p->rows + i;
         p->logits[p->wanted++] = s->logits + s->logit_rows++ * vocab;
     }
-    span->mark = due ? jmb_mark_slot(s, s->position + rows) : NULL;
+    span->mark = due ? jmb_next_mark(s, s->position + rows) : NULL;
     span->logits = due ? s->logits + (s->logit_rows - 1) * vocab : NULL;
     p->rows += rows;
 }
@@ -9013,6 +9010,7 @@ static bool jmb_pass_end(jamba_session *lead)
             s->on_logits(s->logits_user, (int32_t)(span->position + row),
                 s->logits + row * jmb_pad16(s->model->metadata.header.vocab));
         if (span->mark) s->marks[s->mark_count++].position = s->position;
+        else if (jmb_mark_due(s, s->position)) jmb_put_mark(s); /* a turn that was begun meanwhile */
         if (s->progress && !s->progress(s->progress_user, "eval", s->position, s->fed)) go_on = false;
     }
     return go_on;

@@ -1,7 +1,7 @@
 /* slices.c - between two looks at the clock lies at most a slice of work, and stopping anywhere changes nothing
  *
- * Work is counted by this file's own sums over what a task reads and computes. First on paper: every task of passes
- * over models of released shapes, at 512 KiB. Then on the golden cases with slices of a few KiB, so that they are cut as
+ * Work is counted by this file's own sums over what a task reads and computes. First on paper: tasks of passes over
+ * models of released shapes, at 512 KiB. Then on the golden cases with slices of a few KiB, so that they are cut as
  * large models are: the kernels are replaced by ones that count, the clock by one that looks at the count. */
 #include <stdint.h>
 static uint32_t slice_bytes = 512u << 10;
@@ -144,7 +144,7 @@ static work task_work(const jmb_pass *p, const jmb_op *op, uint32_t task)
     case JMB_OP_GROUP: return row_work(64.0 * (p->rows * b->top_k + b->experts), 64.0 * (b->top_k + b->experts));
     case JMB_OP_COMBINE: return fixed_work(16.0 * op->out[0].width * b->top_k);
     case JMB_OP_KEEP: return keep_work(op, task);
-    default: CHECK(!"a kind of operation that has no formula"); return fixed_work(1e30);
+    default: CHECK_THAT(false, "operations of kind %d have no formula", (int)op->kind); return fixed_work(0);
     }
 }
 
