@@ -43,8 +43,9 @@ static void check_failure(const char *tool, const char *line, const char *input,
     CHECK_THAT(code != 2 || strstr(errors, "usage:") != NULL, "%s %s: no usage: %s", tool, line, errors);
 }
 
-static const char *const all_tools[] = { "logits", "tokenize", "inspect", "bench", "perplexity", "chat" };
-enum { ALL_TOOLS = 6 };
+static const char *const all_tools[] = { "logits", "tokenize", "inspect", "bench", "perplexity", "chat",
+    "frame_budget" };
+enum { ALL_TOOLS = 7 };
 
 static void test_usage(void)
 {
@@ -486,6 +487,25 @@ static void test_bake_refusals(void)
     CHECK_THAT(!file_exists(out), "%s was left behind", out);
 }
 
+/* The number after `name` in the output. */
+static double number_after(const char *name)
+{
+    const char *at = strstr(output, name);
+    return at ? atof(at + strlen(name)) : -1;
+}
+
+/* How long anything takes is not tested. */
+static void test_frame_budget(void)
+{
+    CHECK_THAT(run_text("frame_budget", "STORY --budget 200 --frames 50 -p 20", "") == 0, "%s", errors);
+    CHECK_THAT(number_after("reading ") > 0 && number_after("writing ") > 0, "%s", output);
+    CHECK_THAT(strstr(output, "50 frames of 0.200 ms") && strstr(output, "p99"), "%s", output);
+    CHECK_THAT(run_text("frame_budget", "STORY --budget 1 --frames 30 -t 2", "") == 0, "%s", errors);
+    check_failure("frame_budget", "STORY --budget 0", "", 2, "--budget");
+    check_failure("frame_budget", "STORY --frames x", "", 2, "--frames");
+    check_failure("frame_budget", "STORY -t", "", 2, "-t");
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -506,6 +526,7 @@ int main(int argc, char **argv)
         { "chat: /save, /load and --load", test_chat_kept },
         { "bake", test_bake },
         { "bake: what is refused", test_bake_refusals },
+        { "frame_budget", test_frame_budget },
     };
     size_t i;
     test_start(argc, argv);
