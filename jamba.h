@@ -335,7 +335,8 @@ JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size
 /* ---- marks: going back -------------------------------------------------- */
 
 /* Recurrent state cannot be undone, so going back takes a snapshot: the state is copied back, keys and values
- * are cut. Models of attention alone go back anywhere without one. */
+ * are cut. Models of attention alone go back anywhere without one. The calls below copy at once; snapshots of
+ * `mark_every` are made within the budget of jamba_step(). */
 
 /* Keeps a snapshot of this place, with its logits. When all are in use, the one goes whose neighbours are closest to
  * each other; the first of several stays. JAMBA_ERR_ARGUMENT while tokens are pending, or without room for marks. */
@@ -350,9 +351,10 @@ JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t posi
 /* Queues tokens. Copies them, computes nothing. JAMBA_ERR_CONTEXT when they do not all fit and
  * JAMBA_ERR_ARGUMENT when one is not in [0, vocab): then none is queued. */
 JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens, size_t count);
-/* Works on the queue for about `budget_us` microseconds (0: until it is empty); stops inside a token, after
- * the task at hand: one of some hundreds in a token, longer with a larger chunk. JAMBA_OK: queue empty, logits
- * ready. JAMBA_PENDING: call again. The result does not depend on the budget. */
+/* Works on the queue for about `budget_us` microseconds (0: until it is empty); stops inside a token. Between two looks
+ * at the clock a thread does no more than reading 512 KiB of weights takes, or as much other work, whatever `chunk` is:
+ * some 20 microseconds. JAMBA_OK: queue empty, logits ready. JAMBA_PENDING: call again. The result does not depend on
+ * the budget. */
 JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us);
 /* jamba_feed() and jamba_step(session, 0) in one call. */
 JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count);
@@ -4503,8 +4505,10 @@ typedef enum jmb_op_kind {
     JMB_OP_MERGE,    /* out[0] = those of all pages together; back to ATTEND while pages are left */
     JMB_OP_ROUTE,    /* experts and weights of each row */
     JMB_OP_GROUP,    /* sorts the rows by expert */
-    JMB_OP_EXPERT_UP,
-    JMB_OP_EXPERT_DOWN,
+    JMB_OP_EXPERT_UP,   /* out[0] = w in of each row's experts, one matrix an expert */
+    JMB_OP_EXPERT_DOWN, /* the same, in by assignment */
+    JMB_OP_COMBINE,     /* out[0] += each row's experts, weighted */
+    JMB_OP_KEEP,        /* the marks that follow this pass = states and logits */
     JMB_OP_COUNT
 } jmb_op_kind;
 
@@ -4519,6 +4523,11 @@ enum { /* jmb_op.flags */
     JMB_OP_SLABS = 32    /* a task is a range of columns, not a row */
 };
 
+/* What a task of a linear computes at most: outputs, 16 lanes each, of so many rows. */
+typedef struct jmb_tile {
+    uint32_t outputs, rows;
+} jmb_tile;
+
 typedef struct jmb_op {
     jmb_op_kind kind;
     uint32_t flags, parts;
@@ -4528,10 +4537,9 @@ typedef struct jmb_op {
     const jmb_tensor *w[JMB_MAX_PARTS], *bias[JMB_MAX_PARTS];
     jmb_view low[JMB_MAX_PARTS];            /* adapters: A in, of low rank */
     const jmb_tensor *low_w[JMB_MAX_PARTS]; /* adapters: B, or NULL */
-    uint32_t first_task[JMB_MAX_PARTS + 1]; /* linear: of each part; experts: panel groups */
-    uint32_t group;                         /* panels in a task */
+    jmb_tile tiles[2][JMB_MAX_PARTS];       /* linear, experts: without and with a time budget */
     float eps;
-    uint64_t conv_at, state_at; /* floats into the session's recurrent state */
+    uint64_t conv_at, state_at; /* floats into the session's recurrent state; keep: all of them */
     uint64_t kv_at, scale_at;   /* of the layers before, in one page: elements, and scales of q8 */
 } jmb_op;
 
@@ -4541,7 +4549,7 @@ typedef struct jmb_routing {
     float *weight;   /* (rows, top_k) */
     int32_t *start;  /* (experts + 1) first assignment of each expert */
     int32_t *row;    /* (n) row of each assignment, sorted by expert, then row */
-    float *share;    /* (n) its weight */
+    int32_t *place;  /* (rows, top_k) where the sorted ones have each choice */
     int32_t *used;   /* (1 + experts) how many experts have a row, then which, ascending */
 } jmb_routing;
 
@@ -4550,6 +4558,7 @@ enum { JMB_PREFETCH = 2048 }; /* bytes ahead of the weights in use */
 #ifndef JMB_PAGE /* tests make pages small */
 #define JMB_PAGE 256 /* keys in a KV page, and in a softmax block: a multiple of 16 */
 #endif
+enum { JMB_WINDOW = 64 }; /* most pages whose partial results wait for each other */
 enum { JMB_QUERIES = 16 }; /* queries of one KV head that share a reading of its page */
 enum { JMB_WIDE = 64 }; /* vectors of the KV cache that are widened to floats at a time */
 
@@ -4560,6 +4569,12 @@ static uint64_t jmb_page_elements(const jmb_block *b)
     return (uint64_t)b->kv_heads * JMB_PAGE * (b->head_dim + jmb_pad16(b->head_dim));
 }
 
+/* A place to go back to. */
+typedef struct jmb_mark {
+    uint32_t position;
+    float *state, *logits;
+} jmb_mark;
+
 /* Consecutive rows of a pass that belong to one session: their place in time, and its memory. */
 typedef struct jmb_span {
     struct jamba_session *session;
@@ -4567,6 +4582,8 @@ typedef struct jmb_span {
     uint32_t position;    /* of the first row */
     const int32_t *tokens; /* (rows) */
     float *state;
+    const float *logits; /* of the last row, where they are wanted */
+    jmb_mark *mark;      /* filled at the end of the pass; NULL: none */
     uint8_t **pages; /* KV, each of all layers */
     uint32_t kept;   /* tokens whose keys and values are there, whatever of the state is run again */
     jamba_kv_type kv_type;
@@ -4575,6 +4592,8 @@ typedef struct jmb_span {
 /* What one pass works on: `rows` tokens of one session or several. */
 typedef struct jmb_pass {
     uint32_t rows, span_count;
+    bool sliced;          /* tasks are as short as a time budget needs them */
+    uint32_t slab;        /* blocks of 64 columns in a slab of one row */
     jmb_span *spans;
     uint32_t capacity;    /* rows that the scratch holds */
     uint32_t wanted;      /* rows whose logits are wanted */
@@ -4609,7 +4628,8 @@ static size_t jmb_codes_bytes(size_t k)
     return jmb_pad64(jmb_pad64(k) + jmb_pad64(k) / 64 * 12);
 }
 
-static uint32_t jmb_panels(const jmb_tensor *t)
+/* Outputs of 16 lanes: one panel each, two where they are paired. */
+static uint32_t jmb_outputs_of(const jmb_tensor *t)
 {
     return (t->rows + 15) / 16;
 }
@@ -4629,7 +4649,7 @@ typedef struct jmb_slab {
 /* Whole blocks of quantised numbers; more of them where rows are few. */
 static uint32_t jmb_slab_width(const jmb_pass *p)
 {
-    return p->rows < 8 ? 64 * (8 / p->rows) : 64;
+    return p->rows < p->slab ? 64 * (p->slab / p->rows) : 64;
 }
 
 static uint32_t jmb_slabs(const jmb_pass *p, uint32_t width)
@@ -4667,26 +4687,8 @@ static uint32_t jmb_pages_left(const jmb_pass *p)
 static uint32_t jmb_window_pages(const jmb_pass *p)
 {
     uint32_t left = jmb_pages_left(p), spare = p->capacity / p->rows;
+    if (spare > JMB_WINDOW) spare = JMB_WINDOW;
     return left < spare ? left : spare;
-}
-
-/* Rows of one span whose queries of one KV head are worked on together. */
-static uint32_t jmb_query_rows(const jmb_block *b)
-{
-    uint32_t group = b->heads / b->kv_heads;
-    return group < JMB_QUERIES ? JMB_QUERIES / group : 1;
-}
-
-static uint32_t jmb_row_tiles(const jmb_span *span, const jmb_block *b)
-{
-    return (span->rows + jmb_query_rows(b) - 1) / jmb_query_rows(b);
-}
-
-static uint32_t jmb_attend_tasks(const jmb_op *op, const jmb_pass *p)
-{
-    uint32_t tiles = 0, i;
-    for (i = 0; i < p->span_count; i++) tiles += jmb_row_tiles(&p->spans[i], op->block);
-    return tiles * op->block->kv_heads * jmb_window_pages(p);
 }
 
 /* One KV head's share of one page. */
@@ -4730,6 +4732,154 @@ static float *jmb_partial(const jmb_pass *p, const jmb_block *b, uint32_t slot, 
     return p->partials + (place * b->heads + head) * jmb_partial_floats(b);
 }
 
+/* ---- tasks --------------------------------------------------------------------------------- */
+
+/* Between two looks at the clock lies at most JMB_SLICE of work: bytes of weights, or what takes as long. A pass
+ * under a time budget holds as many rows, and its tasks compute as much, as keep that. What is not divided may take
+ * longer: 16 outputs for one row, one row of activations, the states of 64 channels, one query of one KV head over one
+ * page.
+ *
+ * Bytes that other work counts for, each from the time of its tasks beside that of a linear of one row, which reads
+ * its weights from memory (512 KiB: 20 us; jamba-3b, jamba-moe-1.7b, llama-3.2b, mamba2-780m and zamba2-1.2b at q8,
+ * 1 to 128 rows, AMD EPYC with AVX-512, one thread): */
+enum {
+    JMB_REUSE = 12,       /* so many more rows against weights of q8 or q4 take as long as a byte for each number */
+    JMB_WORK_FLOAT = 4,   /* a row against weights of floats: times that of q8 */
+    JMB_WORK_ROW = 16,    /* norm, quantise, gate, sum: a number */
+    JMB_WORK_EMBED = 100, /* a number unpacked by itself */
+    JMB_WORK_CACHE = 64,  /* a number of a key or value */
+    JMB_WORK_CONV = 16,   /* a number, and 4 for each tap */
+    JMB_WORK_SCAN = 6,    /* a number of the state, each row; and 12 for reading and writing it */
+    JMB_WORK_SCAN2 = 1,   /* the same for Mamba-2; and 8 */
+    JMB_WORK_KV = 6,      /* a number of a page of one KV head; and a quarter for each query */
+    JMB_WORK_CHOICE = 64  /* an expert considered; an assignment sorted */
+};
+#ifndef JMB_SLICE /* tests make slices small */
+#define JMB_SLICE (512u << 10)
+#endif
+#define JMB_EMBED (JMB_SLICE / 128) /* columns of an embedding in a task */
+#define JMB_KEEP (JMB_SLICE / 8)    /* floats of a mark in a task: a copy reads and writes */
+
+/* Bytes of one output's weights, and what each further row of inputs adds. */
+static uint64_t jmb_output_bytes(const jmb_tensor *w)
+{
+    return jmb_panel_bytes(w->type, w->cols) * (jmb_roles[w->role].paired ? 2 : 1);
+}
+
+static uint64_t jmb_output_work(const jmb_tensor *w)
+{
+    uint64_t numbers = (uint64_t)w->cols * (jmb_roles[w->role].paired ? 32 : 16);
+    return numbers * (w->type >= JMB_Q8 ? 1 : JMB_WORK_FLOAT) / JMB_REUSE + 1;
+}
+
+/* Without a budget: about 128 KiB of weights, so that a layer has many tasks, but as many as are read side by side. */
+static jmb_tile jmb_whole_tile(const jmb_tensor *w)
+{
+    uint32_t step = jmb_roles[w->role].paired ? JMB_STREAMS / 2 : JMB_STREAMS;
+    uint64_t n = 131072 / jmb_output_bytes(w) / step;
+    jmb_tile tile;
+    tile.outputs = step * (uint32_t)(n < 1 ? 1 : n > 4 ? 4 : n);
+    tile.rows = UINT32_MAX;
+    return tile;
+}
+
+/* With one: no more outputs than a slice holds, and rows with the rest of it, in whole tiles of the kernels. `low`:
+ * the adapter, or NULL. */
+static jmb_tile jmb_sliced_tile(const jmb_tensor *w, const jmb_tensor *low)
+{
+    jmb_tile tile = jmb_whole_tile(w);
+    uint64_t bytes = jmb_output_bytes(w) + (low ? jmb_output_bytes(low) : 0), left;
+    uint64_t work = jmb_output_work(w) + (low ? jmb_output_work(low) : 0);
+    if (tile.outputs > JMB_SLICE / bytes) tile.outputs = bytes < JMB_SLICE ? (uint32_t)(JMB_SLICE / bytes) : 1;
+    left = tile.outputs * bytes < JMB_SLICE ? JMB_SLICE - tile.outputs * bytes : 0;
+    tile.rows = 1 + (uint32_t)(left / (tile.outputs * work));
+    if (tile.rows > 4) tile.rows = tile.rows > 12 ? tile.rows / 12 * 12 : tile.rows / 4 * 4;
+    return tile;
+}
+
+/* Tasks of one part over so many rows. */
+static uint32_t jmb_part_tasks(const jmb_pass *p, const jmb_op *op, uint32_t part, uint32_t rows)
+{
+    jmb_tile tile = op->tiles[p->sliced][part];
+    uint32_t groups = (jmb_outputs_of(op->w[part]) + tile.outputs - 1) / tile.outputs;
+    return rows ? groups * ((rows - 1) / tile.rows + 1) : 0;
+}
+
+/* What one task of a linear computes: outputs of a part, or of an expert, for some rows (or assignments). */
+typedef struct jmb_portion {
+    uint32_t part, expert;
+    uint32_t first, stop;    /* outputs */
+    uint32_t row, stop_row;
+} jmb_portion;
+
+/* Task `task` of one part over `rows` rows: those of the same weights follow each other. */
+static void jmb_portion_of_part(const jmb_pass *p, const jmb_op *op, uint32_t rows, uint32_t task, jmb_portion *portion)
+{
+    jmb_tile tile = op->tiles[p->sliced][portion->part];
+    uint32_t tiles = (rows - 1) / tile.rows + 1, outputs = jmb_outputs_of(op->w[portion->part]);
+    portion->first = task / tiles * tile.outputs;
+    portion->stop = outputs - portion->first < tile.outputs ? outputs : portion->first + tile.outputs;
+    portion->row = task % tiles * tile.rows;
+    portion->stop_row = rows - portion->row < tile.rows ? rows : portion->row + tile.rows;
+}
+
+static bool jmb_of_experts(const jmb_op *op)
+{
+    return op->kind == JMB_OP_EXPERT_UP || op->kind == JMB_OP_EXPERT_DOWN;
+}
+
+static uint32_t jmb_expert_rows(const jmb_pass *p, uint32_t expert)
+{
+    return (uint32_t)(p->routing.start[expert + 1] - p->routing.start[expert]);
+}
+
+static uint32_t jmb_linear_tasks(const jmb_pass *p, const jmb_op *op)
+{
+    uint32_t tasks = 0, i;
+    for (i = 0; i < op->parts && !jmb_of_experts(op); i++) tasks += jmb_part_tasks(p, op, i, jmb_op_rows(op, p));
+    for (i = 0; jmb_of_experts(op) && i < (uint32_t)p->routing.used[0]; i++)
+        tasks += jmb_part_tasks(p, op, 0, jmb_expert_rows(p, (uint32_t)p->routing.used[1 + i]));
+    return tasks;
+}
+
+static jmb_portion jmb_portion_of(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const int32_t *expert = p->routing.used + 1;
+    uint32_t rows = jmb_op_rows(op, p), tasks;
+    jmb_portion portion = { 0, 0, 0, 0, 0, 0 };
+    if (!jmb_of_experts(op)) {
+        for (; task >= (tasks = jmb_part_tasks(p, op, portion.part, rows)); portion.part++) task -= tasks;
+        jmb_portion_of_part(p, op, rows, task, &portion);
+        return portion;
+    }
+    for (; task >= (tasks = jmb_part_tasks(p, op, 0, jmb_expert_rows(p, (uint32_t)*expert))); expert++) task -= tasks;
+    portion.expert = (uint32_t)*expert;
+    jmb_portion_of_part(p, op, jmb_expert_rows(p, portion.expert), task, &portion);
+    portion.row += (uint32_t)p->routing.start[portion.expert];
+    portion.stop_row += (uint32_t)p->routing.start[portion.expert];
+    return portion;
+}
+
+/* Queries of one KV head and span that are worked on together: rows in order, and the heads of each. */
+static uint32_t jmb_query_count(const jmb_pass *p, const jmb_block *b)
+{
+    uint64_t most = JMB_SLICE / (2 * JMB_PAGE * (uint64_t)b->head_dim);
+    if (!p->sliced || most >= JMB_WORK_KV + JMB_QUERIES / 4) return JMB_QUERIES;
+    return most > JMB_WORK_KV ? 4 * (uint32_t)(most - JMB_WORK_KV) : 1;
+}
+
+static uint32_t jmb_query_tiles(const jmb_pass *p, const jmb_span *span, const jmb_block *b)
+{
+    return (span->rows * (b->heads / b->kv_heads) - 1) / jmb_query_count(p, b) + 1;
+}
+
+static uint32_t jmb_attend_tasks(const jmb_op *op, const jmb_pass *p)
+{
+    uint32_t tiles = 0, i;
+    for (i = 0; i < p->span_count; i++) tiles += jmb_query_tiles(p, &p->spans[i], op->block);
+    return tiles * op->block->kv_heads * jmb_window_pages(p);
+}
+
 static uint32_t jmb_conv_tasks(const jmb_op *op, const jmb_pass *p)
 {
     uint32_t tasks = 0, i;
@@ -4737,21 +4887,99 @@ static uint32_t jmb_conv_tasks(const jmb_op *op, const jmb_pass *p)
     return tasks * p->span_count;
 }
 
+static uint32_t jmb_embed_pieces(const jmb_op *op)
+{
+    return (op->out[0].width + JMB_EMBED - 1) / JMB_EMBED;
+}
+
+/* Pieces of a mark. */
+static uint32_t jmb_keep_pieces(const jmb_op *op)
+{
+    return (uint32_t)((op->state_at + op->in.width + JMB_KEEP - 1) / JMB_KEEP);
+}
+
+static uint32_t jmb_keep_tasks(const jmb_op *op, const jmb_pass *p)
+{
+    uint32_t marks = 0, i;
+    for (i = 0; i < p->span_count; i++) marks += p->spans[i].mark != NULL;
+    return marks * jmb_keep_pieces(op);
+}
+
 /* How many tasks `op` has in this pass. */
 static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
 {
     switch (op->kind) {
+    case JMB_OP_EMBED: return p->rows * jmb_embed_pieces(op);
     case JMB_OP_LINEAR:
-    case JMB_OP_EXPERT_DOWN: return op->first_task[op->parts];
-    case JMB_OP_EXPERT_UP: return op->first_task[1] * (uint32_t)p->routing.used[0];
+    case JMB_OP_EXPERT_UP:
+    case JMB_OP_EXPERT_DOWN: return jmb_linear_tasks(p, op);
     case JMB_OP_CONV: return jmb_conv_tasks(op, p);
     case JMB_OP_SCAN: return jmb_slabs(p, op->out[0].width) * p->span_count;
     case JMB_OP_SCAN2: return op->block->heads * p->span_count;
+    case JMB_OP_CACHE: return p->rows * op->block->kv_heads;
     case JMB_OP_ATTEND: return jmb_attend_tasks(op, p);
     case JMB_OP_MERGE: return p->rows * op->block->heads;
     case JMB_OP_GROUP: return 1;
+    case JMB_OP_KEEP: return jmb_keep_tasks(op, p);
     default: return jmb_op_rows(op, p);
     }
+}
+
+static uint64_t jmb_tile_work(const jmb_op *op, const jmb_pass *p, uint32_t part)
+{
+    jmb_tile tile = op->tiles[p->sliced][part];
+    uint64_t rows = jmb_op_rows(op, p), bytes = jmb_output_bytes(op->w[part]), row = jmb_output_work(op->w[part]);
+    if (op->low_w[part]) {
+        bytes += jmb_output_bytes(op->low_w[part]);
+        row += jmb_output_work(op->low_w[part]);
+    }
+    return tile.outputs * (bytes + ((rows < tile.rows ? rows : tile.rows) - 1) * row);
+}
+
+static uint64_t jmb_linear_work(const jmb_op *op, const jmb_pass *p)
+{
+    uint64_t most = 0, i;
+    for (i = 0; i < op->parts; i++)
+        if (jmb_tile_work(op, p, (uint32_t)i) > most) most = jmb_tile_work(op, p, (uint32_t)i);
+    return most;
+}
+
+/* The most work of any task of `op` in a pass of these rows, in bytes; at least 1. */
+static uint64_t jmb_op_work(const jmb_op *op, const jmb_pass *p)
+{
+    const jmb_block *b = op->block;
+    uint64_t rows = p->rows, slab = jmb_slab_width(p);
+    switch (op->kind) {
+    case JMB_OP_EMBED:
+        return (uint64_t)(op->out[0].width < JMB_EMBED ? op->out[0].width : JMB_EMBED) * JMB_WORK_EMBED;
+    case JMB_OP_NORM: case JMB_OP_SUM: return (uint64_t)op->in.width * JMB_WORK_ROW;
+    case JMB_OP_BESIDE: return (uint64_t)(op->in.width + op->out[1].width) * JMB_WORK_ROW;
+    case JMB_OP_QUANTISE:
+        return (op->flags & JMB_OP_SLABS ? rows * slab : (uint64_t)op->in.width) * JMB_WORK_ROW;
+    case JMB_OP_LINEAR: case JMB_OP_EXPERT_UP: case JMB_OP_EXPERT_DOWN: return jmb_linear_work(op, p);
+    case JMB_OP_CONV: return rows * slab * (JMB_WORK_CONV + 4 * b->d_conv);
+    case JMB_OP_SCAN: return slab * b->d_state * (12 + JMB_WORK_SCAN * rows);
+    case JMB_OP_SCAN2: return (uint64_t)(b->d_inner / b->heads) * b->d_state * (8 + JMB_WORK_SCAN2 * rows);
+    case JMB_OP_GATE: return (uint64_t)b->d_inner * JMB_WORK_ROW;
+    case JMB_OP_CACHE:
+        return (uint64_t)b->head_dim * (2 * JMB_WORK_CACHE + b->heads / b->kv_heads * JMB_WORK_ROW);
+    case JMB_OP_ATTEND:
+        return 2 * JMB_PAGE * (uint64_t)b->head_dim * (4 * JMB_WORK_KV + jmb_query_count(p, b)) / 4;
+    case JMB_OP_MERGE: return (uint64_t)jmb_partial_floats(b) * JMB_WINDOW * 4;
+    case JMB_OP_ROUTE: return (uint64_t)b->experts * (1 + b->top_k) * JMB_WORK_CHOICE;
+    case JMB_OP_GROUP: return (rows * b->top_k + b->experts) * JMB_WORK_CHOICE;
+    case JMB_OP_COMBINE: return (uint64_t)op->out[0].width * b->top_k * JMB_WORK_ROW;
+    default: return JMB_SLICE; /* keep */
+    }
+}
+
+/* The same for the phase that `op` begins. */
+static uint64_t jmb_phase_work(const jmb_op *op, const jmb_pass *p)
+{
+    uint64_t work = 0;
+    uint32_t i;
+    for (i = 0; i < op->chain; i++) work += jmb_op_work(op + i, p);
+    return work;
 }
 
 static float jmb_f16_to_float(uint32_t h)
@@ -4801,14 +5029,16 @@ static float jmb_weight(const jmb_tensor *t, size_t row, size_t col)
     }
 }
 
-static void jmb_run_embed(const jmb_pass *p, const jmb_op *op, uint32_t row)
+static void jmb_run_embed(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
+    uint32_t pieces = jmb_embed_pieces(op), row = task / pieces;
     float *out = jmb_row(p, &op->out[0], row);
     const jmb_span *span = jmb_span_of(p, row);
-    size_t i, token = (size_t)span->tokens[row - span->first];
-    for (i = 0; i < op->out[0].width; i++) out[i] = jmb_weight(op->w[0], token, i);
-    for (; i < op->out[0].stride; i++) out[i] = 0;
-    if (op->out[1].width) memcpy(jmb_row(p, &op->out[1], row), out, op->out[0].stride * sizeof *out);
+    size_t token = (size_t)span->tokens[row - span->first], width = op->out[0].width, i;
+    size_t first = (size_t)(task % pieces) * JMB_EMBED, stop = first + JMB_EMBED;
+    if (stop > op->out[0].stride) stop = op->out[0].stride;
+    for (i = first; i < stop; i++) out[i] = i < width ? jmb_weight(op->w[0], token, i) : 0;
+    if (op->out[1].width) memcpy(jmb_row(p, &op->out[1], row) + first, out + first, (stop - first) * sizeof *out);
 }
 
 static void jmb_run_beside(const jmb_pass *p, const jmb_op *op, uint32_t row)
@@ -4830,12 +5060,25 @@ static void jmb_run_group(const jmb_pass *p, const jmb_op *op, uint32_t task)
     for (i = 0; i < n; i++) {
         int32_t at = r->start[r->expert[i]]++;
         r->row[at] = (int32_t)(i / op->block->top_k);
-        r->share[at] = r->weight[i];
+        r->place[i] = at;
     }
     for (i = experts; i > 0; i--) r->start[i] = r->start[i - 1];
     r->start[0] = 0;
     for (i = 0, r->used[0] = 0; i < experts; i++)
         if (r->start[i + 1] > r->start[i]) r->used[++r->used[0]] = (int32_t)i;
+}
+
+/* One piece of a mark: of the state, then the logits. */
+static void jmb_run_keep(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    uint32_t pieces = jmb_keep_pieces(op), marks = task / pieces;
+    size_t at = (size_t)(task % pieces) * JMB_KEEP, state = (size_t)op->state_at, all = state + op->in.width;
+    size_t stop = all - at < JMB_KEEP ? all : at + JMB_KEEP, middle = state < at ? at : state < stop ? state : stop;
+    const jmb_span *span = p->spans;
+    while (!span->mark || marks--) span++;
+    if (at < middle) memcpy(span->mark->state + at, span->state + at, (middle - at) * sizeof(float));
+    if (middle < stop)
+        memcpy(span->mark->logits + middle - state, span->logits + middle - state, (stop - middle) * sizeof(float));
 }
 
 typedef void (*jmb_run_fn)(const jmb_pass *p, const jmb_op *op, uint32_t task);
@@ -6487,27 +6730,26 @@ JMB_FN void JMB_K(jmb_put)(const jmb_pass *p, const jmb_op *op, size_t part, siz
     else v_store(out, y);
 }
 
-/* y = W x (+ b), for the panels of one task and every row. */
+/* y = W x (+ b), for the outputs and rows of one task. Of experts: the rows are assignments, of x where it is not by
+ * assignment already. */
 JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    size_t end = jmb_op_rows(op, p), part = 0, i, stop, row, rows[JMB_TILE_ROWS];
+    jmb_portion portion = jmb_portion_of(p, op, task);
+    const int32_t *of = op->kind == JMB_OP_EXPERT_UP ? p->routing.row : NULL;
+    size_t i, row, rows[JMB_TILE_ROWS];
     v16 y[JMB_STREAMS * JMB_TILE_ROWS];
-    jmb_part_in l;
-    int step, n, count, c, t;
-    while (task >= op->first_task[part + 1]) part++;
-    l = JMB_K(jmb_part_at)(p, op, part);
-    step = JMB_K(jmb_outputs_step)(l.w);
-    i = (size_t)(task - op->first_task[part]) * op->group;
-    stop = i + op->group < jmb_panels(l.w) ? i + op->group : jmb_panels(l.w);
-    for (; i < stop; i += (size_t)step) {
-        count = stop - i < (size_t)step ? (int)(stop - i) : step;
-        for (row = 0; row < end; row += JMB_TILE_ROWS) {
-            n = end - row < JMB_TILE_ROWS ? (int)(end - row) : JMB_TILE_ROWS;
-            for (t = 0; t < n; t++) rows[t] = row + (size_t)t;
+    jmb_part_in l = JMB_K(jmb_part_at)(p, op, portion.part);
+    int step = JMB_K(jmb_outputs_step)(l.w), n, count, c, t;
+    l.w += 2 * portion.expert; /* gate_up and down alternate in the directory */
+    for (i = portion.first; i < portion.stop; i += (size_t)step) {
+        count = portion.stop - i < (size_t)step ? (int)(portion.stop - i) : step;
+        for (row = portion.row; row < portion.stop_row; row += JMB_TILE_ROWS) {
+            n = portion.stop_row - row < JMB_TILE_ROWS ? (int)(portion.stop_row - row) : JMB_TILE_ROWS;
+            for (t = 0; t < n; t++) rows[t] = of ? (size_t)of[row + (size_t)t] : row + (size_t)t;
             JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
             for (c = 0; c < count; c++)
                 for (t = 0; t < n; t++)
-                    JMB_K(jmb_put)(p, op, part, row + (size_t)t, i + (size_t)c, y[c * JMB_TILE_ROWS + t]);
+                    JMB_K(jmb_put)(p, op, portion.part, row + (size_t)t, i + (size_t)c, y[c * JMB_TILE_ROWS + t]);
         }
     }
 }
@@ -6560,80 +6802,18 @@ JMB_KERNEL void JMB_K(jmb_run_route)(const jmb_pass *p, const jmb_op *op, uint32
         for (i = 0; i < b->top_k; i++) weight[i] /= total;
 }
 
-/* The n assignments from `at` on, of one expert: their rows of x, or of h. Returns n. */
-JMB_FN int JMB_K(jmb_assigned)(const jmb_routing *r, uint32_t expert, int32_t at, bool of_x, size_t *rows)
-{
-    int32_t left = r->start[expert + 1] - at;
-    int n = left < JMB_TILE_ROWS ? (int)left : JMB_TILE_ROWS, t;
-    for (t = 0; t < n; t++) rows[t] = (size_t)(of_x ? r->row[at + t] : at + t);
-    return n;
-}
-
-/* h = act(gate x) * up x, for one expert's rows and one group of panels. */
-JMB_KERNEL void JMB_K(jmb_run_expert_up)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+/* x += sum over the chosen experts, in ascending order, of weight * (down h). */
+JMB_KERNEL void JMB_K(jmb_run_combine)(const jmb_pass *p, const jmb_op *op, uint32_t row)
 {
     const jmb_routing *r = &p->routing;
-    jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
-    uint32_t expert = (uint32_t)r->used[1 + task / op->first_task[1]], first = task % op->first_task[1] * op->group;
-    size_t i, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), rows[JMB_TILE_ROWS];
-    int step = JMB_K(jmb_outputs_step)(l.w), count, n, c, t;
-    v16 y[JMB_STREAMS * JMB_TILE_ROWS];
-    int32_t at;
-    l.w += 2 * expert; /* gate_up and down alternate in the directory */
-    for (i = first; i < stop; i += (size_t)step) {
-        count = stop - i < (size_t)step ? (int)(stop - i) : step;
-        for (at = r->start[expert]; at < r->start[expert + 1]; at += n) {
-            n = JMB_K(jmb_assigned)(r, expert, at, true, rows);
-            JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
-            for (c = 0; c < count; c++)
-                for (t = 0; t < n; t++)
-                    v_store(jmb_row(p, &op->out[0], (size_t)(at + t)) + (i + (size_t)c) * 16, y[c * JMB_TILE_ROWS + t]);
-        }
-    }
-}
-
-/* sum += weight * (down h), for one expert's rows and `count` outputs from i on. */
-JMB_FN void JMB_K(jmb_add_expert)(
-    const jmb_pass *p, const jmb_op *op, const jmb_part_in *l, uint32_t expert, size_t i, int count)
-{
-    const jmb_routing *r = &p->routing;
-    size_t rows[JMB_TILE_ROWS];
-    v16 y[JMB_STREAMS * JMB_TILE_ROWS];
-    int32_t at;
-    int n, c, t;
-    for (at = r->start[expert]; at < r->start[expert + 1]; at += n) {
-        n = JMB_K(jmb_assigned)(r, expert, at, false, rows);
-        JMB_K(jmb_outputs)(l, i, count, rows, n, y);
-        for (c = 0; c < count; c++)
-            for (t = 0; t < n; t++) {
-                float *sum = jmb_row(p, &op->out[1], (size_t)r->row[at + t]) + (i + (size_t)c) * 16;
-                v_store(sum, v_fma(v_set1(r->share[at + t]), y[c * JMB_TILE_ROWS + t], v_load(sum)));
-            }
-    }
-}
-
-/* x += sum over experts, in ascending order, of weight * (down h). */
-JMB_KERNEL void JMB_K(jmb_run_expert_down)(const jmb_pass *p, const jmb_op *op, uint32_t task)
-{
-    jmb_part_in l = JMB_K(jmb_part_at)(p, op, 0);
-    const int32_t *used = p->routing.used;
-    uint32_t first = task * op->group;
-    int32_t e;
-    size_t i, lane, stop = first + op->group < jmb_panels(l.w) ? first + op->group : jmb_panels(l.w), row;
-    int step = JMB_K(jmb_outputs_step)(l.w), count;
-    for (i = first; i < stop; i += (size_t)step) {
-        count = stop - i < (size_t)step ? (int)(stop - i) : step;
-        for (row = 0; row < p->rows; row++)
-            memset(jmb_row(p, &op->out[1], row) + i * 16, 0, (size_t)count * 64);
-        for (e = 1; e <= used[0]; e++) {
-            l.w = op->w[0] + 2 * used[e];
-            JMB_K(jmb_add_expert)(p, op, &l, (uint32_t)used[e], i, count);
-        }
-        for (row = 0; row < p->rows; row++)
-            for (lane = i * 16; lane < (i + (size_t)count) * 16; lane += 16) {
-                float *x = jmb_row(p, &op->out[0], row) + lane;
-                v_store(x, v_add(v_load(x), v_load(jmb_row(p, &op->out[1], row) + lane)));
-            }
+    uint32_t top_k = op->block->top_k, k;
+    float *x = jmb_row(p, &op->out[0], row);
+    size_t i;
+    for (i = 0; i < op->out[0].width; i += 16) {
+        v16 sum = v_set1(0);
+        for (k = row * top_k; k < (row + 1) * top_k; k++)
+            sum = v_fma(v_set1(r->weight[k]), v_load(jmb_row(p, &op->in, (size_t)r->place[k]) + i), sum);
+        v_store(x + i, v_add(v_load(x + i), sum));
     }
 }
 
@@ -6968,11 +7148,12 @@ JMB_FN void JMB_K(jmb_rotate)(float *x, size_t half, const float *sine, const fl
     }
 }
 
-/* Rotary position embedding (Su et al. 2021) of q and k, the angle formed in single precision as the
+/* Rotary position embedding (Su et al. 2021) of one k and its q, the angle formed in single precision as the
  * reference does. */
-JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t row, uint32_t at)
+JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t row, uint32_t at, uint32_t g)
 {
     const jmb_block *b = op->block;
+    uint32_t group = b->heads / b->kv_heads;
     float sine[JMB_MAX_HEAD_DIM / 2 + 16], cosine[JMB_MAX_HEAD_DIM / 2 + 16];
     const float *frequency = (const float *)(const void *)op->w[0]->data;
     size_t half = b->head_dim / 2, i;
@@ -6982,9 +7163,9 @@ JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t ro
         v_store(sine + i, s);
         v_store(cosine + i, c);
     }
-    for (i = 0; i < b->heads; i++) JMB_K(jmb_rotate)(jmb_row(p, &op->in, row) + i * b->head_dim, half, sine, cosine);
-    for (i = 0; i < b->kv_heads; i++)
-        JMB_K(jmb_rotate)(jmb_row(p, &op->out[0], row) + i * b->head_dim, half, sine, cosine);
+    for (i = g * group; i < (g + 1) * group; i++)
+        JMB_K(jmb_rotate)(jmb_row(p, &op->in, row) + i * b->head_dim, half, sine, cosine);
+    JMB_K(jmb_rotate)(jmb_row(p, &op->out[0], row) + g * b->head_dim, half, sine, cosine);
 }
 
 /* Where a head of one key and value goes. */
@@ -7034,24 +7215,24 @@ JMB_FN void JMB_K(jmb_keep_q8)(const jmb_kv_head *h, size_t key, const float *k,
     h->v_scale[key] = JMB_K(jmb_code_head)(v, h->dim, (int8_t *)h->v + key * h->stride);
 }
 
-/* The cache holds rotated keys, rounded to its type; prefill reads them back like decode does. What is there already is
- * not written again: other sessions may be reading it. */
-JMB_KERNEL void JMB_K(jmb_run_cache)(const jmb_pass *p, const jmb_op *op, uint32_t row)
+/* One KV head of one row. The cache holds rotated keys, rounded to its type; prefill reads them back like decode does.
+ * What is there already is not written again: other sessions may be reading it. */
+JMB_KERNEL void JMB_K(jmb_run_cache)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_block *b = op->block;
+    uint32_t row = task / b->kv_heads, g = task % b->kv_heads;
     const jmb_span *span = jmb_span_of(p, row);
     uint32_t position = span->position + row - span->first;
-    size_t key = position % JMB_PAGE, g;
-    if (b->flags & JMB_ROPE) JMB_K(jmb_rope)(p, op, row, position);
-    for (g = 0; g < b->kv_heads && position >= span->kept; g++) {
-        const float *k = jmb_row(p, &op->out[0], row) + g * b->head_dim;
-        const float *v = jmb_row(p, &op->out[1], row) + g * b->head_dim;
-        jmb_kv_head h = jmb_kv_head_of(p, op, span, position / JMB_PAGE, g);
-        switch (span->kv_type) {
-        case JAMBA_KV_F32: JMB_K(jmb_keep_f32)(&h, key, k, v); break;
-        case JAMBA_KV_Q8: JMB_K(jmb_keep_q8)(&h, key, k, v); break;
-        default: JMB_K(jmb_keep_f16)(&h, key, k, v); break;
-        }
+    const float *k = jmb_row(p, &op->out[0], row) + g * b->head_dim;
+    const float *v = jmb_row(p, &op->out[1], row) + g * b->head_dim;
+    jmb_kv_head h = jmb_kv_head_of(p, op, span, position / JMB_PAGE, g);
+    size_t key = position % JMB_PAGE;
+    if (b->flags & JMB_ROPE) JMB_K(jmb_rope)(p, op, row, position, g);
+    if (position < span->kept) return;
+    switch (span->kv_type) {
+    case JAMBA_KV_F32: JMB_K(jmb_keep_f32)(&h, key, k, v); break;
+    case JAMBA_KV_Q8: JMB_K(jmb_keep_q8)(&h, key, k, v); break;
+    default: JMB_K(jmb_keep_f16)(&h, key, k, v); break;
     }
 }
 
@@ -7178,37 +7359,34 @@ JMB_KERNEL void JMB_K(jmb_values)(const jmb_kv_head *h, jmb_queries_of *a)
     }
 }
 
-/* Softmax over one page, of the queries of one KV head in a few rows. */
+/* Softmax over one page, of some queries of one KV head. */
 JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_block *b = op->block;
-    uint32_t pages = jmb_window_pages(p), slot = task % pages, page = p->window + slot, tile, row, last;
-    uint32_t group = b->heads / b->kv_heads, g = task / pages % b->kv_heads, head = 0;
+    uint32_t pages = jmb_window_pages(p), slot = task % pages, page = p->window + slot;
+    uint32_t group = b->heads / b->kv_heads, g = task / pages % b->kv_heads, most = jmb_query_count(p, b);
+    uint32_t tile = task / pages / b->kv_heads, query, stop;
     const jmb_span *span = p->spans;
     jmb_queries_of a;
     jmb_kv_head h;
     int t;
-    for (tile = task / pages / b->kv_heads; tile >= jmb_row_tiles(span, b); span++) tile -= jmb_row_tiles(span, b);
-    row = tile * jmb_query_rows(b);
-    last = row + jmb_query_rows(b) < span->rows ? row + jmb_query_rows(b) : span->rows;
-    while (row < last && span->position + row < page * JMB_PAGE) row++; /* rows that end before this page */
-    if (row == last) return;
+    for (; tile >= jmb_query_tiles(p, span, b); span++) tile -= jmb_query_tiles(p, span, b);
+    query = tile * most;
+    stop = span->rows * group - query < most ? span->rows * group : query + most;
+    while (query < stop && span->position + query / group < page * JMB_PAGE) query++; /* rows before this page */
+    if (query >= stop) return;
     h = jmb_kv_head_of(p, op, span, page, g);
-    while (row < last) {
-        for (a.n = 0; a.n < JMB_QUERIES && row < last; a.n++) {
-            size_t keys = span->position + row + 1 - page * JMB_PAGE;
-            a.q[a.n] = jmb_row(p, &op->in, span->first + row) + (g * group + head) * b->head_dim;
-            a.keys[a.n] = keys < JMB_PAGE ? keys : (size_t)JMB_PAGE;
-            a.partial[a.n] = jmb_partial(p, b, 1 + slot, span->first + row, g * group + head);
-            if (++head == group) {
-                head = 0;
-                row++;
-            }
-        }
-        JMB_K(jmb_scores)(&h, b->scale, &a);
-        for (t = 0; t < a.n; t++) JMB_K(jmb_weights)(&h, a.score[t], a.keys[t], a.partial[t]);
-        JMB_K(jmb_values)(&h, &a);
-    }
+    a.n = 0;
+    do {
+        uint32_t row = query / group, head = query % group;
+        size_t keys = span->position + row + 1 - page * JMB_PAGE;
+        a.q[a.n] = jmb_row(p, &op->in, span->first + row) + (g * group + head) * b->head_dim;
+        a.keys[a.n] = keys < JMB_PAGE ? keys : (size_t)JMB_PAGE;
+        a.partial[a.n++] = jmb_partial(p, b, 1 + slot, span->first + row, g * group + head);
+    } while (++query < stop);
+    JMB_K(jmb_scores)(&h, b->scale, &a);
+    for (t = 0; t < a.n; t++) JMB_K(jmb_weights)(&h, a.score[t], a.keys[t], a.partial[t]);
+    JMB_K(jmb_values)(&h, &a);
 }
 
 /* Running softmax (Milakov and Gimelshein 2018): adds one page's block to what stands. */
@@ -7248,7 +7426,7 @@ static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
     { jmb_run_embed, jmb_run_beside, JMB_K(jmb_run_sum), JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
         JMB_K(jmb_run_linear), JMB_K(jmb_run_conv), JMB_K(jmb_run_scan), JMB_K(jmb_run_scan2), JMB_K(jmb_run_gate),
         JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_merge), JMB_K(jmb_run_route), jmb_run_group,
-        JMB_K(jmb_run_expert_up), JMB_K(jmb_run_expert_down) },
+        JMB_K(jmb_run_linear), JMB_K(jmb_run_linear), JMB_K(jmb_run_combine), jmb_run_keep },
     JMB_K(jmb_run_exp), JMB_K(jmb_code_head) };
 
 #endif /* JMB_PASS */
@@ -7467,6 +7645,8 @@ typedef struct jmb_plan {
     size_t codes_row;    /* bytes of one quantised row */
     uint32_t fan;        /* quantised rows a token */
     uint32_t experts, top_k; /* largest of any block */
+    uint32_t slice_rows;     /* most rows of a pass under a time budget */
+    uint32_t slab;           /* jmb_pass.slab */
     uint64_t state_floats;   /* recurrent state of one session, padded to lanes */
     uint64_t state_numbers;  /* the same without padding */
     uint64_t page_elements;  /* of all layers, one KV page each */
@@ -7592,20 +7772,6 @@ static jmb_part jmb_part_of(uint32_t role, uint32_t bias, jmb_view out)
     return part;
 }
 
-/* Panels in a task: about 128 KiB of weights, so that a task is short and a layer has many; but as many as are
- * read side by side. */
-static uint32_t jmb_panel_group(const jmb_tensor *w)
-{
-    uint64_t n = 131072 / jmb_panel_bytes(w->type, w->cols) / JMB_STREAMS * JMB_STREAMS;
-    n = n < JMB_STREAMS ? (uint64_t)JMB_STREAMS : n > 16 ? 16 : n;
-    return (uint32_t)(jmb_roles[w->role].paired ? n / 2 : n);
-}
-
-static uint32_t jmb_panel_tasks(const jmb_tensor *w, uint32_t group)
-{
-    return (jmb_panels(w) + group - 1) / group;
-}
-
 static void jmb_add_part(jmb_builder *b, jmb_op *op, const jmb_part *part)
 {
     uint32_t i = op->parts++;
@@ -7614,8 +7780,8 @@ static void jmb_add_part(jmb_builder *b, jmb_op *op, const jmb_part *part)
     op->low_w[i] = part->adapter == JMB_NO_ROLE ? NULL : jmb_adapter_of(b, part->adapter);
     op->low[i] = part->low;
     op->out[i] = part->out;
-    if (i == 0) op->group = jmb_panel_group(op->w[0]);
-    op->first_task[i + 1] = op->first_task[i] + jmb_panel_tasks(op->w[i], op->group);
+    op->tiles[0][i] = jmb_whole_tile(op->w[i]);
+    op->tiles[1][i] = jmb_sliced_tile(op->w[i], op->low_w[i]);
 }
 
 /* out_i = W_i in + bias_i. Parts stored as q8 or q4 read the quantised input, which is made here. */
@@ -7845,7 +8011,7 @@ static void jmb_build_mlp(jmb_builder *b)
 
 /* One half of the experts. w[0] is the first expert's matrix, the others follow in steps of two; all
  * experts of a block have one type. */
-static void jmb_emit_experts(jmb_builder *b, jmb_op_kind kind, uint32_t role, jmb_view in, jmb_view out, jmb_view sum)
+static void jmb_emit_experts(jmb_builder *b, jmb_op_kind kind, uint32_t role, jmb_view in, jmb_view out)
 {
     const jmb_tensor *w = jmb_tensor_of(b, role);
     bool coded = w->type >= JMB_Q8;
@@ -7855,11 +8021,10 @@ static void jmb_emit_experts(jmb_builder *b, jmb_op_kind kind, uint32_t role, jm
     op = jmb_emit(b, kind);
     op->in = in;
     op->out[0] = out;
-    op->out[1] = sum;
     op->w[0] = w;
     op->parts = 1;
-    op->group = jmb_panel_group(w);
-    op->first_task[1] = jmb_panel_tasks(w, op->group);
+    op->tiles[0][0] = jmb_whole_tile(w);
+    op->tiles[1][0] = jmb_sliced_tile(w, NULL);
     op->flags = coded ? (uint32_t)JMB_OP_CODES : 0u;
 }
 
@@ -7868,13 +8033,17 @@ static void jmb_build_moe(jmb_builder *b)
 {
     const jmb_block *m = b->block;
     jmb_view n = jmb_input(b), logits = jmb_temp(b, m->experts, 1), h = jmb_temp(b, m->intermediate, m->top_k);
-    jmb_view sum = jmb_temp(b, b->x.width, 1);
+    jmb_view y = jmb_temp(b, b->x.width, m->top_k);
+    jmb_op *op;
     jmb_part router = jmb_part_of(JMB_ROLE_ROUTER, JMB_NO_ROLE, logits);
     jmb_emit_linear(b, n, &router, 1, 0);
     jmb_emit(b, JMB_OP_ROUTE)->in = logits;
     jmb_emit(b, JMB_OP_GROUP);
-    jmb_emit_experts(b, JMB_OP_EXPERT_UP, JMB_ROLE_GATE_UP, n, h, sum);
-    jmb_emit_experts(b, JMB_OP_EXPERT_DOWN, JMB_ROLE_DOWN, h, b->x, sum);
+    jmb_emit_experts(b, JMB_OP_EXPERT_UP, JMB_ROLE_GATE_UP, n, h);
+    jmb_emit_experts(b, JMB_OP_EXPERT_DOWN, JMB_ROLE_DOWN, h, y);
+    op = jmb_emit(b, JMB_OP_COMBINE);
+    op->in = y;
+    op->out[0] = b->x;
     if (m->experts > b->plan->experts) b->plan->experts = m->experts;
     if (m->top_k > b->plan->top_k) b->plan->top_k = m->top_k;
 }
@@ -7899,6 +8068,13 @@ static void jmb_build_head(jmb_builder *b)
     logits.width = h->vocab;
     part = jmb_part_of(h->head ? (uint32_t)JMB_ROLE_HEAD : (uint32_t)JMB_ROLE_EMBED, JMB_NO_ROLE, logits);
     jmb_emit_linear(b, n, &part, 1, JMB_OP_LAST);
+}
+
+static void jmb_build_keep(jmb_builder *b)
+{
+    jmb_op *op = jmb_emit(b, JMB_OP_KEEP);
+    op->in.width = (uint32_t)jmb_pad16(b->model->header.vocab);
+    op->state_at = b->plan->state_floats;
 }
 
 static void jmb_build_block(jmb_builder *b, const jmb_block *block)
@@ -7934,12 +8110,13 @@ static bool jmb_any_block(const jmb_metadata *model, bool (*uses)(const jmb_bloc
     return false;
 }
 
-/* Operations whose tasks are the rows, or ranges of columns of all rows of a span. */
+/* Operations whose tasks are the rows, or ranges of columns of all rows of a span; but for the last of a block, which
+ * reads what the next block's temporary views replace. */
 static bool jmb_runs_by_row(const jmb_op *op)
 {
     switch (op->kind) {
-    case JMB_OP_EMBED: case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
-    case JMB_OP_CACHE: case JMB_OP_ROUTE: return true;
+    case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
+    case JMB_OP_ROUTE: return true;
     default: return false;
     }
 }
@@ -7975,6 +8152,32 @@ static void jmb_chain_ops(jmb_plan *plan)
     }
 }
 
+/* The most rows, and the widest slabs of one row, for which no phase has a task longer than a slice, or than it has
+ * at the least. */
+static void jmb_fit_slices(jmb_plan *plan)
+{
+    jmb_pass p, one;
+    uint64_t most;
+    uint32_t i;
+    memset(&p, 0, sizeof p);
+    p.sliced = true;
+    p.rows = p.wanted = 4096;
+    one = p;
+    one.rows = one.wanted = 1;
+    one.slab = 8;
+    for (i = 0; i < plan->count; i += plan->ops[i].chain) {
+        const jmb_op *op = &plan->ops[i];
+        bool slabs = op->kind == JMB_OP_SCAN || op->kind == JMB_OP_CONV;
+        while (slabs && one.slab > 1 && jmb_phase_work(op, &one) > JMB_SLICE) one.slab--;
+        most = jmb_phase_work(op, &one);
+        if (most < JMB_SLICE) most = JMB_SLICE;
+        p.slab = one.slab;
+        while (p.rows > 1 && jmb_phase_work(op, &p) > most) p.rows -= (p.rows + 14) / 16;
+    }
+    plan->slice_rows = p.rows;
+    plan->slab = one.slab;
+}
+
 /* Unrolls the program. Run once with plan->ops NULL to count, once to fill. */
 static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
 {
@@ -7996,7 +8199,10 @@ static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
     op->w[0] = jmb_tensor_of(&b, JMB_ROLE_EMBED);
     for (i = 0; i < model->header.blocks; i++) jmb_build_block(&b, &model->blocks[i]);
     jmb_build_head(&b);
-    if (ops) jmb_chain_ops(plan);
+    jmb_build_keep(&b);
+    if (!ops) return;
+    jmb_chain_ops(plan);
+    jmb_fit_slices(plan);
 }
 
 /* ===========================================================================================
@@ -8175,12 +8381,6 @@ static jamba_result jmb_load(
 
 enum { JMB_MAX_MARKS = 65536 }; /* of a session */
 
-/* A place to go back to. */
-typedef struct jmb_mark {
-    uint32_t position;
-    float *state, *logits;
-} jmb_mark;
-
 /* In front of the keys and values of JMB_PAGE tokens. Nobody writes to a page that several sessions hold. */
 typedef struct jmb_page {
     struct jmb_page_block *block;
@@ -8266,7 +8466,7 @@ static void jmb_routing_layout(jmb_routing *r, const jmb_plan *plan, uint32_t ro
     r->weight = (float *)jmb_place(layout, assigned, sizeof(float));
     r->start = (int32_t *)jmb_place(layout, (uint64_t)plan->experts + 1, sizeof(int32_t));
     r->row = (int32_t *)jmb_place(layout, assigned, sizeof(int32_t));
-    r->share = (float *)jmb_place(layout, assigned, sizeof(float));
+    r->place = (int32_t *)jmb_place(layout, assigned, sizeof(int32_t));
     r->used = (int32_t *)jmb_place(layout, (uint64_t)plan->experts + 1, sizeof(int32_t));
 }
 
@@ -8274,6 +8474,7 @@ static void jmb_routing_layout(jmb_routing *r, const jmb_plan *plan, uint32_t ro
 static void jmb_pass_layout(jmb_pass *p, const jmb_plan *plan, uint32_t rows, jmb_layout *layout)
 {
     p->capacity = rows;
+    p->slab = plan->slab;
     p->page_elements = plan->page_elements;
     p->spans = (jmb_span *)jmb_place(layout, rows, sizeof *p->spans);
     p->wanted_row = (uint32_t *)jmb_place(layout, rows, sizeof *p->wanted_row);
@@ -8618,14 +8819,16 @@ static uint32_t jmb_lasting_mark(const jamba_session *s)
     return 0;
 }
 
-/* Makes room for a mark here by dropping the one whose neighbours are closest, of several never the lasting one. */
-static void jmb_drop_mark(jamba_session *s)
+/* Room for a mark at `position`: where all is in use, that of the mark whose neighbours are closest, of several never
+ * the lasting one. */
+static jmb_mark *jmb_make_room(jamba_session *s, uint32_t position)
 {
     uint32_t i, drop = 0, least = UINT32_MAX, lasting = jmb_lasting_mark(s);
     jmb_mark dropped;
+    if (s->mark_count < s->mark_room) return &s->marks[s->mark_count];
     for (i = 0; i < s->mark_count; i++) {
         uint32_t before = i > 0 ? s->marks[i - 1].position : 0;
-        uint32_t next = i + 1 < s->mark_count ? s->marks[i + 1].position : s->position;
+        uint32_t next = i + 1 < s->mark_count ? s->marks[i + 1].position : position;
         if (i == lasting || next - before >= least) continue;
         least = next - before;
         drop = i;
@@ -8633,6 +8836,7 @@ static void jmb_drop_mark(jamba_session *s)
     dropped = s->marks[drop]; /* its memory serves the next one */
     memmove(s->marks + drop, s->marks + drop + 1, (s->mark_count - 1 - drop) * sizeof *s->marks);
     s->marks[--s->mark_count] = dropped;
+    return &s->marks[s->mark_count];
 }
 
 /* Whether a mark is due when the session has come to `position`: where a turn begins, and every so often. */
@@ -8646,8 +8850,7 @@ static bool jmb_mark_due(const jamba_session *s, uint32_t position)
 static jmb_mark *jmb_new_mark(jamba_session *s)
 {
     if (s->mark_count && jmb_last_mark(s) == s->position) s->mark_count--;
-    if (s->mark_count == s->mark_room) jmb_drop_mark(s);
-    s->marks[s->mark_count].position = s->position;
+    jmb_make_room(s, s->position)->position = s->position;
     return &s->marks[s->mark_count++];
 }
 
@@ -8727,8 +8930,9 @@ static uint32_t jmb_rows_to_turn(const jamba_session *s, uint32_t rows)
  * token, or for the last of the queue and of what a mark follows. */
 static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t most)
 {
+    size_t vocab = jmb_pad16(s->model->metadata.header.vocab);
     uint32_t rows = jmb_rows_to_turn(s, most);
-    bool last = s->position + rows == s->fed || jmb_mark_due(s, s->position + rows);
+    bool due = jmb_mark_due(s, s->position + rows), last = due || s->position + rows == s->fed;
     uint32_t i;
     jmb_span *span = &p->spans[p->span_count++];
     *span = s->own;
@@ -8740,8 +8944,10 @@ static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t most)
     s->logit_rows = 0;
     for (i = s->on_logits ? 0 : last ? rows - 1 : rows; i < rows; i++) {
         p->wanted_row[p->wanted] = p->rows + i;
-        p->logits[p->wanted++] = s->logits + s->logit_rows++ * jmb_pad16(s->model->metadata.header.vocab);
+        p->logits[p->wanted++] = s->logits + s->logit_rows++ * vocab;
     }
+    span->mark = due ? jmb_make_room(s, s->position + rows) : NULL;
+    span->logits = due ? s->logits + (s->logit_rows - 1) * vocab : NULL;
     p->rows += rows;
 }
 
@@ -8769,14 +8975,16 @@ static void jmb_pass_busy(jamba_session *lead, uint32_t add)
 }
 
 /* Begins a pass over what the sessions have queued, as much as it holds. */
-static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, size_t count)
+static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, size_t count, bool sliced)
 {
     jmb_pass *p = &lead->pass;
+    uint32_t slice = lead->model->plan.slice_rows, most = sliced && slice < p->capacity ? slice : p->capacity;
     size_t i;
     p->rows = p->span_count = p->wanted = p->window = 0;
-    for (i = 0; i < count && p->rows < p->capacity; i++) {
+    p->sliced = sliced;
+    for (i = 0; i < count && p->rows < most; i++) {
         uint32_t rows = sessions[i]->fed - sessions[i]->position;
-        if (rows > p->capacity - p->rows) rows = p->capacity - p->rows;
+        if (rows > most - p->rows) rows = most - p->rows;
         if (sessions[i]->on_logits && rows > sessions[i]->chunk) rows = sessions[i]->chunk;
         if (rows) jmb_pass_join(p, sessions[i], rows);
     }
@@ -8803,7 +9011,8 @@ static bool jmb_pass_end(jamba_session *lead)
         for (row = 0; s->on_logits && row < span->rows; row++)
             s->on_logits(s->logits_user, (int32_t)(span->position + row),
                 s->logits + row * jmb_pad16(s->model->metadata.header.vocab));
-        if (jmb_mark_due(s, s->position)) jmb_put_mark(s);
+        if (span->mark) s->marks[s->mark_count++].position = s->position;
+        else if (jmb_mark_due(s, s->position)) jmb_put_mark(s); /* a turn that was begun meanwhile */
         if (s->progress && !s->progress(s->progress_user, "eval", s->position, s->fed)) go_on = false;
     }
     return go_on;
@@ -8865,18 +9074,26 @@ static void jmb_run_slice(jmb_run *run, int count)
         for (i = 0; i < count; i++) jmb_slice_task(run, i);
 }
 
-/* Phase by phase, on the calling thread or handed to the executor. A time limit is looked at after each task, or
- * after four for each that the executor runs at once. */
+/* How many tasks of a phase run between two looks at the clock: one, or for each that the executor runs at once as
+ * many as make a slice. */
+static uint32_t jmb_tasks_at_once(const jmb_run *run)
+{
+    const jamba_session *s = run->session;
+    uint64_t each = JMB_SLICE / jmb_phase_work(run->op, &s->pass);
+    if (!run->budget_us) return (uint32_t)INT32_MAX;
+    return run->handed ? (uint32_t)s->executor.width * (uint32_t)(each ? each : 1) : 1;
+}
+
+/* Phase by phase, on the calling thread or handed to the executor. */
 static bool jmb_run_slices(jmb_run *run)
 {
     jamba_session *s = run->session;
     const jmb_plan *plan = &s->model->plan;
-    uint32_t limited = run->handed ? (uint32_t)s->executor.width * 4 : 1;
-    uint32_t most = run->budget_us ? limited : (uint32_t)INT32_MAX;
     bool spent = false;
     while (s->next_op < plan->count && !spent) {
-        uint32_t tasks = jmb_op_tasks(&plan->ops[s->next_op], &s->pass), count;
+        uint32_t tasks = jmb_op_tasks(&plan->ops[s->next_op], &s->pass), count, most;
         run->op = &plan->ops[s->next_op];
+        most = jmb_tasks_at_once(run);
         while (s->next_task < tasks && !spent) {
             run->first = s->next_task;
             count = tasks - run->first < most ? tasks - run->first : most;
@@ -8997,7 +9214,7 @@ static jamba_result jmb_step(jamba_session *const *sessions, size_t count, uint6
         if (!jmb_queued(sessions, count)) return JAMBA_OK;
         if (!holder && !go_on)
             return jmb_fail(&lead->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
-        if (!holder) jmb_pass_fill(lead, sessions, count);
+        if (!holder) jmb_pass_fill(lead, sessions, count, budget_us != 0);
         result = jmb_pass_work(holder ? holder : lead, start, budget_us);
         if (result == JAMBA_PENDING) return result;
         go_on = go_on && result == JAMBA_OK;

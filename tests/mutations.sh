@@ -80,9 +80,8 @@ mutate gelu_sigmoid jamba.h 'act == JMB_ACT_GELU ? JMB_K(jmb_gelu)(x)' \
 mutate gelu_tanh jamba.h 'act == JMB_ACT_GELU ? JMB_K(jmb_gelu)(x)' \
     'act == JMB_ACT_GELU ? v_div(x, v_add(v_set1(1.0f), v_exp(v_mul(v_mul(x, v_set1(-1.5957691f)), v_fma(v_mul(x, x), v_set1(0.044715f), v_set1(1.0f))))))'
 mutate no_rope jamba.h 'if (b->flags & JMB_ROPE) JMB_K(jmb_rope)' 'if (0) JMB_K(jmb_rope)'
-mutate rope_on_queries_only jamba.h 'for (i = 0; i < b->kv_heads; i++)
-        JMB_K(jmb_rotate)' 'for (i = 0; i < 0; i++)
-        JMB_K(jmb_rotate)'
+mutate rope_on_queries_only jamba.h \
+    'JMB_K(jmb_rotate)(jmb_row(p, &op->out[0], row) + g * b->head_dim, half, sine, cosine);' ''
 mutate rope_backwards jamba.h 'v_fnma(b, s, v_mul(a, c))' 'v_fma(b, s, v_mul(a, c))' \
     'v_fma(a, s, v_mul(b, c))' 'v_fnma(a, s, v_mul(b, c))'
 mutate rope_interleaved jamba.h 'v_load_part(x + i, n), b = v_load_part(x + half + i, n)' \

@@ -449,8 +449,9 @@ static void make_linear(linear *l, uint32_t type, uint32_t cols, uint32_t panels
     l->op.out[0].offset = 256;
     l->op.flags = type >= JMB_Q8 ? (uint32_t)JMB_OP_CODES : 0;
     l->op.w[0] = &l->w;
-    l->op.parts = l->op.first_task[1] = 1;
-    l->op.group = panels;
+    l->op.parts = 1;
+    l->op.tiles[0][0].outputs = panels;
+    l->op.tiles[0][0].rows = UINT32_MAX;
     l->pass.capacity = ROWS;
     l->pass.scratch = l->scratch;
     l->pass.codes = l->codes;

@@ -1653,7 +1653,7 @@ static bool plan_open(convert_plan *plan, const char *dir, uint32_t type, tool_e
 }
 
 /* The range to which every mamba2 block clamps dt, instead of the config's. False when there is none. */
-static bool plan_limit_dt(convert_plan *plan, double low, double high)
+JMB_UNUSED static bool plan_limit_dt(convert_plan *plan, double low, double high)
 {
     bool any = false;
     uint32_t i;
