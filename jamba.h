@@ -8821,7 +8821,7 @@ static uint32_t jmb_lasting_mark(const jamba_session *s)
 
 /* Room for a mark at `position`: where all is in use, that of the mark whose neighbours are closest, of several never
  * the lasting one. */
-static jmb_mark *jmb_make_room(jamba_session *s, uint32_t position)
+static jmb_mark *jmb_next_mark(jamba_session *s, uint32_t position)
 {
     uint32_t i, drop = 0, least = UINT32_MAX, lasting = jmb_lasting_mark(s);
     jmb_mark dropped;
@@ -8850,7 +8850,7 @@ static bool jmb_mark_due(const jamba_session *s, uint32_t position)
 static jmb_mark *jmb_new_mark(jamba_session *s)
 {
     if (s->mark_count && jmb_last_mark(s) == s->position) s->mark_count--;
-    jmb_make_room(s, s->position)->position = s->position;
+    jmb_next_mark(s, s->position)->position = s->position;
     return &s->marks[s->mark_count++];
 }
 
@@ -8946,7 +8946,7 @@ static void jmb_pass_join(jmb_pass *p, jamba_session *s, uint32_t most)
         p->wanted_row[p->wanted] = p->rows + i;
         p->logits[p->wanted++] = s->logits + s->logit_rows++ * vocab;
     }
-    span->mark = due ? jmb_make_room(s, s->position + rows) : NULL;
+    span->mark = due ? jmb_next_mark(s, s->position + rows) : NULL;
     span->logits = due ? s->logits + (s->logit_rows - 1) * vocab : NULL;
     p->rows += rows;
 }

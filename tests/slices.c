@@ -1,8 +1,8 @@
 /* slices.c - between two looks at the clock lies at most a slice of work, and stopping anywhere changes nothing
  *
  * Work is counted by this file's own sums over what a task reads and computes. First on paper: tasks of passes over
- * models of released shapes, at 512 KiB. Then on the golden cases with slices of a few KiB, so that they are cut as large
- * models are: the kernels are replaced by ones that count, the clock by one that looks at the count. */
+ * models of released shapes, at 512 KiB. Then on the golden cases with slices of a few KiB, so that they are cut as
+ * large models are: the kernels are replaced by ones that count, the clock by one that looks at the count. */
 #include <stdint.h>
 static uint32_t slice_bytes = 512u << 10;
 #define JMB_SLICE slice_bytes
