@@ -4754,28 +4754,26 @@ static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
     }
 }
 
+/* Both ways without a branch: states and caches are full of numbers on either side of each. */
 static float jmb_f16_to_float(uint32_t h)
 {
-    uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31, fraction = h & 0x3ffu;
-    if (exponent == 31) return jmb_float_of(sign | 0x7f800000u | fraction << 13);
-    if (exponent == 0) { /* fraction * 2^-24, exact */
-        float value = (float)fraction * 5.9604644775390625e-8f;
-        return sign ? -value : value;
-    }
-    return jmb_float_of(sign | (exponent + 112) << 23 | fraction << 13);
+    uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu, bits = (rest << 13) + 0x38000000u;
+    uint32_t small = jmb_bits_of((float)(int32_t)rest * 5.9604644775390625e-8f); /* rest * 2^-24, exact */
+    bits = rest < 0x400u ? small : bits;
+    bits |= rest >= 0x7c00u ? 0x7f800000u : 0;
+    return jmb_float_of(sign | bits);
 }
 
 /* Round to nearest even; overflow gives infinity. */
 static uint32_t jmb_float_to_f16(float value)
 {
     uint32_t bits = jmb_bits_of(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
-    if (rest > 0x7f800000u) return sign | 0x7e00u;
-    if (rest >= 0x477ff000u) return sign | 0x7c00u;
-    if (rest < 0x38800000u) { /* subnormal: let the adder round at 2^-24 */
-        float shifted = jmb_float_of(rest) + 0.5f;
-        return sign | (jmb_bits_of(shifted) - 0x3f000000u);
-    }
-    return sign | ((rest + 0xfffu + (rest >> 13 & 1) - 0x38000000u) >> 13);
+    uint32_t small = jmb_bits_of(jmb_float_of(rest) + 0.5f) - 0x3f000000u; /* subnormal: the adder rounds at 2^-24 */
+    uint32_t half = (rest + 0xfffu + (rest >> 13 & 1) - 0x38000000u) >> 13;
+    half = rest < 0x38800000u ? small : half;
+    half = rest >= 0x477ff000u ? 0x7c00u : half;
+    half = rest > 0x7f800000u ? 0x7e00u : half;
+    return sign | half;
 }
 
 /* One weight of a matrix, as the panels at the top of this file lay it out. */
@@ -9121,7 +9119,7 @@ static bool jmb_put_numbers(const jmb_kernels *kernels, jamba_kv_type type, cons
     size_t step, uint8_t *scale)
 {
     int8_t codes[JMB_MAX_HEAD_DIM];
-    bool held = true;
+    uint32_t lost = 0;
     size_t i;
     switch (type) {
     case JAMBA_KV_F32:
@@ -9134,12 +9132,12 @@ static bool jmb_put_numbers(const jmb_kernels *kernels, jamba_kv_type type, cons
     default:
         for (i = 0; i < n; i++) {
             uint32_t half = jmb_float_to_f16(x[i]);
-            held = held && ((half & 0x7fff) != 0x7c00 || !jmb_finite(x[i]));
+            lost |= ((half & 0x7fffu) == 0x7c00u) & jmb_finite(x[i]);
             jmb_store_u16(at + i * step * 2, half);
         }
         break;
     }
-    return held;
+    return lost == 0;
 }
 
 /* ---- the walk ------------------------------------------------------------------------------ */
