@@ -1,6 +1,6 @@
 // cpp.cc - jamba.h from C++11: handles that free themselves, a reply piece by piece, forks, going back
 //
-//     c++ -std=c++11 cpp.cc -o cpp -lm && ./cpp MODEL.jamba "Once upon a time"
+//     c++ -std=c++11 cpp.cc -o cpp -lm && ./cpp MODEL.jamba "Tell me a story about a dog."
 //
 // The library itself throws nothing and catches nothing; here a failed call turns into an exception.
 #define JAMBA_IMPLEMENTATION
@@ -30,11 +30,9 @@ void check(jamba_result result, const jamba_error &error)
     if (result != JAMBA_OK) throw std::runtime_error(error.message);
 }
 
-// A result, or a token, of a call on a session.
-int32_t check(int32_t result, const Session &session)
+void check(jamba_result result, const Session &session)
 {
-    if (result < 0) throw std::runtime_error(jamba_session_error(session.get())->message);
-    return result;
+    if (result != JAMBA_OK) throw std::runtime_error(jamba_session_error(session.get())->message);
 }
 
 Model load(const std::string &path)
@@ -62,87 +60,71 @@ Session fork(const Session &source, int32_t tokens)
     return Session(session);
 }
 
-std::vector<int32_t> encode(const Model &model, const std::string &text, unsigned flags)
+// Queues what the model is to answer; one without a chat format goes on with the text instead.
+void say(const Model &model, const Session &session, const std::string &text)
 {
+    const jamba_result result = jamba_say(session.get(), "user", text.c_str());
+    if (result != JAMBA_ERR_UNSUPPORTED) {
+        check(result, session);
+        return;
+    }
     std::vector<int32_t> tokens(text.size() + 8);  // a token is at least a byte
     std::size_t count;
     jamba_error error;
-    check(jamba_encode(model.get(), text.data(), text.size(), flags, tokens.data(), tokens.size(), &count, &error),
+    check(jamba_encode(model.get(), text.data(), text.size(), JAMBA_TEXT_BOS, tokens.data(), tokens.size(), &count,
+              &error),
         error);
-    tokens.resize(count);
-    return tokens;
+    check(jamba_feed(session.get(), tokens.data(), count), session);
 }
 
-int32_t position(const Session &session)
+// Shows the reply piece by piece; each is whole characters.
+void reply(const Session &session, uint64_t seed, const Show &show)
 {
-    jamba_session_info info;
-    jamba_session_describe(session.get(), &info);
-    return info.position;
+    jamba_sampler sampler = jamba_sampler();  // zero means default
+    jamba_reply_params params = jamba_reply_params();
+    const char *text;
+    std::size_t length;
+    sampler.temperature = 0.7f;
+    sampler.top_p = 0.9f;
+    sampler.seed = seed;
+    params.sampler = &sampler;
+    params.max_tokens = 60;
+    do {
+        check(jamba_reply(session.get(), &params, &text, &length), session);
+        show(std::string(text, length));
+    } while (length > 0);
 }
 
-// The text of tokens one after the other: whole characters only, with the right spaces between words.
-class Decoder {
-public:
-    explicit Decoder(const Model &model) : model_(model.get()), stream_() {}
-    // -1: what is left of an unfinished character.
-    std::string next(int32_t token)
-    {
-        char text[JAMBA_TEXT_MAX];
-        return std::string(text, jamba_decode_next(model_, &stream_, token, 0, text));
-    }
-
-private:
-    const jamba_model *model_;
-    jamba_text_stream stream_;
-};
-
-// Goes on with what the session holds. `decoder` has seen the prompt; it is a copy, so that every ending has its own.
-void write(
-    const Model &model, const Session &session, jamba_sampler sampler, Decoder decoder, int most, const Show &show)
+// Where the last reply begins.
+int32_t reply_position(const Session &session)
 {
-    for (int i = 0; i < most; i++) {
-        const int32_t token = check(jamba_sample(session.get(), &sampler), session);
-        if (jamba_token_is_end(model.get(), token)) break;
-        show(decoder.next(token));
-        check(jamba_eval(session.get(), &token, 1), session);
-    }
-    show(decoder.next(-1));
+    std::vector<jamba_turn> turns(jamba_turns(session.get(), nullptr, 0));
+    jamba_turns(session.get(), turns.data(), turns.size());
+    return turns.empty() ? 0 : turns.back().position;
 }
 
 void run(const std::string &path, const std::string &prompt)
 {
     const Show print = [](const std::string &text) { std::cout << text << std::flush; };
-    jamba_session_params params = jamba_session_params();  // zero means default
-    jamba_sampler sampler = jamba_sampler();
-    params.marks = 1;
-    sampler.temperature = 0.7f;
-    sampler.top_p = 0.9f;
-
     const Model model = load(path);
-    const Session story = begin(model, params);
-    const std::vector<int32_t> tokens = encode(model, prompt, JAMBA_TEXT_BOS);
-    Decoder decoder(model);
-    for (int32_t token : tokens) decoder.next(token);
+    jamba_session_params params = jamba_session_params();
+    params.marks = 4;  // the session marks where each message and each reply begins
+    const Session session = begin(model, params);
 
-    // The prompt is read once. A mark makes going back to its end a copy of the state.
-    check(jamba_eval(story.get(), tokens.data(), tokens.size()), story);
-    check(jamba_session_mark(story.get()), story);
-    const int32_t start = position(story);
-    const Session other = fork(story, 100);
+    // The prompt is read here, and never again.
+    say(model, session, prompt);
+    check(jamba_step(session.get(), 0), session);
+    const Session other = fork(session, 200);
 
-    sampler.seed = 1;
-    print("--- one ending\n" + prompt);
-    write(model, story, sampler, decoder, 60, print);
+    print("--- one reply\n");
+    reply(session, 1, print);
+    print("\n--- another, from a fork\n");
+    reply(other, 2, print);
 
-    sampler.seed = 2;
-    print("\n--- another, from a fork\n" + prompt);
-    write(model, other, sampler, decoder, 60, print);
-
-    sampler.seed = 3;
     int32_t replay;
-    check(jamba_session_rewind(story.get(), start, &replay), story);
-    print("\n--- a third, gone back " + std::to_string(replay) + " tokens to read again\n" + prompt);
-    write(model, story, sampler, decoder, 60, print);
+    check(jamba_session_rewind(session.get(), reply_position(session), &replay), session);
+    print("\n--- a third, gone back; tokens to read again: " + std::to_string(replay) + "\n");
+    reply(session, 3, print);
     print("\n");
 }
 

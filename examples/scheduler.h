@@ -33,7 +33,7 @@ typedef enum scheduler_ending {
     SCHEDULER_SPEAKS = 0, /* there may be more */
     SCHEDULER_ENDED,      /* the model has come to the end */
     SCHEDULER_LONGEST,    /* `left` tokens were said */
-    SCHEDULER_STOPPED,    /* by say() */
+    SCHEDULER_STOPPED,    /* by say(), or scheduler_stop() */
     SCHEDULER_FAILED      /* the session's context is full, or its numbers are not finite: jamba_session_error() */
 } scheduler_ending;
 
@@ -97,18 +97,7 @@ static inline void scheduler_add(scheduler *s, scheduler_speaker *speaker)
     speaker->next = NULL;
 }
 
-/* Out of the queue, between frames: somebody who is interrupted or goes away. False when it was not there. What it has
- * said stays in its session, and the token it is at is finished when somebody next steps the session or frees it. */
-static inline bool scheduler_remove(scheduler *s, scheduler_speaker *speaker)
-{
-    scheduler_speaker **at = &s->first;
-    while (*at && *at != speaker) at = &(*at)->next;
-    if (!*at) return false;
-    *at = speaker->next;
-    return true;
-}
-
-/* ---- one token ---------------------------------------------------------------------------------- */
+/* ---- what one of them says --------------------------------------------------------------------- */
 
 /* The last piece: what the stream holds back of an unfinished character. Always false. */
 static inline bool scheduler_end(scheduler *s, scheduler_speaker *speaker, scheduler_ending ending)
@@ -117,6 +106,18 @@ static inline bool scheduler_end(scheduler *s, scheduler_speaker *speaker, sched
     size_t length = jamba_decode_next(s->model, &speaker->stream, -1, 0, text);
     s->say(s->user, speaker, text, length, ending);
     return false;
+}
+
+/* Interrupts somebody, between frames; say() gets the last piece. False when it was not in the queue. What it has said
+ * stays in its session; the token that this is at will be finished when somebody steps or frees it. */
+static inline bool scheduler_stop(scheduler *s, scheduler_speaker *speaker)
+{
+    scheduler_speaker **at = &s->first;
+    while (*at && *at != speaker) at = &(*at)->next;
+    if (!*at) return false;
+    *at = speaker->next;
+    scheduler_end(s, speaker, SCHEDULER_STOPPED);
+    return true;
 }
 
 /* The next token of somebody whose logits are there; false when it was the last. */
@@ -179,8 +180,10 @@ static inline jamba_result scheduler_frame(scheduler *s, uint64_t budget_us)
     jamba_session *batch[SCHEDULER_WIDTH + 1];
     uint64_t start = s->now_us(s->now_user), spent = 0;
     while (s->first && spent < budget_us) {
-        uint64_t slice = budget_us - spent < SCHEDULER_SLICE_US ? budget_us - spent : SCHEDULER_SLICE_US;
-        jamba_result result = jamba_step_batch(batch, scheduler_gather(s, batch), slice);
+        uint64_t slice = budget_us - spent;
+        jamba_result result;
+        if (slice > SCHEDULER_SLICE_US) slice = SCHEDULER_SLICE_US;
+        result = jamba_step_batch(batch, scheduler_gather(s, batch), slice);
         if (result != JAMBA_OK && result != JAMBA_PENDING) return result;
         scheduler_serve(s);
         spent = s->now_us(s->now_user) - start;
