@@ -2,7 +2,7 @@
  *
  * Eight workers, half of them with forks of one session, one with an executor of 4 threads; beside them the
  * source of the forks goes on, goes back below them and is freed, and another thread loads and frees models. Each
- * worker forks, batches, goes back and frees in its own way. Meant for ThreadSanitizer too. */
+ * worker forks, batches, saves, goes back and frees in its own way. Meant for ThreadSanitizer too. */
 #define JMB_PAGE 16 /* so that a few tokens fill pages, which forks share */
 #include "tiny.h"
 
@@ -140,6 +140,22 @@ static bool fork_and_part(job *j, jamba_session **session)
     return ok && go_on(j, pair[1], TEXT, "fork");
 }
 
+/* A new session takes over what the old one has saved. */
+static bool save_and_restore(job *j, jamba_session **session)
+{
+    jamba_session_params params = session_params(j->stage, j->pool);
+    jamba_session *restored = NULL;
+    size_t size = jamba_session_save(*session, NULL, 0);
+    uint8_t *bytes = (uint8_t *)malloc(size + 1);
+    bool ok = bytes && size > 0 && jamba_session_save(*session, bytes, size) == size
+        && jamba_session_create(&restored, j->stage->model, &params, NULL) == JAMBA_OK
+        && jamba_session_restore(restored, bytes, size) == JAMBA_OK;
+    free(bytes);
+    jamba_session_free(*session);
+    *session = restored;
+    return (ok || went_wrong(j, "save and restore", restored, size)) && same_bits(j, restored, "restored");
+}
+
 static void *worker_main(void *user)
 {
     job *j = (job *)user;
@@ -148,7 +164,9 @@ static void *worker_main(void *user)
     pthread_barrier_wait(&j->stage->start);
     ok = j->session || jamba_session_create(&j->session, j->stage->model, &params, NULL) == JAMBA_OK
         || went_wrong(j, "create", NULL, 0);
-    if (ok && go_on(j, j->session, PROMPT + 2 * SIDE, "alone")) fork_and_part(j, &j->session);
+    ok = ok && go_on(j, j->session, PROMPT + 2 * SIDE, "alone");
+    if (j->text % 4 == 1) ok = ok && save_and_restore(j, &j->session);
+    if (ok) fork_and_part(j, &j->session);
     jamba_session_free(j->session);
     __atomic_sub_fetch(&j->stage->working, 1, __ATOMIC_SEQ_CST);
     return NULL;
