@@ -1,10 +1,11 @@
-# GNU make. Honours CC, CXX, CPPFLAGS, CFLAGS, LDFLAGS and LDLIBS; `make help` lists the targets.
+# GNU make. Honours CC, CXX, CPPFLAGS, CFLAGS, CXXFLAGS, LDFLAGS and LDLIBS; `make help` lists the targets.
 
 BUILD  ?= build
 PREFIX ?= /usr/local
 CFLAGS ?= -O3
+CXXFLAGS ?= -O3
 
-FLAGS := -std=c99 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -D_FILE_OFFSET_BITS=64 -I. -Wall -Wextra -Wpedantic -Wconversion -Wshadow
+FLAGS := -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -D_FILE_OFFSET_BITS=64 -I. -Wall -Wextra -Wpedantic -Wconversion -Wshadow
 LIBS  := -lm -pthread
 ifeq ($(WERROR),1)
 FLAGS += -Werror
@@ -14,10 +15,14 @@ FLAGS += -fopenmp
 endif
 
 # Flags of the user come last, so that they win.
-COMPILE := $(CC) $(FLAGS) $(CPPFLAGS) $(CFLAGS)
-LINK    := $(LDFLAGS) $(LDLIBS) $(LIBS)
+COMPILE     := $(CC) -std=c99 $(FLAGS) $(CPPFLAGS) $(CFLAGS)
+COMPILE_CXX := $(CXX) -std=c++11 $(FLAGS) $(CPPFLAGS) $(CXXFLAGS)
+LINK        := $(LDFLAGS) $(LDLIBS) $(LIBS)
 
-PROGRAMS := $(patsubst %.c,$(BUILD)/%,$(notdir $(wildcard tools/*.c examples/*.c)))
+# The examples in C++ only where there is a compiler for it.
+CXX_EXAMPLES := $(if $(shell command -v $(firstword $(CXX))),$(wildcard examples/*.cc))
+
+PROGRAMS := $(patsubst %,$(BUILD)/%,$(basename $(notdir $(wildcard tools/*.c examples/*.c) $(CXX_EXAMPLES))))
 TESTS    := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/api_second.c tests/real_size.c,$(wildcard tests/*.c)))
 # Tests that see only the interface; they share one object with the implementation.
 APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' tests/*.c))
@@ -55,7 +60,7 @@ clean: ## remove the build folder
 
 help: ## list the targets and settings
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1@\2/p' Makefile | awk -F@ '{ printf "%-11s %s\n", $$1, $$2 }'
-	@echo "settings: CC CXX CPPFLAGS CFLAGS (-O3) LDFLAGS LDLIBS BUILD (build) PREFIX (/usr/local) WERROR=1 OPENMP=1"
+	@echo "settings: CC CXX CPPFLAGS CFLAGS (-O3) CXXFLAGS (-O3) LDFLAGS LDLIBS BUILD (build) PREFIX (/usr/local) WERROR=1 OPENMP=1"
 
 $(STORY): $(BUILD)/convert $(wildcard examples/storyteller/*.json examples/storyteller/*.jinja \
 		examples/storyteller/*.safetensors)
@@ -72,6 +77,10 @@ $(BUILD)/%: tools/%.c $(BUILD)/flags
 $(BUILD)/%: examples/%.c $(BUILD)/flags
 	$(BUILD_PROGRAM)
 
+$(BUILD)/%: examples/%.cc $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(COMPILE_CXX) -MMD -MP -MF $@.d -MT $@ -o $@ $< $(LINK)
+
 $(BUILD)/real_size: tests/real_size.c $(BUILD)/flags
 	$(BUILD_PROGRAM)
 
@@ -85,11 +94,11 @@ $(BUILD)/tests/%.o: tests/%.c $(BUILD)/flags
 	$(COMPILE) -MMD -MP -MF $@.d -MT $@ -c -o $@ $<
 
 # The flags of the last build: other ones rebuild everything.
-ifneq ($(strip $(COMPILE) $(LINK)),$(strip $(shell cat $(BUILD)/flags 2>/dev/null)))
+ifneq ($(strip $(COMPILE) $(COMPILE_CXX) $(LINK)),$(strip $(shell cat $(BUILD)/flags 2>/dev/null)))
 $(BUILD)/flags: FORCE
 endif
 $(BUILD)/flags:
 	@mkdir -p $(BUILD)
-	@printf '%s\n' '$(subst ','\'',$(strip $(COMPILE) $(LINK)))' >$@
+	@printf '%s\n' '$(subst ','\'',$(strip $(COMPILE) $(COMPILE_CXX) $(LINK)))' >$@
 
 -include $(wildcard $(BUILD)/*.d $(BUILD)/tests/*.d)

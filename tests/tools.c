@@ -44,8 +44,8 @@ static void check_failure(const char *tool, const char *line, const char *input,
 }
 
 static const char *const all_tools[] = { "logits", "tokenize", "inspect", "bench", "perplexity", "chat",
-    "frame_budget" };
-enum { ALL_TOOLS = 7 };
+    "frame_budget", "npc" };
+enum { ALL_TOOLS = sizeof all_tools / sizeof *all_tools };
 
 static void test_usage(void)
 {
@@ -506,6 +506,181 @@ static void test_frame_budget(void)
     check_failure("frame_budget", "STORY -t", "", 2, "-t");
 }
 
+/* ---- examples ------------------------------------------------------------------------------------------ */
+
+static void check_prompted(const char *tool)
+{
+    check_failure(tool, "", "", 2, tool);
+    check_failure(tool, "no/such/model.jamba Once", "", 1, "no/such/model.jamba");
+    check_failure(tool, "STORY \xff", "", 1, "UTF-8");
+    check_failure(tool, "MODEL Once", "", 1, "tokenizer");
+}
+
+static void test_minimal(void)
+{
+    check_prompted("minimal");
+    CHECK_THAT(run_text("minimal", "STORY Once", "") == 0, "%s", errors);
+    CHECK_THAT(strncmp(output, "Once upon a time", 16) == 0 && output_size > 100, "'%s'", output);
+}
+
+/* The length of the reply behind a title; 0 when there is none. */
+static size_t reply_after(const char *title)
+{
+    const char *at = strstr(output, title), *next;
+    if (!at) return 0;
+    at += strlen(title);
+    next = strstr(at, "\n---");
+    return next ? (size_t)(next - at) : strlen(at);
+}
+
+static void test_cpp(void)
+{
+    check_prompted("cpp");
+    CHECK_THAT(run_text("cpp", "STORY Hello!", "") == 0, "%s", errors);
+    CHECK_THAT(reply_after("--- one reply\n") > 2 && reply_after("--- another, from a fork\n") > 2
+            && reply_after("--- a third, gone back; tokens to read again: 0\n") > 2, "'%s'", output);
+}
+
+/* What a town said, in order of the lines' text, without the frames in which they ended. */
+typedef struct dialogue {
+    char *text; /* of the lines */
+    size_t size, count;
+    char *lines[1000];
+} dialogue;
+
+static int compare_lines(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Runs npc with blank separated arguments, and adds what it prints. */
+static void town_play(dialogue *d, const char *arguments)
+{
+    char line[1000];
+    snprintf(line, sizeof line, "STORY %s", arguments);
+    CHECK_THAT(run_text("npc", line, "") == 0, "npc %s: %s", arguments, errors);
+    d->text = (char *)realloc(d->text, d->size + output_size + 1);
+    test_require(d->text != NULL, "out of memory", "");
+    memcpy(d->text + d->size, output, output_size + 1);
+    d->size += output_size;
+}
+
+static void dialogue_sort(dialogue *d)
+{
+    for (char *line = strtok(d->text, "\n"); line && d->count < 1000; line = strtok(NULL, "\n"))
+        d->lines[d->count++] = line + strspn(line, " 0123456789");
+    qsort(d->lines, d->count, sizeof *d->lines, compare_lines);
+}
+
+/* Both were played; frees `got`. */
+static void check_dialogue(dialogue *got, const dialogue *want, const char *what)
+{
+    dialogue_sort(got);
+    CHECK_THAT(got->count == want->count, "%s: %zu lines, not %zu", what, got->count, want->count);
+    for (size_t i = 0; i < got->count && i < want->count; i++)
+        CHECK_THAT(strcmp(got->lines[i], want->lines[i]) == 0, "%s: '%s', not '%s'", what, got->lines[i],
+            want->lines[i]);
+    free(got->text);
+    memset(got, 0, sizeof *got);
+}
+
+static size_t lines_ending(const dialogue *d, const char *end)
+{
+    size_t count = 0, i;
+    for (i = 0; i < d->count; i++) {
+        size_t length = strlen(d->lines[i]);
+        count += length > strlen(end) && strcmp(d->lines[i] + length - strlen(end), end) == 0;
+    }
+    return count;
+}
+
+/* Plays the same town in several ways; `d` is for what each says, `want` what it must be. */
+static void check_town(const char *options, const char *saved)
+{
+    static dialogue want, d;
+    char line[2 * PATH_ROOM];
+    memset(&want, 0, sizeof want);
+    memset(&d, 0, sizeof d);
+    snprintf(line, sizeof line, "%s --frames 90 --simulate 20", options);
+    town_play(&want, line);
+    dialogue_sort(&want);
+    CHECK_THAT(want.count == 45 && strstr(want.lines[0], "[") && strstr(want.lines[44], "] "), "%zu lines", want.count);
+    snprintf(line, sizeof line, "%s --frames 90 --simulate 150 --budget 100", options);
+    town_play(&d, line);
+    check_dialogue(&d, &want, "another budget");
+    snprintf(line, sizeof line, "%s --frames 41 --simulate 20 --save %s", options, saved);
+    town_play(&d, line);
+    CHECK_THAT(d.size < want.size, "all was said before it was saved");
+    snprintf(line, sizeof line, "--load %s --every 2 --frames 49 --simulate 30", saved);
+    town_play(&d, line);
+    check_dialogue(&d, &want, "saved and loaded");
+    free(want.text);
+}
+
+/* Interrupted at places that depend on the clock; a replay with another one says the same. */
+static void check_replay(const char *log)
+{
+    static dialogue want, d;
+    char line[2 * PATH_ROOM];
+    memset(&want, 0, sizeof want);
+    memset(&d, 0, sizeof d);
+    snprintf(line, sizeof line, "--characters 40 --every 2 --bell 30 --frames 90 --simulate 1 --record %s", log);
+    town_play(&want, line);
+    dialogue_sort(&want);
+    CHECK_THAT(lines_ending(&want, " --") > 3 && lines_ending(&want, ".") > 3, "%zu lines of %zu broken off",
+        lines_ending(&want, " --"), want.count);
+    snprintf(line, sizeof line, "--replay %s --simulate 40 --budget 700", log);
+    town_play(&d, line);
+    check_dialogue(&d, &want, "replay");
+    free(want.text);
+}
+
+static void check_damaged_town(const char *saved)
+{
+    char damaged[PATH_ROOM], line[PATH_ROOM + 20];
+    size_t size;
+    uint8_t *file = file_need(saved, &size);
+    snprintf(line, sizeof line, "STORY --load %s", temp_path(damaged, "damaged.town"));
+    file[size / 2] ^= 4;
+    file_write(damaged, file, size);
+    check_failure("npc", line, "", 1, "damaged.town");
+    file[size / 2] ^= 4;
+    file_write(damaged, file, size - 1);
+    check_failure("npc", line, "", 1, "cut off");
+    free(file);
+    check_failure("npc", "STORY --load Makefile", "", 1, "Makefile");
+    check_failure("npc", "STORY --replay Makefile", "", 1, "Makefile");
+    check_failure("npc", "STORY --frames 1 --save no/such/folder", "", 1, "no/such/folder");
+    check_failure("npc", "STORY --record no/such/folder", "", 1, "no/such/folder");
+    check_failure("npc", "STORY --load x --characters 3", "", 2, "--characters");
+    check_failure("npc", "STORY --budget 0", "", 2, "--budget");
+    check_failure("npc", "MODEL", "", 1, "tokenizer");
+    remove(damaged);
+}
+
+/* A log whose places are not those of this model. */
+static void check_foreign_log(const char *log)
+{
+    static const char text[] = "12 characters, seed 1\n3 5 hears Hello!\n";
+    char line[PATH_ROOM + 20];
+    snprintf(line, sizeof line, "STORY --replay %s", log);
+    file_write(log, text, sizeof text - 1);
+    check_failure("npc", line, "", 1, "not at 5");
+}
+
+static void test_npc(void)
+{
+    char saved[PATH_ROOM], log[PATH_ROOM];
+    temp_path(saved, "town");
+    temp_path(log, "log");
+    check_town("--characters 40 --every 2", saved);
+    check_town("--characters 2 --every 2 --seed 7", saved); /* who forget, as they run out of room */
+    check_replay(log);
+    check_damaged_town(saved);
+    check_foreign_log(log);
+    remove(saved);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -527,6 +702,8 @@ int main(int argc, char **argv)
         { "bake", test_bake },
         { "bake: what is refused", test_bake_refusals },
         { "frame_budget", test_frame_budget },
+        { "examples/minimal", test_minimal },
+        { "examples/npc", test_npc },
     };
     size_t i;
     test_start(argc, argv);
@@ -540,6 +717,14 @@ int main(int argc, char **argv)
         if (!test_begin("%s", tests[i].name)) continue;
         tests[i].run();
         test_end();
+    }
+    if (test_begin("examples/cpp")) {
+        char path[PATH_ROOM];
+        snprintf(path, sizeof path, "%s/cpp", test_state.build);
+        if (file_exists(path)) {
+            test_cpp();
+            test_end();
+        } else test_skip("there was no C++ compiler to build it");
     }
     free(output);
     return test_summary();
