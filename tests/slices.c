@@ -298,7 +298,7 @@ static struct {
     int width;
     uint64_t time;
     int broken, looks; /* atomic */
-    double kept;       /* floats of marks */
+    uint64_t kept;     /* atomic: floats of marks */
 } counts;
 
 #if THREADS_POSIX
@@ -324,7 +324,7 @@ static void run_counting(const jmb_pass *p, const jmb_op *op, uint32_t task)
     c->done += one.done;
     c->least += one.least;
     c->tasks += op->chain > 0; /* the first of a phase */
-    if (op->kind == JMB_OP_KEEP) counts.kept += one.done / 8;
+    if (op->kind == JMB_OP_KEEP) __atomic_fetch_add(&counts.kept, (uint64_t)one.done / 8, __ATOMIC_RELAXED);
     counts.inner->run[op->kind](p, op, task);
 }
 
@@ -433,8 +433,8 @@ static void check_alone(const subject *t, const jamba_executor *executor, uint64
         check_logits(t, session, i + 1, what);
     }
     count_check(what);
-    CHECK_THAT(counts.kept > 0 && fmod(counts.kept, (double)state) == 0, "%s: %.0f floats were kept for marks of %zu",
-        what, counts.kept, state);
+    CHECK_THAT(counts.kept > 0 && counts.kept % state == 0, "%s: %.0f floats were kept for marks of %zu", what,
+        (double)counts.kept, state);
     CHECK(jamba_session_rewind(session, TOKENS - EVERY, NULL) == JAMBA_OK);
     CHECK(step_all(session, budget, NULL) == JAMBA_OK);
     check_logits(t, session, TOKENS - EVERY, what);
