@@ -4310,6 +4310,8 @@ typedef struct jmb_view {
 
 typedef enum jmb_op_kind {
     JMB_OP_EMBED,    /* out[0] = embedding rows of the tokens; out[1] too, if it has a width */
+    JMB_OP_ADAPT_EMBED, /* both += those of LoRA adapters */
+    JMB_OP_ADAPT,    /* A in of LoRA adapters, for the linear that follows */
     JMB_OP_BESIDE,   /* out[0] = in beside out[1] */
     JMB_OP_SUM,      /* out[0] = in + out[1] */
     JMB_OP_NORM,     /* out[0] = w[0] in / rms(in) */
@@ -4358,6 +4360,7 @@ typedef struct jmb_op {
     const jmb_tensor *low_w[JMB_MAX_PARTS]; /* adapters: B, or NULL */
     jmb_tile tiles[2][JMB_MAX_PARTS];       /* linear, experts: without and with a time budget */
     float eps;
+    uint32_t slot; /* linear, experts, embedding: of the first matrix among all that adapters can go with */
     uint64_t conv_at, state_at; /* floats into the session's recurrent state; keep: all of them */
     uint64_t kv_at, scale_at;   /* of the layers before, in one page: elements, and scales of q8 */
 } jmb_op;
@@ -4394,6 +4397,21 @@ typedef struct jmb_mark {
     float *state, *logits;
 } jmb_mark;
 
+/* One matrix of a LoRA adapter (Hu et al. 2021): y += B (scale A x). Of the embedding, A has a row a token. */
+typedef struct jmb_lora {
+    uint32_t block, role, index; /* what it goes with; block JMB_NONE: embedding or head */
+    jmb_tensor a, b;             /* (rank, cols) and (rows, rank) */
+} jmb_lora;
+
+/* What one session adapts, and scale A x of its rows. */
+typedef struct jmb_adapters {
+    uint32_t count, slots; /* slots: matrices that a row can meet in one operation */
+    const jmb_lora **const *loras; /* (count) matrices by slot of the plan, NULL where it has none */
+    const float *scale;            /* (count) */
+    const uint32_t *at;            /* (count + 1) floats of A x in front of those of each */
+    float *low;                    /* (rows, slots, at[count]) */
+} jmb_adapters;
+
 /* Consecutive rows of a pass that belong to one session: their place in time, and its memory. */
 typedef struct jmb_span {
     struct jamba_session *session;
@@ -4401,6 +4419,7 @@ typedef struct jmb_span {
     uint32_t position;    /* of the first row */
     const int32_t *tokens; /* (rows) */
     float *state;
+    const jmb_adapters *adapters; /* NULL: none */
     const float *logits; /* of the last row, where they are wanted */
     jmb_mark *mark;      /* filled at the end of the pass; NULL: none */
     uint8_t **pages; /* KV, each of all layers */
@@ -4709,6 +4728,65 @@ static uint32_t jmb_embed_pieces(const jmb_op *op)
     return (op->out[0].width + JMB_EMBED - 1) / JMB_EMBED;
 }
 
+/* ---- adapters ------------------------------------------------------------------------------ */
+
+/* A row that an operation computes, as its session's adapters see it. */
+typedef struct jmb_adapted {
+    const jmb_adapters *adapters; /* NULL: none */
+    uint32_t row, slot;           /* in their `low` */
+} jmb_adapted;
+
+static uint32_t jmb_choice_of(const jmb_pass *p, const jmb_op *op, uint32_t row, uint32_t expert)
+{
+    const int32_t *chosen = p->routing.expert + (size_t)row * op->block->top_k;
+    uint32_t k = 0;
+    while ((uint32_t)chosen[k] != expert) k++;
+    return k;
+}
+
+/* Of output row `at` of a linear: a token's, a wanted one's, or an assignment to `expert`. */
+static jmb_adapted jmb_adapted_of(const jmb_pass *p, const jmb_op *op, uint32_t part, uint32_t expert, size_t at)
+{
+    uint32_t row = jmb_of_experts(op) ? (uint32_t)p->routing.row[at]
+        : op->flags & JMB_OP_LAST ? p->wanted_row[at] : (uint32_t)at;
+    const jmb_span *span = jmb_span_of(p, row);
+    jmb_adapted a;
+    a.adapters = span->adapters;
+    a.row = row - span->first;
+    a.slot = a.adapters && jmb_of_experts(op) ? jmb_choice_of(p, op, row, expert) : part;
+    return a;
+}
+
+/* Where A x of one adapter begins. */
+static float *jmb_low_of(const jmb_adapted *a, uint32_t adapter)
+{
+    const jmb_adapters *all = a->adapters;
+    return all->low + ((size_t)a->row * all->slots + a->slot) * all->at[all->count] + all->at[adapter];
+}
+
+/* Panels of A in a pass: of the session that has most. */
+static uint32_t jmb_adapt_panels(const jmb_pass *p)
+{
+    uint32_t most = 0, i;
+    for (i = 0; i < p->span_count; i++) {
+        const jmb_adapters *a = p->spans[i].adapters;
+        if (a && a->at[a->count] / 16 > most) most = a->at[a->count] / 16;
+    }
+    return most;
+}
+
+/* Matrices that a row meets in the linear `op`. */
+static uint32_t jmb_adapt_slots(const jmb_op *op)
+{
+    return jmb_of_experts(op) ? op->block->top_k : op->parts;
+}
+
+static uint32_t jmb_adapt_tasks(const jmb_op *linear, const jmb_pass *p)
+{
+    uint32_t rows = linear->flags & JMB_OP_LAST ? p->wanted : p->rows;
+    return rows * jmb_adapt_slots(linear) * jmb_adapt_panels(p);
+}
+
 /* Pieces of a mark. */
 static uint32_t jmb_keep_pieces(const jmb_op *op)
 {
@@ -4738,6 +4816,7 @@ static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
     case JMB_OP_MERGE: return p->rows * op->block->heads;
     case JMB_OP_GROUP: return 1;
     case JMB_OP_KEEP: return jmb_keep_tasks(op, p);
+    case JMB_OP_ADAPT: return jmb_adapt_tasks(op + 1, p);
     default: return jmb_op_rows(op, p);
     }
 }
@@ -4774,6 +4853,8 @@ static uint64_t jmb_op_work(const jmb_op *op, const jmb_pass *p)
     switch (op->kind) {
     case JMB_OP_EMBED:
         return (uint64_t)(op->out[0].width < JMB_EMBED ? op->out[0].width : (uint32_t)JMB_EMBED) * JMB_WORK_EMBED;
+    case JMB_OP_ADAPT_EMBED: return (uint64_t)op->out[0].width * JMB_WORK_ROW;
+    case JMB_OP_ADAPT: return (uint64_t)op->in.width * 16 * sizeof(float);
     case JMB_OP_NORM: case JMB_OP_SUM: return (uint64_t)op->in.width * JMB_WORK_ROW;
     case JMB_OP_BESIDE: return (uint64_t)(op->in.width + op->out[1].width) * JMB_WORK_ROW;
     case JMB_OP_QUANTISE:
@@ -6483,6 +6564,9 @@ typedef struct JMB_K(jmb_linear_part) {
     const jmb_tensor *w, *bias, *low_w; /* bias and low_w may be NULL */
     jmb_rows_in in, low;
     uint32_t act; /* of paired matrices */
+    const jmb_pass *adapted; /* the pass where some session has adapters, else NULL */
+    const jmb_op *op;
+    uint32_t part, expert;
 } JMB_K(jmb_linear_part);
 #define jmb_part_in JMB_K(jmb_linear_part)
 
@@ -6498,12 +6582,45 @@ JMB_FN jmb_part_in JMB_K(jmb_part_at)(const jmb_pass *p, const jmb_op *op, size_
     l.low.stride = op->low[part].stride;
     l.low.blocks = 0;
     l.act = op->block ? op->block->act : 0;
+    l.adapted = jmb_adapt_panels(p) ? p : NULL;
+    l.op = op;
+    l.part = (uint32_t)part;
+    l.expert = 0;
     return l;
 }
 
-/* y = W x + B low + bias for `count` panels and n rows, laid out as jmb_panels_times does. */
+/* y[i] += B (scale A x) of one row, for `count` panels. */
+JMB_KERNEL void JMB_K(jmb_add_lora)(const jmb_lora *lora, const float *low, size_t first, int count, v16 *y)
+{
+    v16 add[JMB_STREAMS * JMB_TILE_ROWS];
+    const size_t row = 0;
+    jmb_rows_in in;
+    int i;
+    in.x = low;
+    in.codes = NULL;
+    in.stride = in.blocks = 0;
+    JMB_K(jmb_panels_times)(&lora->b, first, count, &in, &row, 1, add);
+    for (i = 0; i < count; i++) y[i * JMB_TILE_ROWS] = v_add(y[i * JMB_TILE_ROWS], add[i * JMB_TILE_ROWS]);
+}
+
+/* The same for the n output rows from `at` on and all adapters of their sessions. */
+JMB_KERNEL void JMB_K(jmb_add_loras)(const jmb_part_in *l, size_t first, int count, size_t at, int n, v16 *y)
+{
+    uint32_t slot = l->op->slot + (jmb_of_experts(l->op) ? l->expert : l->part), i;
+    int t;
+    for (t = 0; t < n; t++) {
+        jmb_adapted a = jmb_adapted_of(l->adapted, l->op, l->part, l->expert, at + (size_t)t);
+        for (i = 0; a.adapters && i < a.adapters->count; i++) {
+            const jmb_lora *lora = a.adapters->loras[i][slot];
+            if (lora) JMB_K(jmb_add_lora)(lora, jmb_low_of(&a, i), first, count, y + t);
+        }
+    }
+}
+
+/* y = W x + B low + adapters + bias for `count` panels and n rows, laid out as jmb_panels_times does. `at`: the first
+ * row of the output, as `rows` are of the input. */
 JMB_KERNEL void JMB_K(jmb_panel_outputs)(
-    const jmb_part_in *l, size_t first, int count, const size_t *rows, int n, v16 *y)
+    const jmb_part_in *l, size_t first, int count, const size_t *rows, size_t at, int n, v16 *y)
 {
     v16 low[JMB_STREAMS * JMB_TILE_ROWS];
     const float *bias = l->bias ? (const float *)(const void *)l->bias->data + first * 16 : NULL;
@@ -6514,21 +6631,23 @@ JMB_KERNEL void JMB_K(jmb_panel_outputs)(
         for (i = 0; i < count; i++)
             for (t = i * JMB_TILE_ROWS; t < i * JMB_TILE_ROWS + n; t++) y[t] = v_add(y[t], low[t]);
     }
+    if (l->adapted) JMB_K(jmb_add_loras)(l, first, count, at, n, y);
     for (i = 0; bias && i < count; i++)
         for (t = i * JMB_TILE_ROWS; t < i * JMB_TILE_ROWS + n; t++) y[t] = v_add(y[t], v_load(bias + i * 16));
 }
 
 /* Outputs i, i + 1, ... of 16 lanes, `count` of them, for n rows: panels, or act(gate) * up of pairs. Laid out as
  * jmb_panels_times does. */
-JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_part_in *l, size_t i, int count, const size_t *rows, int n, v16 *y)
+JMB_KERNEL void JMB_K(jmb_outputs)(
+    const jmb_part_in *l, size_t i, int count, const size_t *rows, size_t at, int n, v16 *y)
 {
     v16 both[JMB_STREAMS * JMB_TILE_ROWS];
     int c, t;
     if (!jmb_roles[l->w->role].paired) {
-        JMB_K(jmb_panel_outputs)(l, i, count, rows, n, y);
+        JMB_K(jmb_panel_outputs)(l, i, count, rows, at, n, y);
         return;
     }
-    JMB_K(jmb_panel_outputs)(l, 2 * i, 2 * count, rows, n, both);
+    JMB_K(jmb_panel_outputs)(l, 2 * i, 2 * count, rows, at, n, both);
     for (c = 0; c < count; c++) {
         const v16 *gate = both + 2 * c * JMB_TILE_ROWS, *up = gate + JMB_TILE_ROWS;
         for (t = 0; t < n; t++) y[c * JMB_TILE_ROWS + t] = v_mul(JMB_K(jmb_activation)(gate[t], l->act), up[t]);
@@ -6562,17 +6681,86 @@ JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint3
     jmb_part_in l = JMB_K(jmb_part_at)(p, op, portion.part);
     int step = JMB_K(jmb_outputs_step)(l.w), n, count, c, t;
     l.w += 2 * portion.expert; /* gate_up and down alternate in the directory */
+    l.expert = portion.expert;
     for (i = portion.first; i < portion.stop; i += (size_t)step) {
         count = portion.stop - i < (size_t)step ? (int)(portion.stop - i) : step;
         for (row = portion.row; row < portion.stop_row; row += JMB_TILE_ROWS) {
             n = portion.stop_row - row < JMB_TILE_ROWS ? (int)(portion.stop_row - row) : JMB_TILE_ROWS;
             for (t = 0; t < n; t++) rows[t] = of ? (size_t)of[row + (size_t)t] : row + (size_t)t;
-            JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
+            JMB_K(jmb_outputs)(&l, i, count, rows, row, n, y);
             for (c = 0; c < count; c++)
                 for (t = 0; t < n; t++)
                     JMB_K(jmb_put)(p, op, portion.part, row + (size_t)t, i + (size_t)c, y[c * JMB_TILE_ROWS + t]);
         }
     }
+}
+
+/* ---- adapters ------------------------------------------------------------------------------- */
+
+/* The x that an adapter of the linear sees, of one row and slot, and what it goes with. */
+JMB_FN const float *JMB_K(jmb_adapt_input)(
+    const jmb_pass *p, const jmb_op *linear, uint32_t row, uint32_t slot, uint32_t *matrix)
+{
+    size_t choice = (size_t)row * jmb_adapt_slots(linear) + slot;
+    *matrix = linear->slot + slot;
+    if (!jmb_of_experts(linear)) return jmb_row(p, &linear->in, row);
+    *matrix = linear->slot + (uint32_t)p->routing.expert[choice];
+    return jmb_row(p, &linear->in, linear->kind == JMB_OP_EXPERT_UP ? row : (size_t)p->routing.place[choice]);
+}
+
+/* scale A x: sixteen numbers of one row and slot. */
+JMB_KERNEL void JMB_K(jmb_run_adapt)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const jmb_op *linear = op + 1;
+    uint32_t panels = jmb_adapt_panels(p), slots = jmb_adapt_slots(linear), panel = task % panels, i = 0, matrix;
+    uint32_t row = task / panels / slots, token = linear->flags & JMB_OP_LAST ? p->wanted_row[row] : row;
+    const jmb_span *span = jmb_span_of(p, token);
+    const jmb_adapters *all = span->adapters;
+    const size_t first = 0;
+    const jmb_lora *lora;
+    jmb_adapted a;
+    jmb_rows_in in;
+    v16 low[JMB_TILE_ROWS * JMB_STREAMS];
+    if (!all || panel * 16 >= all->at[all->count]) return;
+    a.adapters = all;
+    a.row = token - span->first;
+    a.slot = task / panels % slots;
+    while (panel * 16 >= all->at[i + 1]) i++;
+    panel -= all->at[i] / 16;
+    in.x = JMB_K(jmb_adapt_input)(p, linear, row, a.slot, &matrix);
+    in.codes = NULL;
+    in.stride = in.blocks = 0;
+    lora = all->loras[i][matrix];
+    if (!lora || panel * 16 >= lora->a.rows) return;
+    JMB_K(jmb_panels_times)(&lora->a, panel, 1, &in, &first, 1, low);
+    v_store(jmb_low_of(&a, i) + panel * 16, v_mul(low[0], v_set1(all->scale[i])));
+}
+
+/* The embedding's row of A is its token's. */
+JMB_KERNEL void JMB_K(jmb_run_adapt_embed)(const jmb_pass *p, const jmb_op *op, uint32_t row)
+{
+    const jmb_span *span = jmb_span_of(p, row);
+    const jmb_adapters *all = span->adapters;
+    uint32_t local = row - span->first, i, k, panel;
+    jmb_adapted a;
+    a.adapters = all;
+    a.row = local;
+    a.slot = 0;
+    for (i = 0; all && i < all->count; i++) {
+        const jmb_lora *lora = all->loras[i][op->slot];
+        float *low = lora ? jmb_low_of(&a, i) : NULL;
+        for (k = 0; lora && k < (uint32_t)jmb_pad16(lora->a.cols); k++)
+            low[k] = k < lora->a.cols ? jmb_weight(&lora->a, (size_t)span->tokens[local], k) * all->scale[i] : 0;
+        for (panel = 0; lora && panel * 16 < op->out[0].width; panel++) {
+            float *x = jmb_row(p, &op->out[0], row) + panel * 16;
+            v16 y[JMB_TILE_ROWS];
+            y[0] = v_load(x);
+            JMB_K(jmb_add_lora)(lora, low, panel, 1, y);
+            v_store(x, y[0]);
+        }
+    }
+    if (all && op->out[1].width)
+        memcpy(jmb_row(p, &op->out[1], row), jmb_row(p, &op->out[0], row), op->out[0].width * sizeof(float));
 }
 
 /* ---- mixture of experts --------------------------------------------------------------------- */
@@ -7244,7 +7432,7 @@ JMB_KERNEL void JMB_K(jmb_run_merge)(const jmb_pass *p, const jmb_op *op, uint32
 }
 
 static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
-    { jmb_run_embed, jmb_run_beside, JMB_K(jmb_run_sum), JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
+    { jmb_run_embed, JMB_K(jmb_run_adapt_embed), JMB_K(jmb_run_adapt), jmb_run_beside, JMB_K(jmb_run_sum), JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
         JMB_K(jmb_run_linear), JMB_K(jmb_run_conv), JMB_K(jmb_run_scan), JMB_K(jmb_run_scan2), JMB_K(jmb_run_gate),
         JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_merge), JMB_K(jmb_run_route), jmb_run_group,
         JMB_K(jmb_run_linear), JMB_K(jmb_run_linear), JMB_K(jmb_run_combine), jmb_run_keep },
@@ -7474,6 +7662,7 @@ typedef struct jmb_plan {
     uint64_t page_scales;    /* the same for the scales of q8 */
     uint64_t partial_floats; /* attention: partial results of one row */
     uint64_t kv_floats;      /* K and V numbers a token */
+    uint32_t slots;      /* matrices that adapters can go with */
     uint32_t attention_blocks, recurrent_blocks;
 } jmb_plan;
 
@@ -7605,6 +7794,17 @@ static void jmb_add_part(jmb_builder *b, jmb_op *op, const jmb_part *part)
     op->tiles[1][i] = jmb_sliced_tile(op->w[i], op->low_w[i]);
 }
 
+/* A linear of any kind, and in front of it what adapters make of its input. */
+static jmb_op *jmb_emit_adaptable(jmb_builder *b, jmb_op_kind kind, jmb_view in)
+{
+    jmb_op *op = jmb_emit(b, JMB_OP_ADAPT);
+    op->in = in;
+    op = jmb_emit(b, kind);
+    op->in = in;
+    op->slot = b->plan->slots;
+    return op;
+}
+
 /* out_i = W_i in + bias_i. Parts stored as q8 or q4 read the quantised input, which is made here. */
 static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, uint32_t count, uint32_t flags)
 {
@@ -7615,11 +7815,11 @@ static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, 
             if ((jmb_part_tensor(b, parts[i].role, parts[i].index)->type >= JMB_Q8) != (coded == 1)) continue;
             if (!op) {
                 if (coded) jmb_emit_quantise(b, in, flags & (uint32_t)JMB_OP_LAST);
-                op = jmb_emit(b, JMB_OP_LINEAR);
-                op->in = in;
+                op = jmb_emit_adaptable(b, JMB_OP_LINEAR, in);
                 op->flags = flags | (coded ? (uint32_t)JMB_OP_CODES : 0u);
             }
             jmb_add_part(b, op, &parts[i]);
+            b->plan->slots++;
         }
     }
 }
@@ -7840,8 +8040,8 @@ static void jmb_emit_experts(jmb_builder *b, jmb_op_kind kind, uint32_t role, jm
     uint32_t assigned = kind == JMB_OP_EXPERT_DOWN ? (uint32_t)JMB_OP_ASSIGNED : 0u;
     jmb_op *op;
     if (coded) jmb_emit_quantise(b, in, assigned);
-    op = jmb_emit(b, kind);
-    op->in = in;
+    op = jmb_emit_adaptable(b, kind, in);
+    b->plan->slots += b->block->experts;
     op->out[0] = out;
     op->w[0] = w;
     op->parts = 1;
@@ -7937,7 +8137,7 @@ static bool jmb_any_block(const jmb_metadata *model, bool (*uses)(const jmb_bloc
 static bool jmb_runs_by_row(const jmb_op *op)
 {
     switch (op->kind) {
-    case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
+    case JMB_OP_ADAPT_EMBED: case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
     case JMB_OP_ROUTE: return true;
     default: return false;
     }
@@ -8014,6 +8214,10 @@ static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
     op->out[0] = b.x;
     op->out[1] = b.e;
     op->w[0] = jmb_tensor_of(&b, JMB_ROLE_EMBED);
+    op->slot = plan->slots++;
+    op = jmb_emit(&b, JMB_OP_ADAPT_EMBED);
+    op->out[0] = b.x;
+    op->out[1] = b.e;
     for (i = 0; i < model->header.blocks; i++) jmb_build_block(&b, &model->blocks[i]);
     jmb_build_head(&b);
     jmb_build_keep(&b);
