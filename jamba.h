@@ -26,7 +26,7 @@
  *
  * CONTENTS (search for the tag)
  *     >>api >>config >>base >>platform >>hash >>format >>tokenizer >>chat >>plan >>lanes >>kernels
- *     >>dispatch >>layers >>model >>session >>sampler >>public
+ *     >>dispatch >>layers >>model >>adapter >>session >>sampler >>public
  *
  * jamba.h DOES NOT
  *     - print, exit, abort, read the environment, or keep a global;
@@ -198,6 +198,7 @@ JAMBA_API jamba_source jamba_from_io(jamba_io io);
 /* ---- model: immutable after load, shared by any number of threads ------ */
 
 typedef struct jamba_model jamba_model;
+typedef struct jamba_adapter jamba_adapter;
 typedef struct jamba_session jamba_session;
 
 typedef struct jamba_memory { /* bytes */
@@ -255,6 +256,22 @@ JAMBA_API void jamba_model_describe(const jamba_model *model, jamba_model_info *
 /* String carried in the file under `key`, such as "architecture"; NULL when absent. Lives as long as the model. */
 JAMBA_API const char *jamba_model_meta(const jamba_model *model, const char *key);
 
+/* ---- LoRA adapters: immutable after load, shared as models are ----------- */
+
+typedef struct jamba_adapter_info {
+    int32_t matrices, rank; /* matrices adapted, and the highest rank */
+    uint64_t parameters;
+    size_t memory;          /* bytes of heap */
+    uint64_t hash;          /* of the file: names this adapter */
+} jamba_adapter_info;
+
+/* Loads an adapter that tools/convert has made for this model, into the heap. JAMBA_ERR_MISMATCH: made for another. */
+JAMBA_API jamba_result jamba_adapter_load(
+    jamba_adapter **out, const jamba_model *model, jamba_source source, jamba_error *error);
+/* NULL is allowed. No session may use it any more; goes before its model. */
+JAMBA_API void jamba_adapter_free(jamba_adapter *adapter);
+JAMBA_API void jamba_adapter_describe(const jamba_adapter *adapter, jamba_adapter_info *out);
+
 /* ---- session: one timeline; one thread at a time ------------------------ */
 
 /* q8: 8 bits and a scale for each head of each key and value. */
@@ -310,6 +327,13 @@ JAMBA_API void jamba_session_free(jamba_session *session);
 /* Back to position 0, with an empty queue. */
 JAMBA_API void jamba_session_reset(jamba_session *session);
 JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_session_info *out);
+/* Adapts the model, for this session, from the next token on: y = W x + sum of scale * B A x (Hu et al. 2021). What is
+ * evaluated stays as it is; tokens that a rewind runs again are run with the adapters of now. Costs time by their ranks,
+ * and one allocation of `chunk` rows of them. scales NULL: 1 for each; what has scale 0 is left out. count 0: none.
+ * Forks keep them, restoring a state does not. JAMBA_ERR_MISMATCH for an adapter of another model, JAMBA_ERR_ARGUMENT in
+ * the middle of a token; nothing has changed then. */
+JAMBA_API jamba_result jamba_session_set_adapters(
+    jamba_session *session, jamba_adapter *const *adapters, const float *scales, size_t count);
 /* Of the last failed call on this session. */
 JAMBA_API const jamba_error *jamba_session_error(const jamba_session *session);
 /* Tokens evaluated or queued so far, *count of them; valid until the session is freed. */
@@ -8302,11 +8326,17 @@ static jamba_result jmb_open_memory(jamba_model *model, const void *data, size_t
     return JAMBA_OK;
 }
 
+static jamba_result jmb_check_source(const jamba_source *source, jamba_error *error)
+{
+    int given = (source->path != NULL) + (source->data != NULL) + (source->io.read != NULL);
+    if (given == 1) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a source needs one of path, data and io");
+}
+
 static jamba_result jmb_open_source(
     jamba_model *model, const jamba_source *source, const jamba_model_params *params, jamba_error *error)
 {
-    int given = (source->path != NULL) + (source->data != NULL) + (source->io.read != NULL);
-    if (given != 1) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a source needs one of path, data and io");
+    JMB_TRY(jmb_check_source(source, error));
     if (source->path) return jmb_open_path(model, source->path, params, error);
     if (source->data) return jmb_open_memory(model, source->data, source->size, error);
     model->size = source->io.size;
@@ -8391,6 +8421,269 @@ static jamba_result jmb_load(
 }
 
 /* ===========================================================================================
+ * >>adapter - LoRA: low-rank matrices beside those of a model
+ *
+ * A file for one model: header, a directory sorted by block, role and index, then A and B of each
+ * entry, in panels as the model's. What the directory says is compared with the model's program.
+ * =========================================================================================== */
+
+enum {
+    JMB_ADAPTER_VERSION = 1, JMB_ADAPTER_BYTES = 128, /* of the header */
+    JMB_ADAPTER_ENTRY = 64, JMB_MAX_RANK = 1024, JMB_MAX_ADAPTERS = 64 /* of one session */
+};
+
+static const uint8_t jmb_adapter_magic[8] = { 0x89, 'J', 'M', 'L', '\r', '\n', 0x1a, '\n' };
+
+/* type, name, byte offset. Bytes not listed are zero, but 32..63 of the header: the identity of the model. */
+#define JMB_ADAPTER_FIELDS(X)                    \
+    X(u32, version, 8) X(u32, entries, 12)       \
+    X(u64, size, 16)   /* of all */              \
+    X(u64, hash, 24)   /* of all but itself */
+
+#define JMB_LORA_FIELDS(X)                                          \
+    X(u32, block, 0) X(u32, role, 4) X(u32, index, 8) X(u32, rank, 12) \
+    X(u32, type, 16) X(u32, rows, 20) X(u32, cols, 24)              \
+    X(u64, a, 32) X(u64, b, 40)    /* where they lie */
+
+typedef struct jmb_adapter_header {
+#define JMB_X(type, name, at) jmb_##type name;
+    JMB_ADAPTER_FIELDS(JMB_X)
+#undef JMB_X
+} jmb_adapter_header;
+
+typedef struct jmb_lora_entry {
+#define JMB_X(type, name, at) jmb_##type name;
+    JMB_LORA_FIELDS(JMB_X)
+#undef JMB_X
+} jmb_lora_entry;
+
+struct jamba_adapter {
+    jmb_heap heap;
+    const jamba_model *model;
+    const uint8_t *data; /* the whole file */
+    uint64_t size;
+    jmb_adapter_header header;
+    jmb_lora *loras;        /* (header.entries) */
+    const jmb_lora **slots; /* (plan.slots) NULL where there is none */
+    uint32_t rank;          /* the highest */
+};
+
+/* A and B of a base matrix that has `rows` and `cols`. */
+static void jmb_lora_shape(jmb_lora *l, const jmb_lora_entry *e)
+{
+    bool embed = e->role == JMB_ROLE_EMBED;
+    memset(l, 0, sizeof *l);
+    l->block = e->block;
+    l->role = e->role;
+    l->index = e->index;
+    l->a.role = JMB_ROLE_DOWN; /* not paired */
+    l->b.role = e->role;
+    l->a.type = l->b.type = e->type;
+    l->a.rows = embed ? e->rows : e->rank;
+    l->a.cols = embed ? e->rank : e->cols;
+    l->b.rows = embed ? e->cols : e->rows;
+    l->b.cols = e->rank;
+    l->a.bytes = jmb_tensor_bytes(&l->a);
+    l->b.bytes = jmb_tensor_bytes(&l->b);
+}
+
+static int jmb_compare_loras(const jmb_lora *x, const jmb_lora *y)
+{
+    if (x->block != y->block) return x->block < y->block ? -1 : 1;
+    if (x->role != y->role) return x->role < y->role ? -1 : 1;
+    return x->index < y->index ? -1 : x->index > y->index;
+}
+
+static jamba_result jmb_parse_adapter_header(
+    jmb_adapter_header *h, const uint8_t *p, uint64_t size, const jamba_model *model, jamba_error *error)
+{
+    if (size >= 8 && memcmp(p, jmb_adapter_magic, 8) != 0)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "not an adapter for jamba.h: convert one with --base");
+    if (size < JMB_ADAPTER_BYTES)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, size, "too short for an adapter (%l bytes)", size);
+#define JMB_X(type, name, at) h->name = JMB_READ_##type(p + (at));
+    JMB_ADAPTER_FIELDS(JMB_X)
+#undef JMB_X
+    if (h->version != JMB_ADAPTER_VERSION)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8,
+            "the adapter has format %u, this jamba.h reads format %u: convert it again", h->version,
+            (unsigned)JMB_ADAPTER_VERSION);
+    if (h->size != size)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the adapter has %l bytes and should have %l: copy it again", size,
+            h->size);
+    if (memcmp(p + 32, model->metadata.header.identity, 32) != 0)
+        return jmb_fail(error, JAMBA_ERR_MISMATCH, 32, "the adapter was made for another model: convert it for this one");
+    if (h->entries == 0 || h->entries > model->plan.slots)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 12, "the adapter has %u matrices, the model %u", h->entries,
+            model->plan.slots);
+    return jmb_check_zero(p, 64, JMB_ADAPTER_BYTES, error);
+}
+
+/* One matrix of the directory, whose data begins at *end, which it moves behind them. */
+static jamba_result jmb_parse_lora(jamba_adapter *a, uint32_t i, uint64_t *end, jamba_error *error)
+{
+    uint64_t at = JMB_ADAPTER_BYTES + (uint64_t)i * JMB_ADAPTER_ENTRY;
+    const uint8_t *p = a->data + at;
+    jmb_lora *l = &a->loras[i];
+    jmb_lora_entry e;
+#define JMB_X(type, name, at) e.name = JMB_READ_##type(p + (at));
+    JMB_LORA_FIELDS(JMB_X)
+#undef JMB_X
+    if (e.role >= JMB_ROLE_COUNT || e.type > JMB_BF16 || e.rank == 0 || e.rank > JMB_MAX_RANK)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "matrix %u of the adapter has role %u, type %u and rank %u", i, e.role,
+            e.type, e.rank);
+    jmb_lora_shape(l, &e);
+    if (i > 0 && jmb_compare_loras(l - 1, l) >= 0)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "matrix %u of the adapter is out of order", i);
+    if (e.a != *end || e.b != jmb_add(e.a, l->a.bytes) || jmb_add(e.b, l->b.bytes) > a->size)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 32, "matrix %u of the adapter lies elsewhere than it must", i);
+    l->a.data = a->data + e.a;
+    l->b.data = a->data + e.b;
+    *end = e.b + l->b.bytes;
+    if (l->a.rows > a->rank && e.role != JMB_ROLE_EMBED) a->rank = l->a.rows;
+    if (l->a.cols > a->rank && e.role == JMB_ROLE_EMBED) a->rank = l->a.cols;
+    JMB_TRY(jmb_check_zero(a->data, at + 28, at + 32, error));
+    return jmb_check_zero(a->data, at + 48, at + JMB_ADAPTER_ENTRY, error);
+}
+
+static jamba_result jmb_parse_loras(jamba_adapter *a, jamba_error *error)
+{
+    uint64_t end = JMB_ADAPTER_BYTES + (uint64_t)a->header.entries * JMB_ADAPTER_ENTRY;
+    uint32_t i;
+    if (end > a->size)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 12, "the adapter is too short for its %u matrices", a->header.entries);
+    a->loras = (jmb_lora *)jmb_heap_take(&a->heap, a->header.entries, sizeof *a->loras);
+    if (!a->loras) return jmb_no_memory(error);
+    for (i = 0; i < a->header.entries; i++) JMB_TRY(jmb_parse_lora(a, i, &end, error));
+    if (end == a->size) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_FORMAT, end, "the adapter has %l bytes after its matrices", a->size - end);
+}
+
+/* What goes with one matrix of the program; NULL: nothing. */
+static const jmb_lora *jmb_find_lora(const jamba_adapter *a, const jmb_lora *key)
+{
+    uint32_t low = 0, high = a->header.entries;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        int order = jmb_compare_loras(&a->loras[middle], key);
+        if (order == 0) return &a->loras[middle];
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return NULL;
+}
+
+/* The part or expert `i` of an operation, as the directory names it. A tied head is a head. */
+static void jmb_lora_key(const jamba_adapter *a, const jmb_op *op, uint32_t i, jmb_lora *key, const jmb_tensor **w)
+{
+    *w = jmb_of_experts(op) ? op->w[0] + 2 * i : op->w[i];
+    memset(key, 0, sizeof *key);
+    key->block = op->block ? (uint32_t)(op->block - a->model->metadata.blocks) : (uint32_t)JMB_NONE;
+    key->role = op->kind == JMB_OP_LINEAR && !op->block ? (uint32_t)JMB_ROLE_HEAD : (*w)->role;
+    key->index = (*w)->index;
+}
+
+static jamba_result jmb_link_lora(jamba_adapter *a, const jmb_op *op, uint32_t i, uint32_t *linked, jamba_error *error)
+{
+    const jmb_lora *l;
+    const jmb_tensor *w;
+    jmb_lora key;
+    char name[64];
+    bool embed = op->kind == JMB_OP_EMBED;
+    jmb_lora_key(a, op, i, &key, &w);
+    l = jmb_find_lora(a, &key);
+    if (!l) return JAMBA_OK;
+    if (w->rows != (embed ? l->a.rows : l->b.rows) || w->cols != (embed ? l->b.rows : l->a.cols))
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "the adapter's matrix for %s has other dimensions",
+            jmb_tensor_name(w, name));
+    a->slots[op->slot + i] = l;
+    ++*linked;
+    return JAMBA_OK;
+}
+
+static uint32_t jmb_op_slots(const jmb_op *op)
+{
+    if (op->kind == JMB_OP_EMBED) return 1;
+    if (jmb_of_experts(op)) return op->block->experts;
+    return op->kind == JMB_OP_LINEAR ? op->parts : 0;
+}
+
+/* Finds the place of each matrix in the program. */
+static jamba_result jmb_link_adapter(jamba_adapter *a, jamba_error *error)
+{
+    const jmb_plan *plan = &a->model->plan;
+    uint32_t linked = 0, o, i;
+    a->slots = (const jmb_lora **)jmb_heap_take(&a->heap, plan->slots, sizeof *a->slots);
+    if (!a->slots) return jmb_no_memory(error);
+    for (o = 0; o < plan->count; o++)
+        for (i = 0; i < jmb_op_slots(&plan->ops[o]); i++) JMB_TRY(jmb_link_lora(a, &plan->ops[o], i, &linked, error));
+    if (linked == a->header.entries) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_FORMAT, JMB_ADAPTER_BYTES, "%u of the adapter's %u matrices are none of the model's",
+        a->header.entries - linked, a->header.entries);
+}
+
+static jamba_result jmb_check_adapter_hash(const jamba_adapter *a, jamba_error *error)
+{
+#if !defined(FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION)
+    uint64_t hash = jmb_hash64(jmb_hash64(JMB_HASH_SEED, a->data, 24), a->data + 32, (size_t)a->size - 32);
+    if (hash != a->header.hash)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 24, "the adapter is damaged (its hash differs): copy it again");
+#else
+    (void)a, (void)error;
+#endif
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_read_adapter(jamba_adapter *a, const jamba_io *io, jamba_error *error)
+{
+    uint8_t header[JMB_ADAPTER_BYTES], *data;
+    size_t first = io->size < sizeof header ? (size_t)io->size : sizeof header;
+    if (io->read(io->user, 0, header, first) != first)
+        return jmb_fail(error, JAMBA_ERR_IO, 0, "the adapter could not be read");
+    JMB_TRY(jmb_parse_adapter_header(&a->header, header, io->size, a->model, error)); /* before all is read */
+    data = (uint8_t *)jmb_heap_take_raw(&a->heap, io->size, 1);
+    if (!data) return jmb_no_memory(error);
+    if (io->read(io->user, 0, data, (size_t)io->size) != io->size)
+        return jmb_fail(error, JAMBA_ERR_IO, 0, "the adapter could not be read");
+    a->data = data;
+    a->size = io->size;
+    JMB_TRY(jmb_parse_adapter_header(&a->header, data, a->size, a->model, error));
+    JMB_TRY(jmb_check_adapter_hash(a, error));
+    JMB_TRY(jmb_parse_loras(a, error));
+    return jmb_link_adapter(a, error);
+}
+
+/* Bytes in memory as a reader. */
+static size_t jmb_memory_read(void *user, uint64_t offset, void *dst, size_t size)
+{
+    memcpy(dst, (const uint8_t *)user + (size_t)offset, size);
+    return size;
+}
+
+static jamba_result jmb_load_adapter(jamba_adapter *a, const jamba_source *source, jamba_error *error)
+{
+    jamba_io io = source->io;
+    jamba_result result;
+    jmb_file file;
+    const char *why;
+    JMB_TRY(jmb_check_source(source, error));
+    if (source->data) {
+        io.read = jmb_memory_read;
+        io.user = (void *)(uintptr_t)source->data;
+        io.size = source->size;
+    }
+    if (!source->path) return jmb_read_adapter(a, &io, error);
+    why = jmb_file_open(&file, source->path);
+    if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", source->path, why);
+    io.read = jmb_file_read;
+    io.user = &file;
+    io.size = file.size;
+    result = jmb_read_adapter(a, &io, error);
+    jmb_file_close(&file);
+    return result;
+}
+
+/* ===========================================================================================
  * >>session - one timeline's memory, and the forward pass
  * =========================================================================================== */
 
@@ -8435,6 +8728,8 @@ struct jamba_session {
     jmb_mark *marks;         /* (mark_room) by position */
     uint32_t mark_room, mark_count, mark_every;
     uint32_t fork_chunk, fork_marks;
+    jmb_adapters *adapters;  /* NULL: none */
+    size_t adapters_size;    /* of that allocation */
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
     jamba_memory memory;
@@ -8912,7 +9207,7 @@ static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, s
     for (i = 0; i < count && p->rows < most; i++) {
         uint32_t rows = sessions[i]->fed - sessions[i]->position;
         if (rows > most - p->rows) rows = most - p->rows;
-        if (sessions[i]->on_logits && rows > sessions[i]->chunk) rows = sessions[i]->chunk;
+        if ((sessions[i]->on_logits || sessions[i]->adapters) && rows > sessions[i]->chunk) rows = sessions[i]->chunk;
         if (rows) jmb_pass_join(p, sessions[i], rows);
     }
     lead->next_op = lead->next_task = 0;
@@ -9155,6 +9450,72 @@ static void jmb_settle(jamba_session *s)
     jmb_pass_work(lead, 0, 0);
 }
 
+/* ---- adapters ------------------------------------------------------------------------------ */
+
+static jamba_result jmb_check_given(
+    jamba_session *s, jamba_adapter *const *adapters, const float *scales, size_t count)
+{
+    size_t i;
+    if (count > JMB_MAX_ADAPTERS || (count && !adapters))
+        return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "%z adapters: 0 to %d, and not NULL", count,
+            (int)JMB_MAX_ADAPTERS);
+    for (i = 0; i < count; i++) {
+        if (!adapters[i]) return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "adapter %z is NULL", i);
+        if (adapters[i]->model != s->model)
+            return jmb_fail(&s->error, JAMBA_ERR_MISMATCH, 0, "adapter %z was loaded for another model", i);
+        if (scales && !jmb_finite(scales[i]))
+            return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "the scale of adapter %z is no finite number", i);
+    }
+    return JAMBA_OK;
+}
+
+/* Places what a session needs for adapters of the given ranks, or measures it. */
+static void jmb_adapters_layout(
+    jmb_adapters *a, uint32_t count, const uint32_t *at, const jamba_session *s, jmb_layout *layout)
+{
+    uint32_t top_k = s->model->plan.top_k;
+    jmb_place(layout, 1, sizeof *a);
+    a->count = count;
+    a->slots = top_k > JMB_MAX_PARTS ? top_k : (uint32_t)JMB_MAX_PARTS;
+    a->loras = (const jmb_lora **const *)jmb_place(layout, count, sizeof *a->loras);
+    a->scale = (const float *)jmb_place(layout, count, sizeof *a->scale);
+    a->at = (const uint32_t *)jmb_place(layout, (uint64_t)count + 1, sizeof *a->at);
+    a->low = (float *)jmb_place(layout, jmb_mul((uint64_t)s->chunk * a->slots, at[count]), sizeof(float));
+}
+
+static void jmb_drop_adapters(jamba_session *s)
+{
+    if (s->adapters) s->allocator.free(s->allocator.user, s->adapters, s->adapters_size);
+    s->adapters = NULL;
+    s->own.adapters = NULL;
+}
+
+/* Puts adapters, given by their slots, first floats and scales, in place of those there are; scale 0 is not among them. */
+static jamba_result jmb_set_adapters(jamba_session *s, const jmb_lora **const *loras, const float *scale,
+    const uint32_t *at, uint32_t count, jamba_error *error)
+{
+    jmb_layout layout = { NULL, 0 };
+    jmb_adapters measured, *a;
+    size_t size;
+    jmb_adapters_layout(&measured, count, at, s, &layout);
+    if (layout.size > SIZE_MAX / 2) return jmb_no_memory(error);
+    size = (size_t)layout.size;
+    layout.base = count ? (uint8_t *)s->allocator.alloc(s->allocator.user, size, JMB_ALIGN) : NULL;
+    if (count && !layout.base) return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "no memory for adapters (%z bytes)", size);
+    jmb_drop_adapters(s);
+    if (!count) return JAMBA_OK;
+    a = (jmb_adapters *)(void *)layout.base;
+    layout.size = 0;
+    jmb_adapters_layout(a, count, at, s, &layout);
+    memcpy((void *)(uintptr_t)a->loras, loras, count * sizeof *loras);
+    memcpy((void *)(uintptr_t)a->scale, scale, count * sizeof *scale);
+    memcpy((void *)(uintptr_t)a->at, at, (count + 1) * sizeof *at);
+    s->adapters = a;
+    s->own.adapters = a;
+    s->adapters_size = size;
+    return JAMBA_OK;
+}
+
 /* ---- fork ---------------------------------------------------------------------------------- */
 
 /* Fills everything but the places, and measures. */
@@ -9172,6 +9533,8 @@ static jamba_result jmb_fork_prepare(
     s->mark_room = source->fork_marks;
     s->mark_count = 0;
     memset(&s->error, 0, sizeof s->error);
+    s->adapters = NULL;
+    s->own.adapters = NULL;
     return jmb_session_measure(s, jmb_pages_of(s->context) - s->own.kept / JMB_PAGE, error);
 }
 
@@ -9615,6 +9978,51 @@ JAMBA_API const char *jamba_model_meta(const jamba_model *model, const char *key
     return model && key ? jmb_find_string(&model->metadata, key) : NULL;
 }
 
+JAMBA_API jamba_result jamba_adapter_load(
+    jamba_adapter **out, const jamba_model *model, jamba_source source, jamba_error *error)
+{
+    jmb_heap heap = { jmb_allocator_or_default(NULL), NULL, 0 };
+    jamba_adapter *adapter;
+    jamba_result result;
+    if (!out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the adapter: out is NULL");
+    *out = NULL;
+    if (!model) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "an adapter needs its model");
+    heap.allocator = model->heap.allocator;
+    adapter = (jamba_adapter *)jmb_heap_take(&heap, 1, sizeof *adapter);
+    if (!adapter) return jmb_no_memory(error);
+    adapter->heap = heap;
+    adapter->model = model;
+    result = jmb_load_adapter(adapter, &source, error);
+    if (result == JAMBA_OK) *out = adapter;
+    else jamba_adapter_free(adapter);
+    return result;
+}
+
+JAMBA_API void jamba_adapter_free(jamba_adapter *adapter)
+{
+    jmb_heap heap;
+    if (!adapter) return;
+    heap = adapter->heap; /* the adapter itself is one of its blocks */
+    jmb_heap_free(&heap);
+}
+
+JAMBA_API void jamba_adapter_describe(const jamba_adapter *adapter, jamba_adapter_info *out)
+{
+    uint32_t i;
+    if (!out) return;
+    memset(out, 0, sizeof *out);
+    if (!adapter) return;
+    out->matrices = (int32_t)adapter->header.entries;
+    out->rank = (int32_t)adapter->rank;
+    for (i = 0; i < adapter->header.entries; i++) {
+        const jmb_lora *l = &adapter->loras[i];
+        uint64_t pair = jmb_roles[l->role].paired ? 2 : 1;
+        out->parameters += (uint64_t)l->a.rows * l->a.cols + (uint64_t)l->b.rows * l->b.cols * pair;
+    }
+    out->memory = adapter->heap.total;
+    out->hash = adapter->header.hash;
+}
+
 JAMBA_API jamba_result jamba_session_estimate(
     const jamba_model *model, const jamba_session_params *params, jamba_memory *out)
 {
@@ -9662,6 +10070,15 @@ JAMBA_API jamba_result jamba_session_fork(
     if (!source) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a fork needs a session to begin from");
     JMB_TRY(jmb_fork_prepare(&prepared, source, tokens, error));
     JMB_TRY(jmb_session_make(out, &prepared, error));
+    if (source->adapters) {
+        const jmb_adapters *a = source->adapters;
+        jamba_result result = jmb_set_adapters(*out, a->loras, a->scale, a->at, a->count, error);
+        if (result != JAMBA_OK) {
+            jamba_session_free(*out);
+            *out = NULL;
+            return result;
+        }
+    }
     jmb_fork_copy(*out, source);
     return JAMBA_OK;
 }
@@ -9673,6 +10090,7 @@ JAMBA_API void jamba_session_free(jamba_session *session)
     jmb_settle(session);
     jmb_pages_release(session, 0);
     if (session->block) jmb_block_drop(session->block);
+    jmb_drop_adapters(session);
     allocator = session->allocator;
     allocator.free(allocator.user, session, session->size);
 }
@@ -9740,6 +10158,29 @@ JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t posi
     jmb_rewind(session, (uint32_t)position);
     if (replay) *replay = (int32_t)(session->fed - session->position);
     return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_session_set_adapters(
+    jamba_session *session, jamba_adapter *const *adapters, const float *scales, size_t count)
+{
+    const jmb_lora **loras[JMB_MAX_ADAPTERS];
+    float scale[JMB_MAX_ADAPTERS];
+    uint32_t at[JMB_MAX_ADAPTERS + 1] = { 0 }, used = 0;
+    size_t i;
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    JMB_TRY(jmb_check_given(session, adapters, scales, count));
+    jmb_settle(session);
+    if (session->holder)
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "in the middle of a token: step on before changing adapters");
+    for (i = 0; i < count; i++) {
+        if (scales && scales[i] == 0) continue;
+        loras[used] = adapters[i]->slots;
+        scale[used] = scales ? scales[i] : 1;
+        at[used + 1] = at[used] + (uint32_t)jmb_pad16(adapters[i]->rank);
+        used++;
+    }
+    return jmb_set_adapters(session, loras, scale, at, used, &session->error);
 }
 
 /* Whether `count` more tokens can be queued. */
