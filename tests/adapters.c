@@ -4,7 +4,7 @@
  * library is in the way; those of the peft library are the business of lora.c. */
 #include "support.h"
 
-enum { ENTRIES_MAX = 4096, PASSES = 3 };
+enum { ENTRIES_MAX = 4096 };
 
 /* An adapter file in memory. */
 typedef struct image {
@@ -261,6 +261,296 @@ static void check_merged(const char *name, const char *path, const jamba_model *
     free(file.bytes);
 }
 
+/* ---- the same bits, however it is run ----------------------------------------------------------------------- */
+
+enum { LENGTH = 20, CROWD = 4 };
+
+/* Two adapters of one model: everything in f16, and the mergeable in f32. */
+typedef struct pair {
+    image files[2];
+    jamba_adapter *adapters[2];
+} pair;
+
+static bool pair_open(pair *p, const jamba_model *model)
+{
+    static plan_entry entries[ENTRIES_MAX];
+    p->files[0] = make_adapter(model, entries, list_entries(model, entries, want_all), JMB_F16, 7);
+    p->files[1] = make_adapter(model, entries, list_entries(model, entries, want_mergeable), JMB_BF16, 8);
+    p->adapters[0] = load_adapter(model, &p->files[0]);
+    p->adapters[1] = load_adapter(model, &p->files[1]);
+    return p->adapters[0] && p->adapters[1];
+}
+
+static void pair_close(pair *p)
+{
+    int i;
+    for (i = 0; i < 2; i++) {
+        jamba_adapter_free(p->adapters[i]);
+        free(p->files[i].bytes);
+    }
+}
+
+static const float both_scales[2] = { 0.5f, -0.25f };
+
+static void check_ways(const char *path, const jamba_model *model, const pair *p, const int32_t *tokens)
+{
+    static const jamba_cpu cpus[] = { JAMBA_CPU_SCALAR, JAMBA_CPU_AVX2, JAMBA_CPU_NEON };
+    size_t all = LENGTH * (size_t)model_vocab(model) * sizeof(float), i;
+    float *want = adapted_logits(model, p->adapters, both_scales, 2, 0, tokens, LENGTH), *got;
+    static const int32_t chunks[] = { 1, 3, 64 };
+    for (i = 0; i < 3; i++) {
+        got = adapted_logits(model, p->adapters, both_scales, 2, chunks[i], tokens, LENGTH);
+        CHECK_THAT(memcmp(got, want, all) == 0, "chunk %d differs", (int)chunks[i]);
+        free(got);
+    }
+    for (i = 0; i < 3; i++) {
+        jamba_model *other = load_for_cpu(path, cpus[i]);
+        pair same;
+        if (!other) continue;
+        if (CHECK(pair_open(&same, other))) {
+            got = adapted_logits(other, same.adapters, both_scales, 2, 0, tokens, LENGTH);
+            CHECK_THAT(memcmp(got, want, all) == 0, "instruction set %d differs", (int)cpus[i]);
+            free(got);
+        }
+        pair_close(&same);
+        jamba_model_free(other);
+    }
+    free(want);
+}
+
+static void check_scale_zero(const jamba_model *model, const pair *p, const int32_t *tokens)
+{
+    static const float none[2] = { 0, 0 }, one[2] = { 0, 0.5f };
+    size_t all = LENGTH * (size_t)model_vocab(model) * sizeof(float);
+    float *plain = adapted_logits(model, NULL, NULL, 0, 0, tokens, LENGTH);
+    float *zero = adapted_logits(model, p->adapters, none, 2, 0, tokens, LENGTH);
+    float *second = adapted_logits(model, p->adapters, one, 2, 0, tokens, LENGTH);
+    float *alone = adapted_logits(model, p->adapters + 1, one + 1, 1, 0, tokens, LENGTH);
+    CHECK_THAT(memcmp(plain, zero, all) == 0, "scale 0 is not nothing");
+    CHECK_THAT(memcmp(second, alone, all) == 0, "scale 0 beside another is not nothing");
+    CHECK_THAT(memcmp(plain, alone, all) != 0, "the adapter changes nothing");
+    free(plain);
+    free(zero);
+    free(second);
+    free(alone);
+}
+
+/* Member `i` of the crowd: without adapters, with the first, the second, both. */
+static jamba_result adapt_member(jamba_session *session, const pair *p, int i)
+{
+    return jamba_session_set_adapters(session, p->adapters + (i == 2), both_scales + (i == 2), (size_t)(i == 3 ? 2 : i > 0));
+}
+
+static jamba_session *open_member(const jamba_model *model, const pair *p, int i, int32_t chunk)
+{
+    jamba_session_params params;
+    jamba_session *session = NULL;
+    memset(&params, 0, sizeof params);
+    params.context = 2 * LENGTH;
+    params.chunk = chunk;
+    params.threads = 1;
+    if (CHECK(jamba_session_create(&session, model, &params, NULL) == JAMBA_OK))
+        CHECK(adapt_member(session, p, i) == JAMBA_OK);
+    return session;
+}
+
+/* Sessions with different adapters in one batch, prompts in common passes, and forks that keep what they have. */
+static void check_batch(const jamba_model *model, const pair *p, const int32_t *tokens)
+{
+    jamba_session *crowd[CROWD], *fork;
+    size_t row = (size_t)model_vocab(model) * sizeof(float);
+    int i;
+    for (i = 0; i < CROWD; i++) {
+        crowd[i] = open_member(model, p, i, i == 0 ? 48 : 5); /* the first one lends room for all */
+        if (!CHECK(crowd[i] && jamba_feed(crowd[i], tokens, LENGTH - 1 - (size_t)i) == JAMBA_OK)) return;
+    }
+    CHECK(jamba_step_batch(crowd, CROWD, 0) == JAMBA_OK);
+    CHECK(jamba_eval_batch(crowd, tokens, CROWD) == JAMBA_OK);
+    for (i = 0; i < CROWD; i++) {
+        jamba_session *alone = open_member(model, p, i, 64);
+        CHECK(jamba_eval(alone, tokens, LENGTH - 1 - (size_t)i) == JAMBA_OK && jamba_eval(alone, tokens + i, 1) == JAMBA_OK);
+        CHECK_THAT(memcmp(jamba_logits(alone), jamba_logits(crowd[i]), row) == 0, "session %d of the batch differs", i);
+        CHECK(jamba_session_fork(&fork, crowd[i], 4, NULL) == JAMBA_OK);
+        CHECK(jamba_eval(alone, tokens, 3) == JAMBA_OK && jamba_eval(fork, tokens, 3) == JAMBA_OK);
+        CHECK_THAT(memcmp(jamba_logits(alone), jamba_logits(fork), row) == 0, "the fork of session %d differs", i);
+        jamba_session_free(fork);
+        jamba_session_free(alone);
+    }
+    for (i = 0; i < CROWD; i++) jamba_session_free(crowd[i]);
+}
+
+static void test_ways(const char *name, const char *type)
+{
+    char folder[PATH_ROOM], path[PATH_ROOM];
+    int32_t *tokens = golden_tokens(name, LENGTH);
+    jamba_model *model;
+    pair p;
+    snprintf(folder, sizeof folder, "tests/cases/%s", name);
+    if (convert(folder, name, type, path) && CHECK((model = load_for_cpu(path, JAMBA_CPU_BEST)) != NULL)) {
+        if (CHECK(pair_open(&p, model))) {
+            check_ways(path, model, &p, tokens);
+            check_scale_zero(model, &p, tokens);
+            check_batch(model, &p, tokens);
+        }
+        pair_close(&p);
+        jamba_model_free(model);
+    }
+    free(tokens);
+}
+
+/* ---- what is refused ------------------------------------------------------------------------------------------ */
+
+/* Whatever the file says, loading fails or what is loaded runs. */
+static bool loads(const jamba_model *model, const image *file, size_t size)
+{
+    jamba_adapter *adapter = NULL;
+    jamba_error error;
+    jamba_session *session;
+    int32_t token = 1;
+    memset(&error, 0, sizeof error);
+    if (jamba_adapter_load(&adapter, model, jamba_from_memory(file->bytes, size), &error) != JAMBA_OK) {
+        CHECK_THAT(adapter == NULL && error.code < 0 && error.message[0], "a failure without its error");
+        return false;
+    }
+    if (CHECK(jamba_session_create(&session, model, NULL, NULL) == JAMBA_OK)) {
+        CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_OK);
+        CHECK(jamba_eval(session, &token, 1) == JAMBA_OK);
+        jamba_session_free(session);
+    }
+    jamba_adapter_free(adapter);
+    return true;
+}
+
+static void check_damage(const jamba_model *model, image *file)
+{
+    size_t i, head = JMB_ADAPTER_BYTES + 2 * JMB_ADAPTER_ENTRY;
+    for (i = 0; i < file->size; i++) {
+        CHECK_THAT(!loads(model, file, i), "the first %zu bytes load", i);
+        file->bytes[i] ^= 0x10;
+        CHECK_THAT(!loads(model, file, file->size), "byte %zu changed and loads", i);
+        file->bytes[i] ^= 0x10;
+    }
+    for (i = 0; i < head; i++) { /* well hashed, and wrong */
+        static const uint8_t values[] = { 0, 1, 0x7f, 0xff };
+        uint8_t was = file->bytes[i];
+        size_t k;
+        for (k = 0; k < sizeof values; k++) {
+            file->bytes[i] = values[k];
+            seal(file);
+            if (values[k] != was && (i < 24 || i >= 32)) CHECK_THAT(!loads(model, file, file->size), "byte %zu is %u", i, values[k]);
+        }
+        file->bytes[i] = was;
+    }
+    seal(file);
+    CHECK(loads(model, file, file->size));
+}
+
+static size_t no_read(void *user, uint64_t offset, void *dst, size_t size)
+{
+    (void)user, (void)offset, (void)dst, (void)size;
+    return 0;
+}
+
+static void check_arguments(const jamba_model *model, const jamba_model *other, const image *file)
+{
+    jamba_adapter *adapter = load_adapter(model, file), *none = adapter, *list[2];
+    const float bad[1] = { NAN };
+    jamba_session *session;
+    jamba_adapter_info info;
+    jamba_io io = { no_read, NULL, 1000 };
+    jamba_error error;
+    CHECK(jamba_adapter_load(NULL, model, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_adapter_load(&none, NULL, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_ERR_ARGUMENT);
+    CHECK(none == NULL);
+    CHECK(jamba_adapter_load(&none, other, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_ERR_MISMATCH);
+    CHECK(jamba_adapter_load(&none, model, jamba_from_io(io), &error) == JAMBA_ERR_IO);
+    CHECK(jamba_adapter_load(&none, model, jamba_from_file("build/no such file"), &error) == JAMBA_ERR_IO);
+    CHECK(strstr(error.message, "no such file") != NULL);
+    jamba_adapter_describe(adapter, &info);
+    CHECK(info.matrices > 0 && info.rank > 0 && info.parameters > 0 && info.memory > file->size && info.hash != 0);
+    if (!CHECK(jamba_session_create(&session, other, NULL, NULL) == JAMBA_OK)) return;
+    list[0] = adapter;
+    list[1] = NULL;
+    CHECK(jamba_session_set_adapters(session, list, NULL, 1) == JAMBA_ERR_MISMATCH);
+    CHECK(jamba_session_set_adapters(session, list + 1, NULL, 1) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_session_set_adapters(session, NULL, NULL, 1) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_session_set_adapters(session, list, NULL, 1000) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_session_set_adapters(NULL, list, NULL, 1) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_session_set_adapters(session, NULL, NULL, 0) == JAMBA_OK);
+    jamba_session_free(session);
+    if (!CHECK(jamba_session_create(&session, model, NULL, NULL) == JAMBA_OK)) return;
+    CHECK(jamba_session_set_adapters(session, list, bad, 1) == JAMBA_ERR_ARGUMENT);
+    jamba_session_free(session);
+    jamba_adapter_free(adapter);
+}
+
+/* Every allocation fails in turn, of loading, setting and forking. */
+static void check_no_memory(const char *path, const image *file)
+{
+    counter c;
+    jamba_allocator allocator = counter_open(&c);
+    jamba_model_params params;
+    jamba_model *model;
+    jamba_adapter *adapter = NULL;
+    jamba_session *session = NULL, *fork = NULL;
+    int before, failing;
+    memset(&params, 0, sizeof params);
+    params.allocator = &allocator;
+    model = load_model(jamba_from_file(path), &params);
+    if (!CHECK(model != NULL)) return;
+    before = c.live;
+    for (failing = 1; adapter == NULL && failing < 20; failing++) {
+        jamba_result result;
+        c.fail_at = c.calls + failing;
+        result = jamba_adapter_load(&adapter, model, jamba_from_memory(file->bytes, file->size), NULL);
+        CHECK(result == JAMBA_OK || (result == JAMBA_ERR_MEMORY && adapter == NULL && c.live == before));
+    }
+    c.fail_at = 0;
+    CHECK(adapter != NULL && jamba_session_create(&session, model, NULL, NULL) == JAMBA_OK);
+    c.fail_at = c.calls + 1;
+    CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_ERR_MEMORY);
+    c.fail_at = 0;
+    CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_OK);
+    before = c.live;
+    for (failing = 1; fork == NULL && failing < 20; failing++) {
+        c.fail_at = c.calls + failing;
+        if (jamba_session_fork(&fork, session, 0, NULL) != JAMBA_OK) CHECK(fork == NULL && c.live == before);
+    }
+    c.fail_at = 0;
+    jamba_session_free(fork);
+    jamba_session_free(session);
+    jamba_adapter_free(adapter);
+    jamba_model_free(model);
+    CHECK(c.live == 0 && c.wrong == 0);
+}
+
+static bool want_few(const plan_entry *e, const jamba_model *model)
+{
+    (void)model;
+    return e->key.block == 0 && e->w->cols < 200 && (e->key.role == JMB_ROLE_DT || e->key.role == JMB_ROLE_DT_LOW);
+}
+
+static void test_refusals(void)
+{
+    static plan_entry entries[ENTRIES_MAX];
+    char path[PATH_ROOM], other_path[PATH_ROOM];
+    jamba_model *model, *other;
+    image file;
+    if (!convert("tests/cases/jamba-moe", "jamba-moe", "f32", path)) return;
+    if (!convert("tests/cases/jamba-moe", "jamba-moe-q8", "q8", other_path)) return;
+    model = load_for_cpu(path, JAMBA_CPU_BEST);
+    other = load_for_cpu(other_path, JAMBA_CPU_BEST);
+    if (CHECK(model && other)) {
+        file = make_adapter(model, entries, list_entries(model, entries, want_few), JMB_F16, 1);
+        check_damage(model, &file);
+        check_arguments(model, other, &file);
+        check_no_memory(path, &file);
+        free(file.bytes);
+    }
+    jamba_model_free(model);
+    jamba_model_free(other);
+}
+
 int main(int argc, char **argv)
 {
     char folder[PATH_ROOM], path[PATH_ROOM];
@@ -275,6 +565,17 @@ int main(int argc, char **argv)
             check_merged(name, path, model);
             jamba_model_free(model);
         }
+        test_end();
+    }
+    for (i = 0; i < 6; i++) {
+        static const char *const names[] = { "jamba-moe", "mixtral", "zamba", "zamba2-abc", "mamba", "llama" };
+        static const char *const types[] = { "q8", "f32", "f32", "q8", "q4", "f16" };
+        if (!test_begin("%s %s, every way to run it", names[i], types[i])) continue;
+        test_ways(names[i], types[i]);
+        test_end();
+    }
+    if (test_begin("refusals")) {
+        test_refusals();
         test_end();
     }
     return test_summary();
