@@ -26,7 +26,7 @@
  *
  * CONTENTS (search for the tag)
  *     >>api >>config >>base >>platform >>hash >>format >>tokenizer >>chat >>plan >>lanes >>kernels
- *     >>dispatch >>layers >>model >>session >>state >>sampler >>talk >>public
+ *     >>dispatch >>layers >>model >>adapter >>session >>state >>sampler >>talk >>public
  *
  * jamba.h DOES NOT
  *     - print, exit, abort, read the environment, or keep a global;
@@ -214,6 +214,7 @@ JAMBA_API jamba_source jamba_from_io(jamba_io io);
 /* ---- model: immutable after load, shared by any number of threads ------ */
 
 typedef struct jamba_model jamba_model;
+typedef struct jamba_adapter jamba_adapter;
 typedef struct jamba_session jamba_session;
 
 typedef struct jamba_memory { /* bytes */
@@ -271,6 +272,22 @@ JAMBA_API void jamba_model_describe(const jamba_model *model, jamba_model_info *
 /* String carried in the file under `key`, such as "architecture"; NULL when absent. Lives as long as the model. */
 JAMBA_API const char *jamba_model_meta(const jamba_model *model, const char *key);
 
+/* ---- LoRA adapters: immutable after load, shared as models are ----------- */
+
+typedef struct jamba_adapter_info {
+    int32_t matrices, rank; /* matrices adapted, and the highest rank */
+    uint64_t parameters;
+    size_t memory;          /* bytes of heap */
+    uint64_t hash;          /* of the file: names this adapter */
+} jamba_adapter_info;
+
+/* Loads an adapter that tools/convert has made for this model, into the heap. JAMBA_ERR_MISMATCH: made for another. */
+JAMBA_API jamba_result jamba_adapter_load(
+    jamba_adapter **out, const jamba_model *model, jamba_source source, jamba_error *error);
+/* NULL is allowed. No session may use it any more; goes before its model. */
+JAMBA_API void jamba_adapter_free(jamba_adapter *adapter);
+JAMBA_API void jamba_adapter_describe(const jamba_adapter *adapter, jamba_adapter_info *out);
+
 /* ---- session: one timeline; one thread at a time ------------------------ */
 
 /* q8: 8 bits and a scale for each head of each key and value. */
@@ -326,6 +343,13 @@ JAMBA_API void jamba_session_free(jamba_session *session);
 /* Back to position 0, with an empty queue. */
 JAMBA_API void jamba_session_reset(jamba_session *session);
 JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_session_info *out);
+/* Adapts the model, for this session, from the next token on: y = W x + sum of scale * B A x (Hu et al. 2021). What is
+ * evaluated stays as it is; tokens that a rewind runs again are run with the adapters of now. Costs time by their ranks,
+ * and one allocation of `chunk` rows of them. scales NULL: 1 for each; what has scale 0 is left out. count 0: none.
+ * Forks keep them, restoring a state does not. JAMBA_ERR_MISMATCH for an adapter of another model, JAMBA_ERR_ARGUMENT in
+ * the middle of a token; nothing has changed then. */
+JAMBA_API jamba_result jamba_session_set_adapters(
+    jamba_session *session, jamba_adapter *const *adapters, const float *scales, size_t count);
 /* Of the last failed call on this session. */
 JAMBA_API const jamba_error *jamba_session_error(const jamba_session *session);
 /* Tokens evaluated or queued so far, *count of them; valid until the session is freed. -1 for the first ones
@@ -4491,6 +4515,8 @@ typedef struct jmb_view {
 
 typedef enum jmb_op_kind {
     JMB_OP_EMBED,    /* out[0] = embedding rows of the tokens; out[1] too, if it has a width */
+    JMB_OP_ADAPT_EMBED, /* both += those of LoRA adapters */
+    JMB_OP_ADAPT,    /* A in of LoRA adapters, for the linear that follows */
     JMB_OP_BESIDE,   /* out[0] = in beside out[1] */
     JMB_OP_SUM,      /* out[0] = in + out[1] */
     JMB_OP_NORM,     /* out[0] = w[0] in / rms(in) */
@@ -4539,6 +4565,7 @@ typedef struct jmb_op {
     const jmb_tensor *low_w[JMB_MAX_PARTS]; /* adapters: B, or NULL */
     jmb_tile tiles[2][JMB_MAX_PARTS];       /* linear, experts: without and with a time budget */
     float eps;
+    uint32_t slot; /* linear, experts, embedding: of the first matrix among all that adapters can go with */
     uint64_t conv_at, state_at; /* floats into the session's recurrent state; keep: all of them */
     uint64_t kv_at, scale_at;   /* of the layers before, in one page: elements, and scales of q8 */
 } jmb_op;
@@ -4575,6 +4602,21 @@ typedef struct jmb_mark {
     float *state, *logits;
 } jmb_mark;
 
+/* One matrix of a LoRA adapter (Hu et al. 2021): y += B (scale A x). Of the embedding, A has a row a token. */
+typedef struct jmb_lora {
+    uint32_t block, role, index; /* what it goes with; block JMB_NONE: embedding or head */
+    jmb_tensor a, b;             /* (rank, cols) and (rows, rank) */
+} jmb_lora;
+
+/* What one session adapts, and scale A x of its rows. */
+typedef struct jmb_adapters {
+    uint32_t count, slots; /* slots: matrices that a row can meet in one operation */
+    const jmb_lora **const *loras; /* (count) matrices by slot of the plan, NULL where it has none */
+    const float *scale;            /* (count) */
+    const uint32_t *at;            /* (count + 1) floats of A x in front of those of each */
+    float *low;                    /* (rows, slots, at[count]) */
+} jmb_adapters;
+
 /* Consecutive rows of a pass that belong to one session: their place in time, and its memory. */
 typedef struct jmb_span {
     struct jamba_session *session;
@@ -4582,6 +4624,7 @@ typedef struct jmb_span {
     uint32_t position;    /* of the first row */
     const int32_t *tokens; /* (rows) */
     float *state;
+    const jmb_adapters *adapters; /* NULL: none */
     const float *logits; /* of the last row, where they are wanted */
     jmb_mark *mark;      /* filled at the end of the pass; NULL: none */
     uint8_t **pages; /* KV, each of all layers */
@@ -4892,6 +4935,65 @@ static uint32_t jmb_embed_pieces(const jmb_op *op)
     return (op->out[0].width + JMB_EMBED - 1) / JMB_EMBED;
 }
 
+/* ---- adapters ------------------------------------------------------------------------------ */
+
+/* A row that an operation computes, as its session's adapters see it. */
+typedef struct jmb_adapted {
+    const jmb_adapters *adapters; /* NULL: none */
+    uint32_t row, slot;           /* in their `low` */
+} jmb_adapted;
+
+static uint32_t jmb_choice_of(const jmb_pass *p, const jmb_op *op, uint32_t row, uint32_t expert)
+{
+    const int32_t *chosen = p->routing.expert + (size_t)row * op->block->top_k;
+    uint32_t k = 0;
+    while ((uint32_t)chosen[k] != expert) k++;
+    return k;
+}
+
+/* Of output row `at` of a linear: a token's, a wanted one's, or an assignment to `expert`. */
+static jmb_adapted jmb_adapted_of(const jmb_pass *p, const jmb_op *op, uint32_t part, uint32_t expert, size_t at)
+{
+    uint32_t row = jmb_of_experts(op) ? (uint32_t)p->routing.row[at]
+        : op->flags & JMB_OP_LAST ? p->wanted_row[at] : (uint32_t)at;
+    const jmb_span *span = jmb_span_of(p, row);
+    jmb_adapted a;
+    a.adapters = span->adapters;
+    a.row = row - span->first;
+    a.slot = a.adapters && jmb_of_experts(op) ? jmb_choice_of(p, op, row, expert) : part;
+    return a;
+}
+
+/* Where A x of one adapter begins. */
+static float *jmb_low_of(const jmb_adapted *a, uint32_t adapter)
+{
+    const jmb_adapters *all = a->adapters;
+    return all->low + ((size_t)a->row * all->slots + a->slot) * all->at[all->count] + all->at[adapter];
+}
+
+/* Panels of A in a pass: of the session that has most. */
+static uint32_t jmb_adapt_panels(const jmb_pass *p)
+{
+    uint32_t most = 0, i;
+    for (i = 0; i < p->span_count; i++) {
+        const jmb_adapters *a = p->spans[i].adapters;
+        if (a && a->at[a->count] / 16 > most) most = a->at[a->count] / 16;
+    }
+    return most;
+}
+
+/* Matrices that a row meets in the linear `op`. */
+static uint32_t jmb_adapt_slots(const jmb_op *op)
+{
+    return jmb_of_experts(op) ? op->block->top_k : op->parts;
+}
+
+static uint32_t jmb_adapt_tasks(const jmb_op *linear, const jmb_pass *p)
+{
+    uint32_t rows = linear->flags & JMB_OP_LAST ? p->wanted : p->rows;
+    return rows * jmb_adapt_slots(linear) * jmb_adapt_panels(p);
+}
+
 /* Pieces of a mark. */
 static uint32_t jmb_keep_pieces(const jmb_op *op)
 {
@@ -4921,6 +5023,7 @@ static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
     case JMB_OP_MERGE: return p->rows * op->block->heads;
     case JMB_OP_GROUP: return 1;
     case JMB_OP_KEEP: return jmb_keep_tasks(op, p);
+    case JMB_OP_ADAPT: return jmb_adapt_tasks(op + 1, p);
     default: return jmb_op_rows(op, p);
     }
 }
@@ -4952,6 +5055,8 @@ static uint64_t jmb_op_work(const jmb_op *op, const jmb_pass *p)
     switch (op->kind) {
     case JMB_OP_EMBED:
         return (uint64_t)(op->out[0].width < JMB_EMBED ? op->out[0].width : JMB_EMBED) * JMB_WORK_EMBED;
+    case JMB_OP_ADAPT_EMBED: return (uint64_t)op->out[0].width * JMB_WORK_ROW;
+    case JMB_OP_ADAPT: return (uint64_t)op->in.width * 16 * sizeof(float);
     case JMB_OP_NORM: case JMB_OP_SUM: return (uint64_t)op->in.width * JMB_WORK_ROW;
     case JMB_OP_BESIDE: return (uint64_t)(op->in.width + op->out[1].width) * JMB_WORK_ROW;
     case JMB_OP_QUANTISE:
@@ -6660,6 +6765,9 @@ typedef struct JMB_K(jmb_linear_part) {
     const jmb_tensor *w, *bias, *low_w; /* bias and low_w may be NULL */
     jmb_rows_in in, low;
     uint32_t act; /* of paired matrices */
+    const jmb_pass *adapted; /* the pass where some session has adapters, else NULL */
+    const jmb_op *op;
+    uint32_t part, expert;
 } JMB_K(jmb_linear_part);
 #define jmb_part_in JMB_K(jmb_linear_part)
 
@@ -6675,12 +6783,45 @@ JMB_FN jmb_part_in JMB_K(jmb_part_at)(const jmb_pass *p, const jmb_op *op, size_
     l.low.stride = op->low[part].stride;
     l.low.blocks = 0;
     l.act = op->block ? op->block->act : 0;
+    l.adapted = jmb_adapt_panels(p) ? p : NULL;
+    l.op = op;
+    l.part = (uint32_t)part;
+    l.expert = 0;
     return l;
 }
 
-/* y = W x + B low + bias for `count` panels and n rows, laid out as jmb_panels_times does. */
+/* y[i] += B (scale A x) of one row, for `count` panels. */
+JMB_KERNEL void JMB_K(jmb_add_lora)(const jmb_lora *lora, const float *low, size_t first, int count, v16 *y)
+{
+    v16 add[JMB_STREAMS * JMB_TILE_ROWS];
+    const size_t row = 0;
+    jmb_rows_in in;
+    int i;
+    in.x = low;
+    in.codes = NULL;
+    in.stride = in.blocks = 0;
+    JMB_K(jmb_panels_times)(&lora->b, first, count, &in, &row, 1, add);
+    for (i = 0; i < count; i++) y[i * JMB_TILE_ROWS] = v_add(y[i * JMB_TILE_ROWS], add[i * JMB_TILE_ROWS]);
+}
+
+/* The same for the n output rows from `at` on and all adapters of their sessions. */
+JMB_KERNEL void JMB_K(jmb_add_loras)(const jmb_part_in *l, size_t first, int count, size_t at, int n, v16 *y)
+{
+    uint32_t slot = l->op->slot + (jmb_of_experts(l->op) ? l->expert : l->part), i;
+    int t;
+    for (t = 0; t < n; t++) {
+        jmb_adapted a = jmb_adapted_of(l->adapted, l->op, l->part, l->expert, at + (size_t)t);
+        for (i = 0; a.adapters && i < a.adapters->count; i++) {
+            const jmb_lora *lora = a.adapters->loras[i][slot];
+            if (lora) JMB_K(jmb_add_lora)(lora, jmb_low_of(&a, i), first, count, y + t);
+        }
+    }
+}
+
+/* y = W x + B low + adapters + bias for `count` panels and n rows, laid out as jmb_panels_times does. `at`: the first
+ * row of the output, as `rows` are of the input. */
 JMB_KERNEL void JMB_K(jmb_panel_outputs)(
-    const jmb_part_in *l, size_t first, int count, const size_t *rows, int n, v16 *y)
+    const jmb_part_in *l, size_t first, int count, const size_t *rows, size_t at, int n, v16 *y)
 {
     v16 low[JMB_STREAMS * JMB_TILE_ROWS];
     const float *bias = l->bias ? (const float *)(const void *)l->bias->data + first * 16 : NULL;
@@ -6691,21 +6832,23 @@ JMB_KERNEL void JMB_K(jmb_panel_outputs)(
         for (i = 0; i < count; i++)
             for (t = i * JMB_TILE_ROWS; t < i * JMB_TILE_ROWS + n; t++) y[t] = v_add(y[t], low[t]);
     }
+    if (l->adapted) JMB_K(jmb_add_loras)(l, first, count, at, n, y);
     for (i = 0; bias && i < count; i++)
         for (t = i * JMB_TILE_ROWS; t < i * JMB_TILE_ROWS + n; t++) y[t] = v_add(y[t], v_load(bias + i * 16));
 }
 
 /* Outputs i, i + 1, ... of 16 lanes, `count` of them, for n rows: panels, or act(gate) * up of pairs. Laid out as
  * jmb_panels_times does. */
-JMB_KERNEL void JMB_K(jmb_outputs)(const jmb_part_in *l, size_t i, int count, const size_t *rows, int n, v16 *y)
+JMB_KERNEL void JMB_K(jmb_outputs)(
+    const jmb_part_in *l, size_t i, int count, const size_t *rows, size_t at, int n, v16 *y)
 {
     v16 both[JMB_STREAMS * JMB_TILE_ROWS];
     int c, t;
     if (!jmb_roles[l->w->role].paired) {
-        JMB_K(jmb_panel_outputs)(l, i, count, rows, n, y);
+        JMB_K(jmb_panel_outputs)(l, i, count, rows, at, n, y);
         return;
     }
-    JMB_K(jmb_panel_outputs)(l, 2 * i, 2 * count, rows, n, both);
+    JMB_K(jmb_panel_outputs)(l, 2 * i, 2 * count, rows, at, n, both);
     for (c = 0; c < count; c++) {
         const v16 *gate = both + 2 * c * JMB_TILE_ROWS, *up = gate + JMB_TILE_ROWS;
         for (t = 0; t < n; t++) y[c * JMB_TILE_ROWS + t] = v_mul(JMB_K(jmb_activation)(gate[t], l->act), up[t]);
@@ -6739,17 +6882,86 @@ JMB_KERNEL void JMB_K(jmb_run_linear)(const jmb_pass *p, const jmb_op *op, uint3
     jmb_part_in l = JMB_K(jmb_part_at)(p, op, portion.part);
     int step = JMB_K(jmb_outputs_step)(l.w), n, count, c, t;
     l.w += 2 * portion.expert; /* gate_up and down alternate in the directory */
+    l.expert = portion.expert;
     for (i = portion.first; i < portion.stop; i += (size_t)step) {
         count = portion.stop - i < (size_t)step ? (int)(portion.stop - i) : step;
         for (row = portion.row; row < portion.stop_row; row += JMB_TILE_ROWS) {
             n = portion.stop_row - row < JMB_TILE_ROWS ? (int)(portion.stop_row - row) : JMB_TILE_ROWS;
             for (t = 0; t < n; t++) rows[t] = of ? (size_t)of[row + (size_t)t] : row + (size_t)t;
-            JMB_K(jmb_outputs)(&l, i, count, rows, n, y);
+            JMB_K(jmb_outputs)(&l, i, count, rows, row, n, y);
             for (c = 0; c < count; c++)
                 for (t = 0; t < n; t++)
                     JMB_K(jmb_put)(p, op, portion.part, row + (size_t)t, i + (size_t)c, y[c * JMB_TILE_ROWS + t]);
         }
     }
+}
+
+/* ---- adapters ------------------------------------------------------------------------------- */
+
+/* The x that an adapter of the linear sees, of one row and slot, and what it goes with. */
+JMB_FN const float *JMB_K(jmb_adapt_input)(
+    const jmb_pass *p, const jmb_op *linear, uint32_t row, uint32_t slot, uint32_t *matrix)
+{
+    size_t choice = (size_t)row * jmb_adapt_slots(linear) + slot;
+    *matrix = linear->slot + slot;
+    if (!jmb_of_experts(linear)) return jmb_row(p, &linear->in, row);
+    *matrix = linear->slot + (uint32_t)p->routing.expert[choice];
+    return jmb_row(p, &linear->in, linear->kind == JMB_OP_EXPERT_UP ? row : (size_t)p->routing.place[choice]);
+}
+
+/* scale A x: sixteen numbers of one row and slot. */
+JMB_KERNEL void JMB_K(jmb_run_adapt)(const jmb_pass *p, const jmb_op *op, uint32_t task)
+{
+    const jmb_op *linear = op + 1;
+    uint32_t panels = jmb_adapt_panels(p), slots = jmb_adapt_slots(linear), panel = task % panels, i = 0, matrix;
+    uint32_t row = task / panels / slots, token = linear->flags & JMB_OP_LAST ? p->wanted_row[row] : row;
+    const jmb_span *span = jmb_span_of(p, token);
+    const jmb_adapters *all = span->adapters;
+    const size_t first = 0;
+    const jmb_lora *lora;
+    jmb_adapted a;
+    jmb_rows_in in;
+    v16 low[JMB_TILE_ROWS * JMB_STREAMS];
+    if (!all || panel * 16 >= all->at[all->count]) return;
+    a.adapters = all;
+    a.row = token - span->first;
+    a.slot = task / panels % slots;
+    while (panel * 16 >= all->at[i + 1]) i++;
+    panel -= all->at[i] / 16;
+    in.x = JMB_K(jmb_adapt_input)(p, linear, row, a.slot, &matrix);
+    in.codes = NULL;
+    in.stride = in.blocks = 0;
+    lora = all->loras[i][matrix];
+    if (!lora || panel * 16 >= lora->a.rows) return;
+    JMB_K(jmb_panels_times)(&lora->a, panel, 1, &in, &first, 1, low);
+    v_store(jmb_low_of(&a, i) + panel * 16, v_mul(low[0], v_set1(all->scale[i])));
+}
+
+/* The embedding's row of A is its token's. */
+JMB_KERNEL void JMB_K(jmb_run_adapt_embed)(const jmb_pass *p, const jmb_op *op, uint32_t row)
+{
+    const jmb_span *span = jmb_span_of(p, row);
+    const jmb_adapters *all = span->adapters;
+    uint32_t local = row - span->first, i, k, panel;
+    jmb_adapted a;
+    a.adapters = all;
+    a.row = local;
+    a.slot = 0;
+    for (i = 0; all && i < all->count; i++) {
+        const jmb_lora *lora = all->loras[i][op->slot];
+        float *low = lora ? jmb_low_of(&a, i) : NULL;
+        for (k = 0; lora && k < (uint32_t)jmb_pad16(lora->a.cols); k++)
+            low[k] = k < lora->a.cols ? jmb_weight(&lora->a, (size_t)span->tokens[local], k) * all->scale[i] : 0;
+        for (panel = 0; lora && panel * 16 < op->out[0].width; panel++) {
+            float *x = jmb_row(p, &op->out[0], row) + panel * 16;
+            v16 y[JMB_TILE_ROWS];
+            y[0] = v_load(x);
+            JMB_K(jmb_add_lora)(lora, low, panel, 1, y);
+            v_store(x, y[0]);
+        }
+    }
+    if (all && op->out[1].width)
+        memcpy(jmb_row(p, &op->out[1], row), jmb_row(p, &op->out[0], row), op->out[0].width * sizeof(float));
 }
 
 /* ---- mixture of experts --------------------------------------------------------------------- */
@@ -7421,7 +7633,7 @@ JMB_KERNEL void JMB_K(jmb_run_merge)(const jmb_pass *p, const jmb_op *op, uint32
 }
 
 static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
-    { jmb_run_embed, jmb_run_beside, JMB_K(jmb_run_sum), JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
+    { jmb_run_embed, JMB_K(jmb_run_adapt_embed), JMB_K(jmb_run_adapt), jmb_run_beside, JMB_K(jmb_run_sum), JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
         JMB_K(jmb_run_linear), JMB_K(jmb_run_conv), JMB_K(jmb_run_scan), JMB_K(jmb_run_scan2), JMB_K(jmb_run_gate),
         JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_merge), JMB_K(jmb_run_route), jmb_run_group,
         JMB_K(jmb_run_linear), JMB_K(jmb_run_linear), JMB_K(jmb_run_combine), jmb_run_keep },
@@ -7651,6 +7863,7 @@ typedef struct jmb_plan {
     uint64_t page_scales;    /* the same for the scales of q8 */
     uint64_t partial_floats; /* attention: partial results of one row */
     uint64_t kv_floats;      /* K and V numbers a token */
+    uint32_t slots;      /* matrices that adapters can go with */
     uint32_t attention_blocks, recurrent_blocks;
 } jmb_plan;
 
@@ -7782,6 +7995,17 @@ static void jmb_add_part(jmb_builder *b, jmb_op *op, const jmb_part *part)
     op->tiles[1][i] = jmb_sliced_tile(op->w[i], op->low_w[i]);
 }
 
+/* A linear of any kind, and in front of it what adapters make of its input. */
+static jmb_op *jmb_emit_adaptable(jmb_builder *b, jmb_op_kind kind, jmb_view in)
+{
+    jmb_op *op = jmb_emit(b, JMB_OP_ADAPT);
+    op->in = in;
+    op = jmb_emit(b, kind);
+    op->in = in;
+    op->slot = b->plan->slots;
+    return op;
+}
+
 /* out_i = W_i in + bias_i. Parts stored as q8 or q4 read the quantised input, which is made here. */
 static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, uint32_t count, uint32_t flags)
 {
@@ -7792,11 +8016,11 @@ static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, 
             if ((jmb_part_tensor(b, parts[i].role, parts[i].index)->type >= JMB_Q8) != (coded == 1)) continue;
             if (!op) {
                 if (coded) jmb_emit_quantise(b, in, flags & (uint32_t)JMB_OP_LAST);
-                op = jmb_emit(b, JMB_OP_LINEAR);
-                op->in = in;
+                op = jmb_emit_adaptable(b, JMB_OP_LINEAR, in);
                 op->flags = flags | (coded ? (uint32_t)JMB_OP_CODES : 0u);
             }
             jmb_add_part(b, op, &parts[i]);
+            b->plan->slots++;
         }
     }
 }
@@ -8016,8 +8240,8 @@ static void jmb_emit_experts(jmb_builder *b, jmb_op_kind kind, uint32_t role, jm
     uint32_t assigned = kind == JMB_OP_EXPERT_DOWN ? (uint32_t)JMB_OP_ASSIGNED : 0u;
     jmb_op *op;
     if (coded) jmb_emit_quantise(b, in, assigned);
-    op = jmb_emit(b, kind);
-    op->in = in;
+    op = jmb_emit_adaptable(b, kind, in);
+    b->plan->slots += b->block->experts;
     op->out[0] = out;
     op->w[0] = w;
     op->parts = 1;
@@ -8113,7 +8337,7 @@ static bool jmb_any_block(const jmb_metadata *model, bool (*uses)(const jmb_bloc
 static bool jmb_runs_by_row(const jmb_op *op)
 {
     switch (op->kind) {
-    case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
+    case JMB_OP_ADAPT_EMBED: case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
     case JMB_OP_ROUTE: return true;
     default: return false;
     }
@@ -8195,6 +8419,10 @@ static void jmb_build_plan(jmb_plan *plan, const jmb_metadata *model)
     op->out[0] = b.x;
     op->out[1] = b.e;
     op->w[0] = jmb_tensor_of(&b, JMB_ROLE_EMBED);
+    op->slot = plan->slots++;
+    op = jmb_emit(&b, JMB_OP_ADAPT_EMBED);
+    op->out[0] = b.x;
+    op->out[1] = b.e;
     for (i = 0; i < model->header.blocks; i++) jmb_build_block(&b, &model->blocks[i]);
     jmb_build_head(&b);
     jmb_build_keep(&b);
@@ -8374,6 +8602,269 @@ static jamba_result jmb_load(
 }
 
 /* ===========================================================================================
+ * >>adapter - LoRA: low-rank matrices beside those of a model
+ *
+ * A file for one model: header, a directory sorted by block, role and index, then A and B of each
+ * entry, in panels as the model's. What the directory says is compared with the model's program.
+ * =========================================================================================== */
+
+enum {
+    JMB_ADAPTER_VERSION = 1, JMB_ADAPTER_BYTES = 128, /* of the header */
+    JMB_ADAPTER_ENTRY = 64, JMB_MAX_RANK = 1024, JMB_MAX_ADAPTERS = 64 /* of one session */
+};
+
+static const uint8_t jmb_adapter_magic[8] = { 0x89, 'J', 'M', 'L', '\r', '\n', 0x1a, '\n' };
+
+/* type, name, byte offset. Bytes not listed are zero, but 32..63 of the header: the identity of the model. */
+#define JMB_ADAPTER_FIELDS(X)                    \
+    X(u32, version, 8) X(u32, entries, 12)       \
+    X(u64, size, 16)   /* of all */              \
+    X(u64, hash, 24)   /* of all but itself */
+
+#define JMB_LORA_FIELDS(X)                                          \
+    X(u32, block, 0) X(u32, role, 4) X(u32, index, 8) X(u32, rank, 12) \
+    X(u32, type, 16) X(u32, rows, 20) X(u32, cols, 24)              \
+    X(u64, a, 32) X(u64, b, 40)    /* where they lie */
+
+typedef struct jmb_adapter_header {
+#define JMB_X(type, name, at) jmb_##type name;
+    JMB_ADAPTER_FIELDS(JMB_X)
+#undef JMB_X
+} jmb_adapter_header;
+
+typedef struct jmb_lora_entry {
+#define JMB_X(type, name, at) jmb_##type name;
+    JMB_LORA_FIELDS(JMB_X)
+#undef JMB_X
+} jmb_lora_entry;
+
+struct jamba_adapter {
+    jmb_heap heap;
+    const jamba_model *model;
+    const uint8_t *data; /* the whole file */
+    uint64_t size;
+    jmb_adapter_header header;
+    jmb_lora *loras;        /* (header.entries) */
+    const jmb_lora **slots; /* (plan.slots) NULL where there is none */
+    uint32_t rank;          /* the highest */
+};
+
+/* A and B of a base matrix that has `rows` and `cols`. */
+static void jmb_lora_shape(jmb_lora *l, const jmb_lora_entry *e)
+{
+    bool embed = e->role == JMB_ROLE_EMBED;
+    memset(l, 0, sizeof *l);
+    l->block = e->block;
+    l->role = e->role;
+    l->index = e->index;
+    l->a.role = JMB_ROLE_DOWN; /* not paired */
+    l->b.role = e->role;
+    l->a.type = l->b.type = e->type;
+    l->a.rows = embed ? e->rows : e->rank;
+    l->a.cols = embed ? e->rank : e->cols;
+    l->b.rows = embed ? e->cols : e->rows;
+    l->b.cols = e->rank;
+    l->a.bytes = jmb_tensor_bytes(&l->a);
+    l->b.bytes = jmb_tensor_bytes(&l->b);
+}
+
+static int jmb_compare_loras(const jmb_lora *x, const jmb_lora *y)
+{
+    if (x->block != y->block) return x->block < y->block ? -1 : 1;
+    if (x->role != y->role) return x->role < y->role ? -1 : 1;
+    return x->index < y->index ? -1 : x->index > y->index;
+}
+
+static jamba_result jmb_parse_adapter_header(
+    jmb_adapter_header *h, const uint8_t *p, uint64_t size, const jamba_model *model, jamba_error *error)
+{
+    if (size >= 8 && memcmp(p, jmb_adapter_magic, 8) != 0)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "not an adapter for jamba.h: convert one with --base");
+    if (size < JMB_ADAPTER_BYTES)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, size, "too short for an adapter (%l bytes)", size);
+#define JMB_X(type, name, at) h->name = JMB_READ_##type(p + (at));
+    JMB_ADAPTER_FIELDS(JMB_X)
+#undef JMB_X
+    if (h->version != JMB_ADAPTER_VERSION)
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8,
+            "the adapter has format %u, this jamba.h reads format %u: convert it again", h->version,
+            (unsigned)JMB_ADAPTER_VERSION);
+    if (h->size != size)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the adapter has %l bytes and should have %l: copy it again", size,
+            h->size);
+    if (memcmp(p + 32, model->metadata.header.identity, 32) != 0)
+        return jmb_fail(error, JAMBA_ERR_MISMATCH, 32, "the adapter was made for another model: convert it for this one");
+    if (h->entries == 0 || h->entries > model->plan.slots)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 12, "the adapter has %u matrices, the model %u", h->entries,
+            model->plan.slots);
+    return jmb_check_zero(p, 64, JMB_ADAPTER_BYTES, error);
+}
+
+/* One matrix of the directory, whose data begins at *end, which it moves behind them. */
+static jamba_result jmb_parse_lora(jamba_adapter *a, uint32_t i, uint64_t *end, jamba_error *error)
+{
+    uint64_t at = JMB_ADAPTER_BYTES + (uint64_t)i * JMB_ADAPTER_ENTRY;
+    const uint8_t *p = a->data + at;
+    jmb_lora *l = &a->loras[i];
+    jmb_lora_entry e;
+#define JMB_X(type, name, at) e.name = JMB_READ_##type(p + (at));
+    JMB_LORA_FIELDS(JMB_X)
+#undef JMB_X
+    if (e.role >= JMB_ROLE_COUNT || e.type > JMB_BF16 || e.rank == 0 || e.rank > JMB_MAX_RANK)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "matrix %u of the adapter has role %u, type %u and rank %u", i, e.role,
+            e.type, e.rank);
+    jmb_lora_shape(l, &e);
+    if (i > 0 && jmb_compare_loras(l - 1, l) >= 0)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "matrix %u of the adapter is out of order", i);
+    if (e.a != *end || e.b != jmb_add(e.a, l->a.bytes) || jmb_add(e.b, l->b.bytes) > a->size)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at + 32, "matrix %u of the adapter lies elsewhere than it must", i);
+    l->a.data = a->data + e.a;
+    l->b.data = a->data + e.b;
+    *end = e.b + l->b.bytes;
+    if (l->a.rows > a->rank && e.role != JMB_ROLE_EMBED) a->rank = l->a.rows;
+    if (l->a.cols > a->rank && e.role == JMB_ROLE_EMBED) a->rank = l->a.cols;
+    JMB_TRY(jmb_check_zero(a->data, at + 28, at + 32, error));
+    return jmb_check_zero(a->data, at + 48, at + JMB_ADAPTER_ENTRY, error);
+}
+
+static jamba_result jmb_parse_loras(jamba_adapter *a, jamba_error *error)
+{
+    uint64_t end = JMB_ADAPTER_BYTES + (uint64_t)a->header.entries * JMB_ADAPTER_ENTRY;
+    uint32_t i;
+    if (end > a->size)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 12, "the adapter is too short for its %u matrices", a->header.entries);
+    a->loras = (jmb_lora *)jmb_heap_take(&a->heap, a->header.entries, sizeof *a->loras);
+    if (!a->loras) return jmb_no_memory(error);
+    for (i = 0; i < a->header.entries; i++) JMB_TRY(jmb_parse_lora(a, i, &end, error));
+    if (end == a->size) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_FORMAT, end, "the adapter has %l bytes after its matrices", a->size - end);
+}
+
+/* What goes with one matrix of the program; NULL: nothing. */
+static const jmb_lora *jmb_find_lora(const jamba_adapter *a, const jmb_lora *key)
+{
+    uint32_t low = 0, high = a->header.entries;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        int order = jmb_compare_loras(&a->loras[middle], key);
+        if (order == 0) return &a->loras[middle];
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return NULL;
+}
+
+/* The part or expert `i` of an operation, as the directory names it. A tied head is a head. */
+static void jmb_lora_key(const jamba_adapter *a, const jmb_op *op, uint32_t i, jmb_lora *key, const jmb_tensor **w)
+{
+    *w = jmb_of_experts(op) ? op->w[0] + 2 * i : op->w[i];
+    memset(key, 0, sizeof *key);
+    key->block = op->block ? (uint32_t)(op->block - a->model->metadata.blocks) : (uint32_t)JMB_NONE;
+    key->role = op->kind == JMB_OP_LINEAR && !op->block ? (uint32_t)JMB_ROLE_HEAD : (*w)->role;
+    key->index = (*w)->index;
+}
+
+static jamba_result jmb_link_lora(jamba_adapter *a, const jmb_op *op, uint32_t i, uint32_t *linked, jamba_error *error)
+{
+    const jmb_lora *l;
+    const jmb_tensor *w;
+    jmb_lora key;
+    char name[64];
+    bool embed = op->kind == JMB_OP_EMBED;
+    jmb_lora_key(a, op, i, &key, &w);
+    l = jmb_find_lora(a, &key);
+    if (!l) return JAMBA_OK;
+    if (w->rows != (embed ? l->a.rows : l->b.rows) || w->cols != (embed ? l->b.rows : l->a.cols))
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "the adapter's matrix for %s has other dimensions",
+            jmb_tensor_name(w, name));
+    a->slots[op->slot + i] = l;
+    ++*linked;
+    return JAMBA_OK;
+}
+
+static uint32_t jmb_op_slots(const jmb_op *op)
+{
+    if (op->kind == JMB_OP_EMBED) return 1;
+    if (jmb_of_experts(op)) return op->block->experts;
+    return op->kind == JMB_OP_LINEAR ? op->parts : 0;
+}
+
+/* Finds the place of each matrix in the program. */
+static jamba_result jmb_link_adapter(jamba_adapter *a, jamba_error *error)
+{
+    const jmb_plan *plan = &a->model->plan;
+    uint32_t linked = 0, o, i;
+    a->slots = (const jmb_lora **)jmb_heap_take(&a->heap, plan->slots, sizeof *a->slots);
+    if (!a->slots) return jmb_no_memory(error);
+    for (o = 0; o < plan->count; o++)
+        for (i = 0; i < jmb_op_slots(&plan->ops[o]); i++) JMB_TRY(jmb_link_lora(a, &plan->ops[o], i, &linked, error));
+    if (linked == a->header.entries) return JAMBA_OK;
+    return jmb_fail(error, JAMBA_ERR_FORMAT, JMB_ADAPTER_BYTES, "%u of the adapter's %u matrices are none of the model's",
+        a->header.entries - linked, a->header.entries);
+}
+
+static jamba_result jmb_check_adapter_hash(const jamba_adapter *a, jamba_error *error)
+{
+#if !defined(FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION)
+    uint64_t hash = jmb_hash64(jmb_hash64(JMB_HASH_SEED, a->data, 24), a->data + 32, (size_t)a->size - 32);
+    if (hash != a->header.hash)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, 24, "the adapter is damaged (its hash differs): copy it again");
+#else
+    (void)a, (void)error;
+#endif
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_read_adapter(jamba_adapter *a, const jamba_io *io, jamba_error *error)
+{
+    uint8_t header[JMB_ADAPTER_BYTES], *data;
+    size_t first = io->size < sizeof header ? (size_t)io->size : sizeof header;
+    if (io->read(io->user, 0, header, first) != first)
+        return jmb_fail(error, JAMBA_ERR_IO, 0, "the adapter could not be read");
+    JMB_TRY(jmb_parse_adapter_header(&a->header, header, io->size, a->model, error)); /* before all is read */
+    data = (uint8_t *)jmb_heap_take_raw(&a->heap, io->size, 1);
+    if (!data) return jmb_no_memory(error);
+    if (io->read(io->user, 0, data, (size_t)io->size) != io->size)
+        return jmb_fail(error, JAMBA_ERR_IO, 0, "the adapter could not be read");
+    a->data = data;
+    a->size = io->size;
+    JMB_TRY(jmb_parse_adapter_header(&a->header, data, a->size, a->model, error));
+    JMB_TRY(jmb_check_adapter_hash(a, error));
+    JMB_TRY(jmb_parse_loras(a, error));
+    return jmb_link_adapter(a, error);
+}
+
+/* Bytes in memory as a reader. */
+static size_t jmb_memory_read(void *user, uint64_t offset, void *dst, size_t size)
+{
+    memcpy(dst, (const uint8_t *)user + (size_t)offset, size);
+    return size;
+}
+
+static jamba_result jmb_load_adapter(jamba_adapter *a, const jamba_source *source, jamba_error *error)
+{
+    jamba_io io = source->io;
+    jamba_result result;
+    jmb_file file;
+    const char *why;
+    JMB_TRY(jmb_check_source(source, error));
+    if (source->data) {
+        io.read = jmb_memory_read;
+        io.user = (void *)(uintptr_t)source->data;
+        io.size = source->size;
+    }
+    if (!source->path) return jmb_read_adapter(a, &io, error);
+    why = jmb_file_open(&file, source->path);
+    if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", source->path, why);
+    io.read = jmb_file_read;
+    io.user = &file;
+    io.size = file.size;
+    result = jmb_read_adapter(a, &io, error);
+    jmb_file_close(&file);
+    return result;
+}
+
+/* ===========================================================================================
  * >>session - one timeline's memory, and the forward pass
  * =========================================================================================== */
 
@@ -8442,6 +8933,8 @@ struct jamba_session {
     jmb_mark *marks;         /* (mark_room) by position */
     uint32_t mark_room, mark_count, mark_every;
     uint32_t fork_chunk, fork_marks;
+    jmb_adapters *adapters;  /* NULL: none */
+    size_t adapters_size;    /* of that allocation */
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
     uint8_t *turns;          /* (context + 1) what begins in front of each token and of the next one, JMB_TURN_ */
@@ -8983,7 +9476,7 @@ static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, s
     for (i = 0; i < count && p->rows < most; i++) {
         uint32_t rows = sessions[i]->fed - sessions[i]->position;
         if (rows > most - p->rows) rows = most - p->rows;
-        if (sessions[i]->on_logits && rows > sessions[i]->chunk) rows = sessions[i]->chunk;
+        if ((sessions[i]->on_logits || sessions[i]->adapters) && rows > sessions[i]->chunk) rows = sessions[i]->chunk;
         if (rows) jmb_pass_join(p, sessions[i], rows);
     }
     lead->next_op = lead->next_task = 0;
@@ -9227,6 +9720,72 @@ static void jmb_settle(jamba_session *s)
     jmb_pass_work(lead, 0, 0);
 }
 
+/* ---- adapters ------------------------------------------------------------------------------ */
+
+static jamba_result jmb_check_given(
+    jamba_session *s, jamba_adapter *const *adapters, const float *scales, size_t count)
+{
+    size_t i;
+    if (count > JMB_MAX_ADAPTERS || (count && !adapters))
+        return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "%z adapters: 0 to %d, and not NULL", count,
+            (int)JMB_MAX_ADAPTERS);
+    for (i = 0; i < count; i++) {
+        if (!adapters[i]) return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "adapter %z is NULL", i);
+        if (adapters[i]->model != s->model)
+            return jmb_fail(&s->error, JAMBA_ERR_MISMATCH, 0, "adapter %z was loaded for another model", i);
+        if (scales && !jmb_finite(scales[i]))
+            return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "the scale of adapter %z is no finite number", i);
+    }
+    return JAMBA_OK;
+}
+
+/* Places what a session needs for adapters of the given ranks, or measures it. */
+static void jmb_adapters_layout(
+    jmb_adapters *a, uint32_t count, const uint32_t *at, const jamba_session *s, jmb_layout *layout)
+{
+    uint32_t top_k = s->model->plan.top_k;
+    jmb_place(layout, 1, sizeof *a);
+    a->count = count;
+    a->slots = top_k > JMB_MAX_PARTS ? top_k : (uint32_t)JMB_MAX_PARTS;
+    a->loras = (const jmb_lora **const *)jmb_place(layout, count, sizeof *a->loras);
+    a->scale = (const float *)jmb_place(layout, count, sizeof *a->scale);
+    a->at = (const uint32_t *)jmb_place(layout, (uint64_t)count + 1, sizeof *a->at);
+    a->low = (float *)jmb_place(layout, jmb_mul((uint64_t)s->chunk * a->slots, at[count]), sizeof(float));
+}
+
+static void jmb_drop_adapters(jamba_session *s)
+{
+    if (s->adapters) s->allocator.free(s->allocator.user, s->adapters, s->adapters_size);
+    s->adapters = NULL;
+    s->own.adapters = NULL;
+}
+
+/* Puts adapters, given by their slots, first floats and scales, in place of those there are; scale 0 is not among them. */
+static jamba_result jmb_set_adapters(jamba_session *s, const jmb_lora **const *loras, const float *scale,
+    const uint32_t *at, uint32_t count, jamba_error *error)
+{
+    jmb_layout layout = { NULL, 0 };
+    jmb_adapters measured, *a;
+    size_t size;
+    jmb_adapters_layout(&measured, count, at, s, &layout);
+    if (layout.size > SIZE_MAX / 2) return jmb_no_memory(error);
+    size = (size_t)layout.size;
+    layout.base = count ? (uint8_t *)s->allocator.alloc(s->allocator.user, size, JMB_ALIGN) : NULL;
+    if (count && !layout.base) return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "no memory for adapters (%z bytes)", size);
+    jmb_drop_adapters(s);
+    if (!count) return JAMBA_OK;
+    a = (jmb_adapters *)(void *)layout.base;
+    layout.size = 0;
+    jmb_adapters_layout(a, count, at, s, &layout);
+    memcpy((void *)(uintptr_t)a->loras, loras, count * sizeof *loras);
+    memcpy((void *)(uintptr_t)a->scale, scale, count * sizeof *scale);
+    memcpy((void *)(uintptr_t)a->at, at, (count + 1) * sizeof *at);
+    s->adapters = a;
+    s->own.adapters = a;
+    s->adapters_size = size;
+    return JAMBA_OK;
+}
+
 /* ---- fork ---------------------------------------------------------------------------------- */
 
 /* Fills everything but the places, and measures. */
@@ -9244,6 +9803,8 @@ static jamba_result jmb_fork_prepare(
     s->mark_room = source->fork_marks;
     s->mark_count = 0;
     memset(&s->error, 0, sizeof s->error);
+    s->adapters = NULL;
+    s->own.adapters = NULL;
     return jmb_session_measure(s, jmb_pages_of(s->context) - s->own.kept / JMB_PAGE, error);
 }
 
@@ -11005,6 +11566,51 @@ JAMBA_API const char *jamba_model_meta(const jamba_model *model, const char *key
     return model && key ? jmb_find_string(&model->metadata, key) : NULL;
 }
 
+JAMBA_API jamba_result jamba_adapter_load(
+    jamba_adapter **out, const jamba_model *model, jamba_source source, jamba_error *error)
+{
+    jmb_heap heap = { jmb_allocator_or_default(NULL), NULL, 0 };
+    jamba_adapter *adapter;
+    jamba_result result;
+    if (!out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the adapter: out is NULL");
+    *out = NULL;
+    if (!model) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "an adapter needs its model");
+    heap.allocator = model->heap.allocator;
+    adapter = (jamba_adapter *)jmb_heap_take(&heap, 1, sizeof *adapter);
+    if (!adapter) return jmb_no_memory(error);
+    adapter->heap = heap;
+    adapter->model = model;
+    result = jmb_load_adapter(adapter, &source, error);
+    if (result == JAMBA_OK) *out = adapter;
+    else jamba_adapter_free(adapter);
+    return result;
+}
+
+JAMBA_API void jamba_adapter_free(jamba_adapter *adapter)
+{
+    jmb_heap heap;
+    if (!adapter) return;
+    heap = adapter->heap; /* the adapter itself is one of its blocks */
+    jmb_heap_free(&heap);
+}
+
+JAMBA_API void jamba_adapter_describe(const jamba_adapter *adapter, jamba_adapter_info *out)
+{
+    uint32_t i;
+    if (!out) return;
+    memset(out, 0, sizeof *out);
+    if (!adapter) return;
+    out->matrices = (int32_t)adapter->header.entries;
+    out->rank = (int32_t)adapter->rank;
+    for (i = 0; i < adapter->header.entries; i++) {
+        const jmb_lora *l = &adapter->loras[i];
+        uint64_t pair = jmb_roles[l->role].paired ? 2 : 1;
+        out->parameters += (uint64_t)l->a.rows * l->a.cols + (uint64_t)l->b.rows * l->b.cols * pair;
+    }
+    out->memory = adapter->heap.total;
+    out->hash = adapter->header.hash;
+}
+
 JAMBA_API jamba_result jamba_session_estimate(
     const jamba_model *model, const jamba_session_params *params, jamba_memory *out)
 {
@@ -11053,6 +11659,15 @@ JAMBA_API jamba_result jamba_session_fork(
     if (!source) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a fork needs a session to begin from");
     JMB_TRY(jmb_fork_prepare(&prepared, source, tokens, error));
     JMB_TRY(jmb_session_make(out, &prepared, error));
+    if (source->adapters) {
+        const jmb_adapters *a = source->adapters;
+        jamba_result result = jmb_set_adapters(*out, a->loras, a->scale, a->at, a->count, error);
+        if (result != JAMBA_OK) {
+            jamba_session_free(*out);
+            *out = NULL;
+            return result;
+        }
+    }
     jmb_fork_copy(*out, source);
     return JAMBA_OK;
 }
@@ -11064,6 +11679,7 @@ JAMBA_API void jamba_session_free(jamba_session *session)
     jmb_settle(session);
     jmb_pages_release(session, 0);
     if (session->block) jmb_block_drop(session->block);
+    jmb_drop_adapters(session);
     allocator = session->allocator;
     allocator.free(allocator.user, session, session->size);
 }
@@ -11201,6 +11817,29 @@ JAMBA_API jamba_result jamba_state_describe(
     out->has_sampler = (h.flags & JMB_SAVED_SAMPLER) != 0;
     if (out->has_sampler) out->sampler = jmb_sampler_of(&h);
     return JAMBA_OK;
+}
+
+JAMBA_API jamba_result jamba_session_set_adapters(
+    jamba_session *session, jamba_adapter *const *adapters, const float *scales, size_t count)
+{
+    const jmb_lora **loras[JMB_MAX_ADAPTERS];
+    float scale[JMB_MAX_ADAPTERS];
+    uint32_t at[JMB_MAX_ADAPTERS + 1] = { 0 }, used = 0;
+    size_t i;
+    if (!session) return JAMBA_ERR_ARGUMENT;
+    JMB_TRY(jmb_check_idle(session));
+    JMB_TRY(jmb_check_given(session, adapters, scales, count));
+    jmb_settle(session);
+    if (session->holder)
+        return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "in the middle of a token: step on before it changes");
+    for (i = 0; i < count; i++) {
+        if (scales && scales[i] == 0) continue;
+        loras[used] = adapters[i]->slots;
+        scale[used] = scales ? scales[i] : 1;
+        at[used + 1] = at[used] + (uint32_t)jmb_pad16(adapters[i]->rank);
+        used++;
+    }
+    return jmb_set_adapters(session, loras, scale, at, used, &session->error);
 }
 
 /* Whether these tokens can be queued. */
