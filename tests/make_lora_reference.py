@@ -16,26 +16,26 @@ Every name is `base_model.model.` + the module's name in transformers + a suffix
     linear     .lora_A.weight [r, in], .lora_B.weight [out, r]         W' = W + s B A
     embedding  .lora_embedding_A [r, vocab], .lora_embedding_B [hidden, r], no `.weight`; row t' = row t + s B A[:, t]
     s = alpha / r, with use_rslora alpha / sqrt(r).
-    alpha of a module: the value of the FIRST key, in file order, of alpha_pattern that matches `(.*\\.)?(KEY)$` over its
-    name without `base_model.model.`, else lora_alpha. A key may begin with `^`. r is A's first dimension (as r and
-    rank_pattern give it in the same way).
+    alpha of a module: the value of the FIRST key, in file order, of alpha_pattern that matches `(.*\\.)?(KEY)$` over
+    its name without `base_model.model.`, else lora_alpha. A key may begin with `^`. r is A's first dimension (as r
+    and rank_pattern give it in the same way).
     The names in the file say what is adapted: target_modules, layers_to_transform and exclude_modules add nothing.
-    (A list in target_modules matches a name that equals an entry or ends in `.ENTRY`, a string is a regex over the whole
-    name; layers_to_transform thins a list: embeddings and head, which have no number, drop out.)
+    (A list in target_modules matches a name that equals an entry or ends in `.ENTRY`, a string is a regex over the
+    whole name; layers_to_transform thins a list: embeddings and head, which have no number, drop out.)
 jamba     model.embed_tokens, lm_head; in model.layers.N: mamba.{in,x,dt,out}_proj, self_attn.{q,k,v,o}_proj,
           feed_forward.{gate,up,down}_proj; experts and router
               of 4.x: feed_forward.experts.E.{gate,up,down}_proj, feed_forward.router (jamba-experts)
               of 5.x, fused, see below: feed_forward.experts, feed_forward.router (jamba-fused)
-mamba(2)  backbone.embeddings, lm_head, backbone.layers.N.mixer.{in,x,dt}_proj. peft >= 0.17 refuses out_proj and conv1d for
-          mamba, mamba2 and falcon_mamba; older files may hold out_proj
+mamba(2)  backbone.embeddings, lm_head, backbone.layers.N.mixer.{in,x,dt}_proj. peft 0.17 and 0.21 refuse out_proj and
+          conv1d for mamba, mamba2 and falcon_mamba; older files may hold out_proj
 llama     in model.layers.N: self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj
 mixtral   attention as llama; 4.x: block_sparse_moe.experts.E.{w1,w2,w3} (w1 = gate, w3 = up, w2 = down),
           block_sparse_moe.gate; 5.x, fused: mlp.experts, mlp.gate
 zamba     in model.layers.N: mamba.{in,out}_proj or mamba_decoder.mamba.{in,out}_proj, linear,
           shared_transf.self_attn.{q,k,v,o}_proj, shared_transf.feed_forward.{gate,up,down}_proj.
           x_proj_weight and dt_proj_weight are parameters of the mixer; peft 0.21 wraps them but cannot run the result
-zamba2    as zamba, but shared_transformer, feed_forward.{gate_up_proj,down_proj}, and the base's own adapters as linears:
-          feed_forward.gate_up_proj_adapter_list.K.{0,1}, self_attn.linear_{q,k,v}_adapter_list.K.{0,1}
+zamba2    as zamba, but shared_transformer, feed_forward.{gate_up_proj,down_proj}, and the base's own adapters as
+          linears: feed_forward.gate_up_proj_adapter_list.K.{0,1}, self_attn.linear_{q,k,v}_adapter_list.K.{0,1}
 Fused parameters (target_parameters; base tensor [E, out, in]):
     .lora_A.weight [E*r, in]   row e*r + i     (expert-major)
     .lora_B.weight [out, r*E]  column i*E + e  (rank-major)
@@ -57,7 +57,7 @@ Traps
 * transformers 5.x computes dt_proj.weight @ x in Jamba, Mamba and Falcon-Mamba and never calls the module: there an
   adapter on dt_proj does NOTHING until it is merged; in 4.57 it acts. Expected logits are with it
   (`dt_proj_ignored`: how far off the unmerged model of 5.x is).
-* Zamba and Zamba2: hybrid layers share a block's weights but each has an adapter of its OWN, under its own layer number.
+* Zamba and Zamba2: hybrid layers share a block's weights but each has an adapter of its OWN, under its own number.
   merge_and_unload adds all of them to the one shared tensor, which is another model (`merged_by_peft`): merging needs a
   copy of the block for every hybrid layer (`merged_untied`).
 * Zamba2: adapter_list.K under layer N is in use only when K is N's hybrid ordinal; others are in the file all the same
@@ -66,9 +66,9 @@ Traps
   merge_and_unload changes both. Merging needs a head of its own.
 * With embed_tokens or lm_head in target_modules peft also saves the base tensors unless save_embedding_layers=False:
   `embed_tokens.base_layer.weight`, `lm_head.base_layer.weight` (jamba-seed). They repeat the base's.
-* modules_to_save: whole tensors under plain names (`model.layers.0.input_layernorm.weight`); bias="all", "lora_only":
-  `.bias` of base modules, `.base_layer.bias` of adapted ones; DoRA: `.lora_magnitude_vector`; lora_bias: `.lora_B.bias`;
-  trainable_token_indices: `embed_tokens.token_adapter.trainable_tokens_delta`.
+* modules_to_save: whole tensors, plain names (`model.layers.0.input_layernorm.weight`); bias="all", "lora_only":
+  `.bias` of base modules, `.base_layer.bias` of adapted ones; DoRA: `.lora_magnitude_vector`; lora_bias:
+  `.lora_B.bias`; trainable_token_indices: `embed_tokens.token_adapter.trainable_tokens_delta`.
 """
 import argparse, json, os, re, shutil, warnings, zlib
 
