@@ -118,7 +118,7 @@ CASES = {
     "mamba": case("mamba", 207, r=2, lora_alpha=2, use_rslora=True,
                   target_modules=r"backbone\.layers\.[0-2]\.mixer\.(in|x|dt)_proj|.*\.embeddings"),
     "mamba2": case("mamba2", 208, dtype="bf16", r=3, lora_alpha=6, target_modules=["in_proj", "lm_head"]),
-    "zamba2-blocks": case("zamba2-abc", 209, 24, strength=0.2, r=2, lora_alpha=4, layers_to_transform=[0, 1, 2, 4],
+    "zamba2-blocks": case("zamba2-abc", 230, 24, strength=0.15, r=2, lora_alpha=4, layers_to_transform=[0, 1, 2, 4],
                           target_modules=ATTENTION + ["linear", "in_proj", "out_proj", "gate_up_proj", "down_proj"]),
     "zamba2-adapters": case("zamba2-abc", 210, 24, r=1, lora_alpha=1,
                             target_modules=r".*\.layers\.[04]\..*_adapter_list\.\d+\.[01]"),
