@@ -14,7 +14,7 @@ Only linears inside the layers are adapted: embed_tokens would make peft save th
 to it.
 The file is written in float16; --show prints replies before and after.
 """
-import argparse, glob, html, json, os, random, re, time, warnings
+import argparse, glob, html, json, os, random, re, tempfile, time, warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -353,19 +353,17 @@ def train(model, data, steps, rng):
 
 
 def save(model):
+    """Only the two files that make an adapter, in float16, the same bytes for the same values."""
     os.makedirs(OUT, exist_ok=True)
     model.peft_config["default"].base_model_name_or_path = "storyteller"
-    model.save_pretrained(OUT)
-    path = os.path.join(OUT, "adapter_model.safetensors")
-    tensors = {k: v.to(torch.float16).contiguous() for k, v in load_file(path).items()}
-    save_file(tensors, path, metadata={"format": "pt"})
-    config_path = os.path.join(OUT, "adapter_config.json")
-    config = json.load(open(config_path))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tensors = load_file(os.path.join(folder, "adapter_model.safetensors"))
+        config = json.load(open(os.path.join(folder, "adapter_config.json")))
+    tensors = {k: v.to(torch.float16).contiguous() for k, v in tensors.items()}
+    save_file(tensors, os.path.join(OUT, "adapter_model.safetensors"), metadata={"format": "pt"})
     config["target_modules"].sort()
-    json.dump(config, open(config_path, "w"), indent=2)
-    for name in os.listdir(OUT):
-        if not name.startswith("adapter_"):
-            os.remove(os.path.join(OUT, name))
+    json.dump(config, open(os.path.join(OUT, "adapter_config.json"), "w"), indent=2)
 
 
 SHOW = ["Hello! How are you?", "Who are you?", "Where is the treasure?", "Tell me a story about a dog and a boat.",
