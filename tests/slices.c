@@ -128,6 +128,7 @@ static work task_work(const jmb_pass *p, const jmb_op *op, uint32_t task)
     const jmb_block *b = op->block;
     switch (op->kind) {
     case JMB_OP_EMBED: return row_work(100 * embed_width(op), 0);
+    case JMB_OP_ADAPT_EMBED: case JMB_OP_ADAPT: return fixed_work(0); /* no session here has adapters */
     case JMB_OP_BESIDE: return fixed_work(16.0 * (op->in.width + op->out[1].width));
     case JMB_OP_SUM: case JMB_OP_NORM: return fixed_work(16.0 * op->in.width);
     case JMB_OP_QUANTISE: return quantise_work(p, op, task);
