@@ -70,7 +70,7 @@
  * `identity` is SHA-256 of everything before the data with the identity itself zero, and so names the model.
  *
  * A SAVED STATE, little-endian throughout, without gaps
- *     header      128 bytes    JMB_SAVED_FIELDS, in >>state
+ *     header      256 bytes    JMB_SAVED_FIELDS, in >>state
  *     tokens      u32 each: evaluated ones but for the first `unknown`, then pending ones
  *     marks       u32 each: their positions, ascending
  *     logits      vocab numbers, f32 or, where the state is smaller, f16; left out without JMB_SAVED_LOGITS
@@ -274,6 +274,8 @@ JAMBA_API const char *jamba_model_meta(const jamba_model *model, const char *key
 
 /* ---- LoRA adapters: immutable after load, shared as models are ----------- */
 
+enum { JAMBA_ADAPTERS_MAX = 8 }; /* that one session can use at a time */
+
 typedef struct jamba_adapter_info {
     int32_t matrices, rank; /* matrices adapted, and the highest rank */
     uint64_t parameters;
@@ -344,10 +346,10 @@ JAMBA_API void jamba_session_free(jamba_session *session);
 JAMBA_API void jamba_session_reset(jamba_session *session);
 JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_session_info *out);
 /* Adapts the model, for this session, from the next token on: y = W x + sum of scale * B A x (Hu et al. 2021). What is
- * evaluated stays as it is; tokens that a rewind runs again are run with the adapters of now. Costs time by their ranks,
- * and one allocation of `chunk` rows of them. scales NULL: 1 for each; what has scale 0 is left out. count 0: none.
- * Forks keep them, restoring a state does not. JAMBA_ERR_MISMATCH for an adapter of another model, JAMBA_ERR_ARGUMENT in
- * the middle of a token; nothing has changed then. */
+ * evaluated stays as it is; tokens that a rewind runs again are run with the adapters of now. Costs time by their
+ * ranks, and one allocation for `chunk` rows of them. scales NULL: 1 for each; what has scale 0 is left out. count 0:
+ * none. Forks keep them. A saved state says which they were and is restored only where they are set. Fails with
+ * JAMBA_ERR_MISMATCH for an adapter of another model, JAMBA_ERR_ARGUMENT in the middle of a token. */
 JAMBA_API jamba_result jamba_session_set_adapters(
     jamba_session *session, jamba_adapter *const *adapters, const float *scales, size_t count);
 /* Of the last failed call on this session. */
@@ -459,8 +461,8 @@ JAMBA_API size_t jamba_session_save_as(
 /* Replaces the session's content, all or nothing. The bytes may have any alignment and come from anywhere, but must
  * not change meanwhile. Keys and values turn into the session's type, rounded as when evaluated with it. Marks: as
  * many as there is room for, chosen as by jamba_session_mark(). JAMBA_ERR_FORMAT: damaged, cut off or no saved
- * state; JAMBA_ERR_MISMATCH: of another model; JAMBA_ERR_UNSUPPORTED: of another version of this file;
- * JAMBA_ERR_CONTEXT: more tokens than the session has room for. */
+ * state; JAMBA_ERR_MISMATCH: of another model, or with other adapters; JAMBA_ERR_UNSUPPORTED: of another version of
+ * this file; JAMBA_ERR_CONTEXT: more tokens than the session has room for. */
 JAMBA_API jamba_result jamba_session_restore(jamba_session *session, const void *buffer, size_t size);
 /* The same from a file, which is mapped where possible, from memory, or through callbacks. */
 JAMBA_API jamba_result jamba_session_load(jamba_session *session, jamba_source source);
@@ -473,6 +475,9 @@ typedef struct jamba_state_info {
     jamba_kv_type kv_type;
     bool tokens, logits, has_sampler; /* what it holds; tokens: all of them */
     jamba_sampler sampler;
+    int32_t adapters; /* that the session used: jamba_adapter_info.hash and scale of each */
+    uint64_t adapter_hash[JAMBA_ADAPTERS_MAX];
+    float adapter_scale[JAMBA_ADAPTERS_MAX];
 } jamba_state_info;
 
 /* What a saved state holds; needs no model. Errors as jamba_session_restore(), but that it fits no session. */
@@ -4610,11 +4615,13 @@ typedef struct jmb_lora {
 
 /* What one session adapts, and scale A x of its rows. */
 typedef struct jmb_adapters {
-    uint32_t count, slots; /* slots: matrices that a row can meet in one operation */
-    const jmb_lora **const *loras; /* (count) matrices by slot of the plan, NULL where it has none */
-    const float *scale;            /* (count) */
-    const uint32_t *at;            /* (count + 1) floats of A x in front of those of each */
-    float *low;                    /* (rows, slots, at[count]) */
+    size_t size;                 /* of this allocation */
+    uint32_t count, slots;       /* slots: matrices that a row can meet in one operation */
+    const jmb_lora **loras[JAMBA_ADAPTERS_MAX]; /* matrices by slot of the plan, NULL where it has none */
+    float scale[JAMBA_ADAPTERS_MAX];
+    uint64_t hash[JAMBA_ADAPTERS_MAX];          /* of the file */
+    uint32_t at[JAMBA_ADAPTERS_MAX + 1];        /* floats of A x in front of those of each */
+    float *low;                                 /* (rows, slots, at[count]) */
 } jmb_adapters;
 
 /* Consecutive rows of a pass that belong to one session: their place in time, and its memory. */
@@ -7633,7 +7640,8 @@ JMB_KERNEL void JMB_K(jmb_run_merge)(const jmb_pass *p, const jmb_op *op, uint32
 }
 
 static const jmb_kernels JMB_K(jmb_kernels_of) = { JMB_PASS_NAME,
-    { jmb_run_embed, JMB_K(jmb_run_adapt_embed), JMB_K(jmb_run_adapt), jmb_run_beside, JMB_K(jmb_run_sum), JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
+    { jmb_run_embed, JMB_K(jmb_run_adapt_embed), JMB_K(jmb_run_adapt), jmb_run_beside, JMB_K(jmb_run_sum),
+        JMB_K(jmb_run_norm), JMB_K(jmb_run_quantise),
         JMB_K(jmb_run_linear), JMB_K(jmb_run_conv), JMB_K(jmb_run_scan), JMB_K(jmb_run_scan2), JMB_K(jmb_run_gate),
         JMB_K(jmb_run_cache), JMB_K(jmb_run_attend), JMB_K(jmb_run_merge), JMB_K(jmb_run_route), jmb_run_group,
         JMB_K(jmb_run_linear), JMB_K(jmb_run_linear), JMB_K(jmb_run_combine), jmb_run_keep },
@@ -8337,7 +8345,8 @@ static bool jmb_any_block(const jmb_metadata *model, bool (*uses)(const jmb_bloc
 static bool jmb_runs_by_row(const jmb_op *op)
 {
     switch (op->kind) {
-    case JMB_OP_ADAPT_EMBED: case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE: case JMB_OP_GATE:
+    case JMB_OP_ADAPT_EMBED: case JMB_OP_BESIDE: case JMB_OP_SUM: case JMB_OP_NORM: case JMB_OP_QUANTISE:
+    case JMB_OP_GATE:
     case JMB_OP_ROUTE: return true;
     default: return false;
     }
@@ -8610,7 +8619,7 @@ static jamba_result jmb_load(
 
 enum {
     JMB_ADAPTER_VERSION = 1, JMB_ADAPTER_BYTES = 128, /* of the header */
-    JMB_ADAPTER_ENTRY = 64, JMB_MAX_RANK = 1024, JMB_MAX_ADAPTERS = 64 /* of one session */
+    JMB_ADAPTER_ENTRY = 64, JMB_MAX_RANK = 1024
 };
 
 static const uint8_t jmb_adapter_magic[8] = { 0x89, 'J', 'M', 'L', '\r', '\n', 0x1a, '\n' };
@@ -8693,7 +8702,8 @@ static jamba_result jmb_parse_adapter_header(
         return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the adapter has %l bytes and should have %l: copy it again", size,
             h->size);
     if (memcmp(p + 32, model->metadata.header.identity, 32) != 0)
-        return jmb_fail(error, JAMBA_ERR_MISMATCH, 32, "the adapter was made for another model: convert it for this one");
+        return jmb_fail(
+            error, JAMBA_ERR_MISMATCH, 32, "the adapter was made for another model: convert it for this one");
     if (h->entries == 0 || h->entries > model->plan.slots)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 12, "the adapter has %u matrices, the model %u", h->entries,
             model->plan.slots);
@@ -8711,8 +8721,8 @@ static jamba_result jmb_parse_lora(jamba_adapter *a, uint32_t i, uint64_t *end, 
     JMB_LORA_FIELDS(JMB_X)
 #undef JMB_X
     if (e.role >= JMB_ROLE_COUNT || e.type > JMB_BF16 || e.rank == 0 || e.rank > JMB_MAX_RANK)
-        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "matrix %u of the adapter has role %u, type %u and rank %u", i, e.role,
-            e.type, e.rank);
+        return jmb_fail(error, JAMBA_ERR_FORMAT, at, "matrix %u of the adapter has role %u, type %u and rank %u", i,
+            e.role, e.type, e.rank);
     jmb_lora_shape(l, &e);
     if (i > 0 && jmb_compare_loras(l - 1, l) >= 0)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at, "matrix %u of the adapter is out of order", i);
@@ -8799,8 +8809,8 @@ static jamba_result jmb_link_adapter(jamba_adapter *a, jamba_error *error)
     for (o = 0; o < plan->count; o++)
         for (i = 0; i < jmb_op_slots(&plan->ops[o]); i++) JMB_TRY(jmb_link_lora(a, &plan->ops[o], i, &linked, error));
     if (linked == a->header.entries) return JAMBA_OK;
-    return jmb_fail(error, JAMBA_ERR_FORMAT, JMB_ADAPTER_BYTES, "%u of the adapter's %u matrices are none of the model's",
-        a->header.entries - linked, a->header.entries);
+    return jmb_fail(error, JAMBA_ERR_FORMAT, JMB_ADAPTER_BYTES,
+        "%u of the adapter's %u matrices are none of the model's", a->header.entries - linked, a->header.entries);
 }
 
 static jamba_result jmb_check_adapter_hash(const jamba_adapter *a, jamba_error *error)
@@ -8934,7 +8944,6 @@ struct jamba_session {
     uint32_t mark_room, mark_count, mark_every;
     uint32_t fork_chunk, fork_marks;
     jmb_adapters *adapters;  /* NULL: none */
-    size_t adapters_size;    /* of that allocation */
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
     uint8_t *turns;          /* (context + 1) what begins in front of each token and of the next one, JMB_TURN_ */
@@ -9726,9 +9735,9 @@ static jamba_result jmb_check_given(
     jamba_session *s, jamba_adapter *const *adapters, const float *scales, size_t count)
 {
     size_t i;
-    if (count > JMB_MAX_ADAPTERS || (count && !adapters))
+    if (count > JAMBA_ADAPTERS_MAX || (count && !adapters))
         return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "%z adapters: 0 to %d, and not NULL", count,
-            (int)JMB_MAX_ADAPTERS);
+            (int)JAMBA_ADAPTERS_MAX);
     for (i = 0; i < count; i++) {
         if (!adapters[i]) return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0, "adapter %z is NULL", i);
         if (adapters[i]->model != s->model)
@@ -9739,50 +9748,52 @@ static jamba_result jmb_check_given(
     return JAMBA_OK;
 }
 
-/* Places what a session needs for adapters of the given ranks, or measures it. */
-static void jmb_adapters_layout(
-    jmb_adapters *a, uint32_t count, const uint32_t *at, const jamba_session *s, jmb_layout *layout)
+/* Those whose scale is not 0. */
+static jmb_adapters jmb_adapters_of(jamba_adapter *const *adapters, const float *scales, size_t count)
 {
-    uint32_t top_k = s->model->plan.top_k;
-    jmb_place(layout, 1, sizeof *a);
-    a->count = count;
-    a->slots = top_k > JMB_MAX_PARTS ? top_k : (uint32_t)JMB_MAX_PARTS;
-    a->loras = (const jmb_lora **const *)jmb_place(layout, count, sizeof *a->loras);
-    a->scale = (const float *)jmb_place(layout, count, sizeof *a->scale);
-    a->at = (const uint32_t *)jmb_place(layout, (uint64_t)count + 1, sizeof *a->at);
-    a->low = (float *)jmb_place(layout, jmb_mul((uint64_t)s->chunk * a->slots, at[count]), sizeof(float));
+    jmb_adapters a;
+    size_t i;
+    memset(&a, 0, sizeof a);
+    for (i = 0; i < count; i++) {
+        if (scales && scales[i] == 0) continue;
+        a.loras[a.count] = adapters[i]->slots;
+        a.scale[a.count] = scales ? scales[i] : 1;
+        a.hash[a.count] = adapters[i]->header.hash;
+        a.at[a.count + 1] = a.at[a.count] + (uint32_t)jmb_pad16(adapters[i]->rank);
+        a.count++;
+    }
+    return a;
 }
 
 static void jmb_drop_adapters(jamba_session *s)
 {
-    if (s->adapters) s->allocator.free(s->allocator.user, s->adapters, s->adapters_size);
+    if (s->adapters) s->allocator.free(s->allocator.user, s->adapters, s->adapters->size);
     s->adapters = NULL;
     s->own.adapters = NULL;
 }
 
-/* Puts adapters, given by their slots, first floats and scales, in place of those there are; scale 0 is not among them. */
-static jamba_result jmb_set_adapters(jamba_session *s, const jmb_lora **const *loras, const float *scale,
-    const uint32_t *at, uint32_t count, jamba_error *error)
+/* Puts them, with room for the session's own rows, in place of those there are. */
+static jamba_result jmb_set_adapters(jamba_session *s, const jmb_adapters *given, jamba_error *error)
 {
+    uint32_t top_k = s->model->plan.top_k, slots = top_k > JMB_MAX_PARTS ? top_k : (uint32_t)JMB_MAX_PARTS;
     jmb_layout layout = { NULL, 0 };
-    jmb_adapters measured, *a;
-    size_t size;
-    jmb_adapters_layout(&measured, count, at, s, &layout);
+    jmb_adapters *a;
+    if (given->count == 0) {
+        jmb_drop_adapters(s);
+        return JAMBA_OK;
+    }
+    jmb_place(&layout, 1, sizeof *a);
+    jmb_place(&layout, jmb_mul((uint64_t)s->chunk * slots, given->at[given->count]), sizeof(float));
     if (layout.size > SIZE_MAX / 2) return jmb_no_memory(error);
-    size = (size_t)layout.size;
-    layout.base = count ? (uint8_t *)s->allocator.alloc(s->allocator.user, size, JMB_ALIGN) : NULL;
-    if (count && !layout.base) return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "no memory for adapters (%z bytes)", size);
+    a = (jmb_adapters *)s->allocator.alloc(s->allocator.user, (size_t)layout.size, JMB_ALIGN);
+    if (!a) return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "no memory for adapters (%l bytes)", layout.size);
     jmb_drop_adapters(s);
-    if (!count) return JAMBA_OK;
-    a = (jmb_adapters *)(void *)layout.base;
-    layout.size = 0;
-    jmb_adapters_layout(a, count, at, s, &layout);
-    memcpy((void *)(uintptr_t)a->loras, loras, count * sizeof *loras);
-    memcpy((void *)(uintptr_t)a->scale, scale, count * sizeof *scale);
-    memcpy((void *)(uintptr_t)a->at, at, (count + 1) * sizeof *at);
+    *a = *given;
+    a->size = (size_t)layout.size;
+    a->slots = slots;
+    a->low = (float *)(void *)((uint8_t *)a + jmb_round_up(sizeof *a, JMB_ALIGN));
     s->adapters = a;
     s->own.adapters = a;
-    s->adapters_size = size;
     return JAMBA_OK;
 }
 
@@ -9832,7 +9843,8 @@ static void jmb_fork_copy(jamba_session *s, const jamba_session *source)
  * in memory: only little-endian machines have sessions (jmb_load).
  * =========================================================================================== */
 
-enum { JMB_SAVED_VERSION = 1, JMB_SAVED_BYTES = 128 };
+enum { JMB_SAVED_VERSION = 1, JMB_SAVED_BYTES = 256 };
+enum { JMB_SAVED_ADAPTERS = 128 }; /* where they begin: u64 hash, f32 scale and a zero of each; hash 0: no more */
 enum { JMB_SAVED_LOGITS = 1, JMB_SAVED_SAMPLER = 2 }; /* jmb_saved.flags */
 
 static const uint8_t jmb_saved_magic[8] = { 0x89, 'J', 'M', 'S', '\r', '\n', 0x1a, '\n' };
@@ -9862,6 +9874,8 @@ typedef struct jmb_saved {
     JMB_SAVED_FIELDS(JMB_X)
 #undef JMB_X
     uint8_t identity[32];
+    uint64_t adapter_hash[JAMBA_ADAPTERS_MAX];
+    float adapter_scale[JAMBA_ADAPTERS_MAX];
 } jmb_saved;
 
 /* ---- numbers ------------------------------------------------------------------------------- */
@@ -10259,6 +10273,7 @@ static void jmb_saved_talk(jmb_saved *h, const jamba_session *s)
 static jmb_saved jmb_saved_of(const jamba_session *s, const jamba_save_params *params)
 {
     jmb_saved h;
+    uint32_t i;
     memset(&h, 0, sizeof h);
     h.version = JMB_SAVED_VERSION;
     memcpy(h.identity, s->model->metadata.header.identity, 32);
@@ -10270,6 +10285,10 @@ static jmb_saved jmb_saved_of(const jamba_session *s, const jamba_save_params *p
     h.kv = (uint32_t)jmb_form_type(params->kv, s->own.kv_type);
     if (s->logit_rows && !params->no_logits) h.flags |= JMB_SAVED_LOGITS;
     if (params->sampler) jmb_saved_sampler(&h, params->sampler);
+    for (i = 0; s->adapters && i < s->adapters->count; i++) {
+        h.adapter_hash[i] = s->adapters->hash[i];
+        h.adapter_scale[i] = s->adapters->scale[i];
+    }
     if (!params->no_tokens) jmb_saved_talk(&h, s);
     h.size = jmb_saved_size(s, &h);
     return h;
@@ -10277,12 +10296,17 @@ static jmb_saved jmb_saved_of(const jamba_session *s, const jamba_save_params *p
 
 static void jmb_write_saved(jmb_saved *h, uint8_t *p)
 {
+    size_t i;
     memset(p, 0, JMB_SAVED_BYTES);
     memcpy(p, jmb_saved_magic, 8);
     memcpy(p + 32, h->identity, 32);
 #define JMB_X(type, name, at) JMB_WRITE_##type(p + (at), h->name);
     JMB_SAVED_FIELDS(JMB_X)
 #undef JMB_X
+    for (i = 0; i < JAMBA_ADAPTERS_MAX; i++) {
+        jmb_store_u64(p + JMB_SAVED_ADAPTERS + i * 16, h->adapter_hash[i]);
+        jmb_store_u32(p + JMB_SAVED_ADAPTERS + i * 16 + 8, jmb_bits_of(h->adapter_scale[i]));
+    }
     h->hash = jmb_saved_hash(p, h->size);
     jmb_store_u64(p + 24, h->hash);
 }
@@ -10320,6 +10344,7 @@ static jamba_result jmb_check_saved(const jmb_saved *h, jamba_error *error)
 /* The header alone, from a state that has `size` bytes, or of a file that has. */
 static jamba_result jmb_read_saved(jmb_saved *h, const uint8_t *p, uint64_t size, jamba_error *error)
 {
+    size_t i;
     memset(h, 0, sizeof *h);
     if (size >= 8 && memcmp(p, jmb_saved_magic, 8) != 0)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "not a saved state");
@@ -10329,6 +10354,10 @@ static jamba_result jmb_read_saved(jmb_saved *h, const uint8_t *p, uint64_t size
 #define JMB_X(type, name, at) h->name = JMB_READ_##type(p + (at));
     JMB_SAVED_FIELDS(JMB_X)
 #undef JMB_X
+    for (i = 0; i < JAMBA_ADAPTERS_MAX; i++) {
+        h->adapter_hash[i] = jmb_load_u64(p + JMB_SAVED_ADAPTERS + i * 16);
+        h->adapter_scale[i] = jmb_float_of(jmb_load_u32(p + JMB_SAVED_ADAPTERS + i * 16 + 8));
+    }
     if (h->version != JMB_SAVED_VERSION)
         return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8,
             "the state was saved in format %u, this jamba.h reads format %u: make it anew", h->version,
@@ -10350,6 +10379,17 @@ static jamba_result jmb_check_saved_hash(const jmb_saved *h, const uint8_t *p, j
     return JAMBA_OK;
 }
 
+/* Whether the session's adapters are those that the state was saved with. */
+static bool jmb_same_adapters(const jamba_session *s, const jmb_saved *h)
+{
+    uint32_t count = s->adapters ? s->adapters->count : 0, i;
+    for (i = 0; i < JAMBA_ADAPTERS_MAX; i++)
+        if (h->adapter_hash[i] != (i < count ? s->adapters->hash[i] : 0)
+            || (i < count && jmb_bits_of(h->adapter_scale[i]) != jmb_bits_of(s->adapters->scale[i])))
+            return false;
+    return true;
+}
+
 /* Whether the session can take a state with this header. */
 static jamba_result jmb_saved_fits(jamba_session *s, const jmb_saved *h)
 {
@@ -10357,6 +10397,9 @@ static jamba_result jmb_saved_fits(jamba_session *s, const jmb_saved *h)
     if (memcmp(h->identity, s->model->metadata.header.identity, 32) != 0)
         return jmb_fail(&s->error, JAMBA_ERR_MISMATCH, 32,
             "the state was saved with another model or other weights: load that model, or make the state anew");
+    if (!jmb_same_adapters(s, h))
+        return jmb_fail(&s->error, JAMBA_ERR_MISMATCH, JMB_SAVED_ADAPTERS,
+            "the state was saved with other LoRA adapters or scales than the session has: set those first");
     size = jmb_saved_size(s, h);
     if (size != h->size)
         return jmb_fail(&s->error, JAMBA_ERR_FORMAT, 16, "the saved state has %l bytes, its content needs %l", h->size,
@@ -11654,22 +11697,20 @@ JAMBA_API jamba_result jamba_session_fork(
     jamba_session **out, const jamba_session *source, int32_t tokens, jamba_error *error)
 {
     jamba_session prepared;
+    jamba_result result = JAMBA_OK;
     if (!out) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "nowhere to put the session: out is NULL");
     *out = NULL;
     if (!source) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a fork needs a session to begin from");
     JMB_TRY(jmb_fork_prepare(&prepared, source, tokens, error));
     JMB_TRY(jmb_session_make(out, &prepared, error));
-    if (source->adapters) {
-        const jmb_adapters *a = source->adapters;
-        jamba_result result = jmb_set_adapters(*out, a->loras, a->scale, a->at, a->count, error);
-        if (result != JAMBA_OK) {
-            jamba_session_free(*out);
-            *out = NULL;
-            return result;
-        }
+    if (source->adapters) result = jmb_set_adapters(*out, source->adapters, error);
+    if (result == JAMBA_OK) {
+        jmb_fork_copy(*out, source);
+    } else {
+        jamba_session_free(*out);
+        *out = NULL;
     }
-    jmb_fork_copy(*out, source);
-    return JAMBA_OK;
+    return result;
 }
 
 JAMBA_API void jamba_session_free(jamba_session *session)
@@ -11816,30 +11857,24 @@ JAMBA_API jamba_result jamba_state_describe(
     out->logits = (h.flags & JMB_SAVED_LOGITS) != 0;
     out->has_sampler = (h.flags & JMB_SAVED_SAMPLER) != 0;
     if (out->has_sampler) out->sampler = jmb_sampler_of(&h);
+    memcpy(out->adapter_hash, h.adapter_hash, sizeof out->adapter_hash);
+    memcpy(out->adapter_scale, h.adapter_scale, sizeof out->adapter_scale);
+    while (out->adapters < JAMBA_ADAPTERS_MAX && h.adapter_hash[out->adapters]) out->adapters++;
     return JAMBA_OK;
 }
 
 JAMBA_API jamba_result jamba_session_set_adapters(
     jamba_session *session, jamba_adapter *const *adapters, const float *scales, size_t count)
 {
-    const jmb_lora **loras[JMB_MAX_ADAPTERS];
-    float scale[JMB_MAX_ADAPTERS];
-    uint32_t at[JMB_MAX_ADAPTERS + 1] = { 0 }, used = 0;
-    size_t i;
+    jmb_adapters given;
     if (!session) return JAMBA_ERR_ARGUMENT;
     JMB_TRY(jmb_check_idle(session));
     JMB_TRY(jmb_check_given(session, adapters, scales, count));
     jmb_settle(session);
     if (session->holder)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "in the middle of a token: step on before it changes");
-    for (i = 0; i < count; i++) {
-        if (scales && scales[i] == 0) continue;
-        loras[used] = adapters[i]->slots;
-        scale[used] = scales ? scales[i] : 1;
-        at[used + 1] = at[used] + (uint32_t)jmb_pad16(adapters[i]->rank);
-        used++;
-    }
-    return jmb_set_adapters(session, loras, scale, at, used, &session->error);
+    given = jmb_adapters_of(adapters, scales, count);
+    return jmb_set_adapters(session, &given, &session->error);
 }
 
 /* Whether these tokens can be queued. */

@@ -46,7 +46,8 @@ static int compare_entries(const void *x, const void *y)
 }
 
 /* Every matrix of the program that `want` likes. A tied head is left out where the embedding is merged. */
-static size_t list_entries(const jamba_model *model, plan_entry *entries, bool (*want)(const plan_entry *, const jamba_model *))
+static size_t list_entries(
+    const jamba_model *model, plan_entry *entries, bool (*want)(const plan_entry *, const jamba_model *))
 {
     jamba_adapter probe;
     size_t count = 0;
@@ -86,7 +87,8 @@ static void fill_matrix(uint8_t *data, const jmb_tensor *t, uint64_t seed, doubl
     for (row = 0; row < t->rows; row++)
         for (k = 0; k < pairs; k++)
             for (col = 0; col < t->cols; col++)
-                put_number(data, t, pairs == 2 ? row / 16 * 32 + k * 16 + row % 16 : row, col, lora_random(&seed, size));
+                put_number(
+                    data, t, pairs == 2 ? row / 16 * 32 + k * 16 + row % 16 : row, col, lora_random(&seed, size));
 }
 
 static jmb_lora entry_shape(const plan_entry *e)
@@ -153,8 +155,8 @@ static jamba_adapter *load_adapter(const jamba_model *model, const image *file)
 {
     jamba_adapter *adapter = NULL;
     jamba_error error;
-    CHECK_THAT(jamba_adapter_load(&adapter, model, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_OK, "%s",
-        error.message);
+    CHECK_THAT(jamba_adapter_load(&adapter, model, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_OK,
+        "%s", error.message);
     return adapter;
 }
 
@@ -190,8 +192,8 @@ static void merge(uint8_t *model_bytes, const jamba_model *model, const plan_ent
     (void)model;
 }
 
-static float *adapted_logits(const jamba_model *model, jamba_adapter *const *adapters, const float *scales, size_t count,
-    int32_t chunk, const int32_t *tokens, size_t length)
+static float *adapted_logits(const jamba_model *model, jamba_adapter *const *adapters, const float *scales,
+    size_t count, int32_t chunk, const int32_t *tokens, size_t length)
 {
     size_t vocab = (size_t)model_vocab(model);
     jamba_session_params params;
@@ -229,7 +231,8 @@ static double worst_of(const float *a, const float *b, size_t count)
 static void check_merged(const char *name, const char *path, const jamba_model *model)
 {
     static plan_entry entries[ENTRIES_MAX];
-    size_t count = list_entries(model, entries, want_mergeable), size, length = 24, all = length * (size_t)model_vocab(model);
+    size_t count = list_entries(model, entries, want_mergeable), length = 24, size;
+    size_t all = length * (size_t)model_vocab(model);
     image file = make_adapter(model, entries, count, JMB_F32, 1);
     jamba_adapter *adapter = load_adapter(model, &file);
     int32_t *tokens = golden_tokens(name, length);
@@ -338,7 +341,8 @@ static void check_scale_zero(const jamba_model *model, const pair *p, const int3
 /* Member `i` of the crowd: without adapters, with the first, the second, both. */
 static jamba_result adapt_member(jamba_session *session, const pair *p, int i)
 {
-    return jamba_session_set_adapters(session, p->adapters + (i == 2), both_scales + (i == 2), (size_t)(i == 3 ? 2 : i > 0));
+    size_t count = i == 3 ? 2 : i > 0;
+    return jamba_session_set_adapters(session, p->adapters + (i == 2), both_scales + (i == 2), count);
 }
 
 static jamba_session *open_member(const jamba_model *model, const pair *p, int i, int32_t chunk)
@@ -368,7 +372,8 @@ static void check_batch(const jamba_model *model, const pair *p, const int32_t *
     CHECK(jamba_eval_batch(crowd, tokens, CROWD) == JAMBA_OK);
     for (i = 0; i < CROWD; i++) {
         jamba_session *alone = open_member(model, p, i, 64);
-        CHECK(jamba_eval(alone, tokens, LENGTH - 1 - (size_t)i) == JAMBA_OK && jamba_eval(alone, tokens + i, 1) == JAMBA_OK);
+        CHECK(jamba_eval(alone, tokens, LENGTH - 1 - (size_t)i) == JAMBA_OK);
+        CHECK(jamba_eval(alone, tokens + i, 1) == JAMBA_OK);
         CHECK_THAT(memcmp(jamba_logits(alone), jamba_logits(crowd[i]), row) == 0, "session %d of the batch differs", i);
         CHECK(jamba_session_fork(&fork, crowd[i], 4, NULL) == JAMBA_OK);
         CHECK(jamba_eval(alone, tokens, 3) == JAMBA_OK && jamba_eval(fork, tokens, 3) == JAMBA_OK);
@@ -377,6 +382,38 @@ static void check_batch(const jamba_model *model, const pair *p, const int32_t *
         jamba_session_free(alone);
     }
     for (i = 0; i < CROWD; i++) jamba_session_free(crowd[i]);
+}
+
+static jamba_result restore_member(const jamba_model *model, const pair *p, int i, const uint8_t *bytes, size_t size)
+{
+    jamba_session *session = open_member(model, p, i, 5);
+    jamba_result result = jamba_session_restore(session, bytes, size);
+    jamba_session_free(session);
+    return result;
+}
+
+/* A saved state says which adapters it was made with, and goes on with no others. */
+static void check_saved(const jamba_model *model, const pair *p, const int32_t *tokens)
+{
+    jamba_session *session = open_member(model, p, 3, 5);
+    jamba_adapter_info adapter;
+    jamba_state_info info;
+    uint8_t *bytes;
+    size_t size;
+    int i;
+    CHECK(jamba_eval(session, tokens, 6) == JAMBA_OK);
+    size = jamba_session_save(session, NULL, 0);
+    bytes = (uint8_t *)malloc(size);
+    test_require(bytes && jamba_session_save(session, bytes, size) == size, "cannot save", "adapters.c");
+    CHECK(jamba_state_describe(bytes, size, &info, NULL) == JAMBA_OK && info.adapters == 2);
+    for (i = 0; i < 2; i++) {
+        jamba_adapter_describe(p->adapters[i], &adapter);
+        CHECK(info.adapter_hash[i] == adapter.hash && info.adapter_scale[i] == both_scales[i]);
+    }
+    for (i = 0; i < CROWD; i++)
+        CHECK(restore_member(model, p, i, bytes, size) == (i == 3 ? JAMBA_OK : JAMBA_ERR_MISMATCH));
+    jamba_session_free(session);
+    free(bytes);
 }
 
 static void test_ways(const char *name, const char *type)
@@ -391,6 +428,7 @@ static void test_ways(const char *name, const char *type)
             check_ways(path, model, &p, tokens);
             check_scale_zero(model, &p, tokens);
             check_batch(model, &p, tokens);
+            check_saved(model, &p, tokens);
         }
         pair_close(&p);
         jamba_model_free(model);
@@ -437,7 +475,8 @@ static void check_damage(const jamba_model *model, image *file)
         for (k = 0; k < sizeof values; k++) {
             file->bytes[i] = values[k];
             seal(file);
-            if (values[k] != was && (i < 24 || i >= 32)) CHECK_THAT(!loads(model, file, file->size), "byte %zu is %u", i, values[k]);
+            if (values[k] != was && (i < 24 || i >= 32))
+                CHECK_THAT(!loads(model, file, file->size), "byte %zu is %u", i, values[k]);
         }
         file->bytes[i] = was;
     }

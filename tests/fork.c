@@ -108,8 +108,8 @@ static void test_cost(subject *s)
             s->counter.bytes - before, memory_total(&memory));
         CHECK(memory.state == first.state && memory.kv == first.kv);
         /* of the past, only the log of tokens is copied */
-        CHECK_THAT(memory.scratch - first.scratch <= (places[i] - places[0]) * 16 + 64, "%s: scratch %zu and %zu", s->name,
-            memory.scratch, first.scratch);
+        CHECK_THAT(memory.scratch - first.scratch <= (places[i] - places[0]) * 16 + 64, "%s: scratch %zu and %zu",
+            s->name, memory.scratch, first.scratch);
         jamba_session_describe(fork, &info);
         CHECK(info.context == (int32_t)places[i] + 64 && info.position == (int32_t)places[i]);
         CHECK(memcmp(&info.memory, &memory, sizeof memory) == 0);

@@ -1,9 +1,9 @@
 /* laws.c - whatever is done with a session, its logits are those of the plain run over its tokens
  *
- * Random scripts of feeding, stepping with and without a budget, sampling, marks, going back, forks, saved states and batches,
- * on every family, chunk size, cache type and executor. At the end, and whenever nothing is pending, the logits equal bit
- * for bit those of a new session that evaluates the same tokens in one go. A script that fails is cut down to
- * what still fails, and printed. LAWS=N in the environment runs N scripts on the tiny model. */
+ * Random scripts of feeding, stepping with and without a budget, sampling, marks, going back, forks, saved states and
+ * batches, on every family, chunk size, cache type and executor. At the end, and whenever nothing is pending, the
+ * logits equal bit for bit those of a new session that evaluates the same tokens in one go. A script that fails is cut
+ * down to what still fails, and printed. LAWS=N in the environment runs N scripts on the tiny model. */
 #define JMB_PAGE 16 /* so that a few tokens fill pages, which forks share */
 #include "tiny.h"
 
@@ -140,7 +140,8 @@ static bool session_lawful(laws *l, const script *s, jamba_session *session)
 /* Tokens that fit by its own account. Forks of what a rewind has left may hold pages that it would need. */
 static bool fits(const jamba_session *session, size_t count)
 {
-    return session->fed + count <= session->context && jmb_pages_fit(session, session->fed, session->fed + (uint32_t)count);
+    uint32_t to = session->fed + (uint32_t)count;
+    return to <= session->context && jmb_pages_fit(session, session->fed, to);
 }
 
 static int32_t pending_of(const jamba_session *session)
@@ -267,6 +268,7 @@ static bool run_save(laws *l, jamba_session *const *sessions, int source, uint32
     jamba_session *from = sessions[source], *to = sessions[((uint32_t)source + argument % SESSIONS) % SESSIONS];
     jamba_save_params params;
     size_t size, used, room = (size_t)to->context;
+    jamba_result result;
     bool possible;
     uint8_t *bytes;
     memset(&params, 0, sizeof params);
@@ -279,8 +281,9 @@ static bool run_save(laws *l, jamba_session *const *sessions, int source, uint32
     test_require(bytes != NULL, "out of memory", "laws.c");
     jamba_session_save_as(from, &params, bytes, size);
     possible = used <= room && jmb_pages_fit(to, 0, (uint32_t)used);
-    if (jamba_session_restore(to, bytes, size) != (possible ? JAMBA_OK : JAMBA_ERR_CONTEXT)) return fails(l, "restore", to);
+    result = jamba_session_restore(to, bytes, size);
     free(bytes);
+    if (result != (possible ? JAMBA_OK : JAMBA_ERR_CONTEXT)) return fails(l, "restore", to);
     if (possible && pending_of(to) != pending_of(from)) return fails(l, "restored elsewhere", to);
     return true;
 }

