@@ -1246,10 +1246,14 @@ static lora_place rule_lora_place(const name_rule *rule, const jmb_tensor *t, co
     return p;
 }
 
-static bool lora_fail_shape(const lora_set *set, const lora_module *m, const lora_place *p, tool_error *error)
+static bool lora_fail_shape(
+    const lora_set *set, const lora_module *m, const lora_place *p, bool embedding, tool_error *error)
 {
     char a[96], b[96];
     unsigned long long in = m->embedding ? p->rows : p->cols, out = m->embedding ? p->cols : p->rows;
+    if (m->embedding != embedding)
+        return tool_error_set(error, "%s: tensor %s is for %s, but the base model has %s of that name", set->path,
+            m->a->name, embedding ? "a linear layer" : "an embedding", embedding ? "an embedding" : "a linear layer");
     st_format_shape(a, sizeof a, m->a->shape, m->a->rank);
     st_format_shape(b, sizeof b, m->b->shape, m->b->rank);
     return tool_error_set(error,
@@ -1262,7 +1266,7 @@ static bool lora_fail_shape(const lora_set *set, const lora_module *m, const lor
 static bool rule_find_lora(const lora_set *set, const name_rule *rule, const jmb_tensor *t, const jmb_block *b,
     char name[NAME_ROOM], lora_part *part, tool_error *error)
 {
-    bool matrix = rule->shape == SHAPE_MATRIX;
+    bool matrix = rule->shape == SHAPE_MATRIX, embedding = t->role == JMB_ROLE_EMBED;
     lora_place place = rule_lora_place(rule, t, b);
     lora_module *m;
     char module[NAME_ROOM], *dot;
@@ -1270,11 +1274,11 @@ static bool rule_find_lora(const lora_set *set, const name_rule *rule, const jmb
     dot = strrchr(module, '.'); /* before "weight", or before the parameter of the module */
     if (dot) *dot = 0;
     for (m = lora_find(set, module); m && !part->module; m = lora_next(set, m)) {
-        if (m->embedding != (t->role == JMB_ROLE_EMBED)) continue;
+        if (m->embedding != embedding) continue;
         if (!lora_fill(set, m, matrix ? module : name, &place, part, error)) return false;
     }
     m = lora_find(set, module);
-    return part->module || !m || !matrix || lora_fail_shape(set, m, &place, error);
+    return part->module || !m || !matrix || lora_fail_shape(set, m, &place, embedding, error);
 }
 
 /* What the adapter has for one half of a tensor as block `index` uses it (JMB_NONE: a tensor of no block). */
