@@ -1305,7 +1305,7 @@ static bool plan_find_lora(const convert_plan *plan, uint32_t index, const jmb_t
 }
 
 /* All tensors that a block uses, under its own number: its unit's and its own adapters. Returns how many. */
-static uint32_t plan_list_used(const convert_plan *plan, uint32_t block, uint32_t type, jmb_tensor *items)
+JMB_UNUSED static uint32_t plan_list_used(const convert_plan *plan, uint32_t block, uint32_t type, jmb_tensor *items)
 {
     jmb_tensor_list list = { items, 0, block, type };
     const jmb_block *b = &plan->model.blocks[block];

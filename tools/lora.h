@@ -568,7 +568,7 @@ static bool lora_open_parts(lora_set *set, const char *dir, tool_error *error)
 }
 
 /* `dir` must outlive the set. On failure nothing stays open. */
-static bool lora_open(lora_set *set, const char *dir, tool_error *error)
+JMB_UNUSED static bool lora_open(lora_set *set, const char *dir, tool_error *error)
 {
     bool ok;
     memset(set, 0, sizeof *set);
