@@ -30,22 +30,13 @@ static char out_folder[PATH_ROOM], out_path[PATH_ROOM];
 static bool convert_type(const char *dir, uint32_t type, tool_error *error)
 {
     options o;
-    convert_plan plan;
-    convert_text text;
-    bool ok;
     memset(&o, 0, sizeof o);
-    memset(&text, 0, sizeof text);
     memset(error, 0, sizeof *error);
     o.dir = dir;
     o.out = out_path;
     o.type = type;
     o.force = true;
-    ok = plan_make(&plan, dir, type, error);
-    ok = ok && output_check_target(&plan, o.out, o.force, error) && run(&o, &plan, &text, error);
-    tool_buffer_free(&text.strings.bytes);
-    tool_buffer_free(&text.tokenizer);
-    plan_free(&plan);
-    return ok;
+    return convert_merged(&o, error);
 }
 
 static int files_in(const char *folder)

@@ -265,7 +265,7 @@ static void test_shape(const shape *s, uint32_t type)
     tool_error error;
     if (!write_shape(&c, s)) test_skip("the file system refuses files of that size");
     else {
-        if (CHECK_THAT(plan_make(&plan, folder, type, &error), "%s", error.message)) {
+        if (CHECK_THAT(plan_make(&plan, folder, type, NULL, &error), "%s", error.message)) {
             check_paper(s->name, &plan.model);
             plan_free(&plan);
         }

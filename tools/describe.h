@@ -190,4 +190,57 @@ JMB_UNUSED static bool model_verify(model_file *m, const char *path, tool_error 
     return ok;
 }
 
+/* ---- adapter files ------------------------------------------------------------------------- */
+
+/* An adapter read without its model: `model` is nothing but the identity that it names. */
+typedef struct adapter_image {
+    jamba_adapter adapter;
+    jamba_model model;
+    uint8_t *bytes;
+} adapter_image;
+
+JMB_UNUSED static void adapter_image_close(adapter_image *image)
+{
+    jmb_heap_free(&image->adapter.heap);
+    free(image->bytes);
+    memset(image, 0, sizeof *image);
+}
+
+/* Whether the file begins as an adapter does. */
+JMB_UNUSED static bool adapter_image_is(const char *path)
+{
+    uint8_t magic[sizeof jmb_adapter_magic];
+    FILE *file = fopen(path, "rb");
+    bool is = file && fread(magic, sizeof magic, 1, file) == 1 && memcmp(magic, jmb_adapter_magic, sizeof magic) == 0;
+    if (file) fclose(file);
+    return is;
+}
+
+static jamba_result adapter_image_parse(adapter_image *image, size_t size, jamba_error *error)
+{
+    jamba_adapter *a = &image->adapter;
+    a->model = &image->model;
+    a->heap.allocator = jmb_allocator_or_default(NULL);
+    a->data = image->bytes;
+    a->size = size;
+    image->model.plan.slots = UINT32_MAX;
+    if (size >= JMB_ADAPTER_BYTES) memcpy(image->model.metadata.header.identity, image->bytes + 32, 32);
+    JMB_TRY(jmb_parse_adapter_header(&a->header, a->data, a->size, a->model, error));
+    JMB_TRY(jmb_check_adapter_hash(a, error));
+    return jmb_parse_loras(a, error);
+}
+
+/* Checks all of the file but whether its matrices are the model's. On failure nothing stays open. */
+JMB_UNUSED static bool adapter_image_open(adapter_image *image, const char *path, tool_error *error)
+{
+    jamba_error problem;
+    size_t size;
+    memset(image, 0, sizeof *image);
+    if (!tool_read_file(path, SIZE_MAX / 2, &image->bytes, &size, error)) return false;
+    if (adapter_image_parse(image, size, &problem) == JAMBA_OK) return true;
+    tool_error_set(error, "%s: %s (byte %llu)", path, problem.message, (unsigned long long)problem.offset);
+    adapter_image_close(image);
+    return false;
+}
+
 #endif

@@ -12,7 +12,7 @@
 #ifndef FAMILIES_H
 #define FAMILIES_H
 
-#include "safetensors.h"
+#include "lora.h"
 
 #include <float.h>
 #include <math.h>
@@ -36,6 +36,7 @@ typedef struct tensor_source {
     const float *values;
     uint64_t first, step;
     bool minus_exp; /* A is stored as its logarithm */
+    lora_part lora; /* to be merged */
 } tensor_source;
 
 typedef struct family family;
@@ -43,7 +44,7 @@ typedef struct family family;
 typedef struct convert_plan {
     st_checkpoint checkpoint;
     const family *family;
-    char *config_path;
+    char *config_path; /* or that of the model file, where there is no checkpoint */
     double settings[SETTINGS]; /* integers are exact */
     jmb_metadata model; /* header, blocks and tensors; no strings */
     uint32_t *layers;   /* of each block, for names */
@@ -55,6 +56,7 @@ typedef struct convert_plan {
     tensor_source (*sources)[2]; /* of each tensor; the second: see name_rule.half */
     float *rope;                 /* inverse frequencies; NULL without RoPE */
     float *ones;                 /* weights of norms that have none */
+    const lora_set *lora;        /* an adapter, or NULL */
 } convert_plan;
 
 static uint32_t plan_get(const convert_plan *plan, setting which)
@@ -1162,6 +1164,39 @@ static st_tensor *rule_find(const convert_plan *plan, const rule_group *group, c
     return st_find(&plan->checkpoint, name);
 }
 
+/* First row of a rule's part, and the rows of the whole stored matrix in *total. */
+static uint64_t rule_rows_of(const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t *total)
+{
+    uint64_t rows = t->rows, x = b ? b->dt_rank + 2u * b->d_state : 0, bc = b ? (uint64_t)b->n_groups * b->d_state : 0;
+    uint64_t zubc = b ? 2 * (b->d_inner + bc) : 0;
+    *total = rows;
+    switch (rule->rows) {
+    case ROWS_FIRST_HALF: *total = 2 * rows; return 0;
+    case ROWS_SECOND_HALF: *total = 2 * rows; return rows;
+    case ROWS_DT_LOW: *total = x; return 0;
+    case ROWS_B: *total = x; return b->dt_rank;
+    case ROWS_C: *total = x; return b->dt_rank + b->d_state;
+    case ROWS_EXPERT: *total = b->experts * rows; return t->index * rows;
+    case ROWS_EXPERT_GATE: *total = 2 * b->experts * rows; return 2 * t->index * rows;
+    case ROWS_EXPERT_UP: *total = 2 * b->experts * rows; return (2 * t->index + 1) * rows;
+    case ROWS_EVEN: *total = 2 * rows; return 0;
+    case ROWS_ODD: *total = 2 * rows; return 1;
+    case ROWS_HEAD: *total = b->heads * rows; return t->index * rows;
+    case ROWS_HEAD_DT_LOW: *total = b->heads * x; return t->index * x;
+    case ROWS_HEAD_B: *total = b->heads * x; return t->index * x + b->dt_rank;
+    case ROWS_HEAD_C: *total = b->heads * x; return t->index * x + b->dt_rank + b->d_state;
+    case ROWS_Z: *total = zubc + b->heads; return 0;
+    case ROWS_ZU: *total = zubc + b->heads; return b->d_inner;
+    case ROWS_ZB: *total = zubc + b->heads; return 2 * (uint64_t)b->d_inner;
+    case ROWS_ZC: *total = zubc + b->heads; return 2 * (uint64_t)b->d_inner + bc;
+    case ROWS_ZDT: *total = zubc + b->heads; return zubc;
+    case ROWS_CONV_U: *total = b->d_inner + 2 * bc; return 0;
+    case ROWS_CONV_B: *total = b->d_inner + 2 * bc; return b->d_inner;
+    case ROWS_CONV_C: *total = b->d_inner + 2 * bc; return b->d_inner + bc;
+    default: return 0;
+    }
+}
+
 /* Of block `index`: its kind as rule groups say it. */
 static uint32_t plan_group_kind(const convert_plan *plan, uint32_t index)
 {
@@ -1189,6 +1224,126 @@ static st_tensor *rule_find_shared(const convert_plan *plan, const rule_group *g
         found = rule_find(plan, group, rule, &other, other_name);
     }
     return found;
+}
+
+/* ---- low-rank matrices --------------------------------------------------------------------- */
+
+static bool role_is_linear(uint32_t role)
+{
+    return jmb_roles[role].lowest != JMB_F32 || role == JMB_ROLE_ROUTER;
+}
+
+static lora_place rule_lora_place(const name_rule *rule, const jmb_tensor *t, const jmb_block *b)
+{
+    lora_place p;
+    uint64_t total, first = rule_rows_of(rule, t, b, &total);
+    p.copies = rule->shape == SHAPE_EXPERTS ? b->experts : rule->shape == SHAPE_HEADS ? b->heads : 1;
+    p.rows = total / p.copies;
+    p.cols = t->cols;
+    p.copy = (uint32_t)(first / p.rows);
+    p.first = first % p.rows;
+    p.step = rule->rows == ROWS_EVEN || rule->rows == ROWS_ODD ? 2 : 1;
+    return p;
+}
+
+static bool lora_fail_shape(
+    const lora_set *set, const lora_module *m, const lora_place *p, bool embedding, tool_error *error)
+{
+    char a[96], b[96];
+    unsigned long long in = m->embedding ? p->rows : p->cols, out = m->embedding ? p->cols : p->rows;
+    if (m->embedding != embedding)
+        return tool_error_set(error, "%s: tensor %s is for %s, but the base model has %s of that name", set->path,
+            m->a->name, embedding ? "a linear layer" : "an embedding", embedding ? "an embedding" : "a linear layer");
+    st_format_shape(a, sizeof a, m->a->shape, m->a->rank);
+    st_format_shape(b, sizeof b, m->b->shape, m->b->rank);
+    return tool_error_set(error,
+        "%s: tensor %s has the shape %s and its B %s; by the base model they should be [r, %llu] and [%llu, r]: "
+        "another model's adapter", set->path, m->a->name, a, b, in, out);
+}
+
+/* What the adapter has for the tensor by one rule; `part` stays without a module when that is nothing. `name` is the
+ * stored tensor's. */
+static bool rule_find_lora(const lora_set *set, const name_rule *rule, const jmb_tensor *t, const jmb_block *b,
+    char name[NAME_ROOM], lora_part *part, tool_error *error)
+{
+    bool matrix = rule->shape == SHAPE_MATRIX, embedding = t->role == JMB_ROLE_EMBED;
+    lora_place place = rule_lora_place(rule, t, b);
+    lora_module *m;
+    char module[NAME_ROOM], *dot;
+    memcpy(module, name, sizeof module);
+    dot = strrchr(module, '.'); /* before "weight", or before the parameter of the module */
+    if (dot) *dot = 0;
+    for (m = lora_find(set, module); m && !part->module; m = lora_next(set, m)) {
+        if (m->embedding != embedding) continue;
+        if (!lora_fill(set, m, matrix ? module : name, &place, part, error)) return false;
+    }
+    m = lora_find(set, module);
+    return part->module || !m || !matrix || lora_fail_shape(set, m, &place, embedding, error);
+}
+
+/* What the adapter has for one half of a tensor as block `index` uses it (JMB_NONE: a tensor of no block). */
+static bool plan_find_lora(const convert_plan *plan, uint32_t index, const jmb_tensor *t, uint32_t half,
+    lora_part *part, tool_error *error)
+{
+    const jmb_block *b = index == JMB_NONE ? NULL : &plan->model.blocks[index];
+    uint32_t kind = b ? plan_group_kind(plan, index) : 0, layer = b ? plan->layers[index] : 0;
+    name_place place = { layer, plan_ordinal(plan, layer), t->index };
+    const rule_group *group;
+    const name_rule *rule;
+    char name[NAME_ROOM];
+    memset(part, 0, sizeof *part);
+    if (!plan->lora || !role_is_linear(t->role)) return true;
+    for (group = plan->family->groups; group->rules && !part->module; group++) {
+        if (group->kind != kind) continue;
+        for (rule = group->rules; rule->name && !part->module; rule++) {
+            if (rule->role != t->role || rule->half != half) continue;
+            rule_find(plan, group, rule, &place, name);
+            if (!rule_find_lora(plan->lora, rule, t, b, name, part, error)) return false;
+        }
+    }
+    return true;
+}
+
+/* All tensors that a block uses, under its own number: its unit's and its own adapters. Returns how many. */
+JMB_UNUSED static uint32_t plan_list_used(const convert_plan *plan, uint32_t block, uint32_t type, jmb_tensor *items)
+{
+    jmb_tensor_list list = { items, 0, block, type };
+    const jmb_block *b = &plan->model.blocks[block];
+    jmb_list_block(&list, b, plan->model.header.hidden);
+    if (b->rank) jmb_list_adapters(&list, b, plan->model.header.hidden);
+    return list.count;
+}
+
+/* Whether the adapter does the same to a tensor in two blocks that could share it. */
+static bool plan_same_lora(const convert_plan *plan, const jmb_tensor *t, uint32_t x, uint32_t y, bool *same,
+    tool_error *error)
+{
+    lora_part a, b;
+    uint32_t half;
+    for (half = 0; half < (jmb_roles[t->role].paired ? 2u : 1u) && *same; half++) {
+        if (!plan_find_lora(plan, x, t, half, &a, error) || !plan_find_lora(plan, y, t, half, &b, error)) return false;
+        *same = lora_same(&a, &b, t->rows, t->cols);
+    }
+    return true;
+}
+
+/* The same for all tensors of a block that are not its own anyway. */
+static bool plan_same_loras(const convert_plan *plan, uint32_t x, uint32_t y, bool *same, tool_error *error)
+{
+    jmb_tensor_list list = { NULL, 0, x, JMB_F32 };
+    const jmb_block *b = &plan->model.blocks[x];
+    uint32_t i;
+    bool ok = true;
+    *same = true;
+    if (!plan->lora) return true;
+    jmb_list_block(&list, b, plan->model.header.hidden);
+    list.items = (jmb_tensor *)calloc(list.count, sizeof *list.items);
+    if (!list.items) return tool_no_memory(error);
+    list.count = 0;
+    jmb_list_block(&list, b, plan->model.header.hidden);
+    for (i = 0; i < list.count && *same && ok; i++) ok = plan_same_lora(plan, &list.items[i], x, y, same, error);
+    free(list.items);
+    return ok;
 }
 
 /* ---- sharing ------------------------------------------------------------------------------- */
@@ -1221,14 +1376,15 @@ static bool plan_share_block(convert_plan *plan, uint32_t ordinal, uint32_t kind
     uint32_t block = plan->hybrids[ordinal].block;
     const rule_group *group;
     const name_rule *rule;
-    bool differs = false;
+    bool differs = false, same;
     while (plan->model.blocks[block].kind != kind) block++, base++;
     for (group = plan->family->groups; group->rules; group++) {
         if (group->kind != (kind | HYBRID)) continue;
         for (rule = group->rules; rule->name; rule++)
             if (!rule_differs(plan, group, rule, ordinal, &differs, error)) return false;
     }
-    if (!differs) plan->model.blocks[block].unit = base;
+    if (!plan_same_loras(plan, block, base, &same, error)) return false;
+    if (!differs && same) plan->model.blocks[block].unit = base;
     return true;
 }
 
@@ -1241,10 +1397,11 @@ static bool plan_share_blocks(convert_plan *plan, tool_error *error)
     return true;
 }
 
+static const name_place nowhere = { 0, 0, 0 };
+
 /* The tensor of a role that belongs to no block, or NULL. */
 static st_tensor *plan_find_global(const convert_plan *plan, uint32_t role)
 {
-    static const name_place nowhere = { 0, 0, 0 };
     const rule_group *group;
     char name[NAME_ROOM];
     for (group = plan->family->groups; group->rules; group++) {
@@ -1256,13 +1413,38 @@ static st_tensor *plan_find_global(const convert_plan *plan, uint32_t role)
     return NULL;
 }
 
+/* A matrix of vocab x hidden: the embedding or the head. */
+static jmb_tensor plan_vocab_tensor(const convert_plan *plan, uint32_t role)
+{
+    jmb_tensor t;
+    memset(&t, 0, sizeof t);
+    t.role = role;
+    t.unit = JMB_NONE;
+    t.rows = plan->model.header.vocab;
+    t.cols = plan->model.header.hidden;
+    return t;
+}
+
+/* An adapter is for the embedding or the head alone even where they are tied, so that merging parts them. (PEFT's own
+ * merge_and_unload changes both then, and no longer computes what the adapter does.) */
+static bool plan_lora_parts_head(const convert_plan *plan, bool *parts, tool_error *error)
+{
+    jmb_tensor embed = plan_vocab_tensor(plan, JMB_ROLE_EMBED), head = plan_vocab_tensor(plan, JMB_ROLE_HEAD);
+    lora_part a, b;
+    if (!plan_find_lora(plan, JMB_NONE, &embed, 0, &a, error) || !plan_find_lora(plan, JMB_NONE, &head, 0, &b, error))
+        return false;
+    *parts = a.module || b.module;
+    return true;
+}
+
 /* A tied head that is stored all the same counts where it differs from the embeddings. */
 static bool plan_choose_head(convert_plan *plan, tool_error *error)
 {
     st_tensor *head = plan_find_global(plan, JMB_ROLE_HEAD);
     const st_tensor *embed = plan_find_global(plan, JMB_ROLE_EMBED);
-    bool same;
-    plan->model.header.head = plan_get(plan, SET_TIED) ? 0 : 1;
+    bool same = true, parts;
+    if (!plan_lora_parts_head(plan, &parts, error)) return false;
+    plan->model.header.head = plan_get(plan, SET_TIED) && !parts ? 0 : 1;
     if (plan->model.header.head || !head || !embed) return true;
     if (!st_same(&plan->checkpoint, head, embed, &same, error)) return false;
     plan->model.header.head = same ? 0 : 1;
@@ -1435,39 +1617,6 @@ static bool plan_apply_config(convert_plan *plan, const json_value *root, uint32
 
 /* ---- finding the tensors ------------------------------------------------------------------- */
 
-/* First row of a rule's part, and the rows of the whole stored matrix in *total. */
-static uint64_t rule_rows_of(const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t *total)
-{
-    uint64_t rows = t->rows, x = b ? b->dt_rank + 2u * b->d_state : 0, bc = b ? (uint64_t)b->n_groups * b->d_state : 0;
-    uint64_t zubc = b ? 2 * (b->d_inner + bc) : 0;
-    *total = rows;
-    switch (rule->rows) {
-    case ROWS_FIRST_HALF: *total = 2 * rows; return 0;
-    case ROWS_SECOND_HALF: *total = 2 * rows; return rows;
-    case ROWS_DT_LOW: *total = x; return 0;
-    case ROWS_B: *total = x; return b->dt_rank;
-    case ROWS_C: *total = x; return b->dt_rank + b->d_state;
-    case ROWS_EXPERT: *total = b->experts * rows; return t->index * rows;
-    case ROWS_EXPERT_GATE: *total = 2 * b->experts * rows; return 2 * t->index * rows;
-    case ROWS_EXPERT_UP: *total = 2 * b->experts * rows; return (2 * t->index + 1) * rows;
-    case ROWS_EVEN: *total = 2 * rows; return 0;
-    case ROWS_ODD: *total = 2 * rows; return 1;
-    case ROWS_HEAD: *total = b->heads * rows; return t->index * rows;
-    case ROWS_HEAD_DT_LOW: *total = b->heads * x; return t->index * x;
-    case ROWS_HEAD_B: *total = b->heads * x; return t->index * x + b->dt_rank;
-    case ROWS_HEAD_C: *total = b->heads * x; return t->index * x + b->dt_rank + b->d_state;
-    case ROWS_Z: *total = zubc + b->heads; return 0;
-    case ROWS_ZU: *total = zubc + b->heads; return b->d_inner;
-    case ROWS_ZB: *total = zubc + b->heads; return 2 * (uint64_t)b->d_inner;
-    case ROWS_ZC: *total = zubc + b->heads; return 2 * (uint64_t)b->d_inner + bc;
-    case ROWS_ZDT: *total = zubc + b->heads; return zubc;
-    case ROWS_CONV_U: *total = b->d_inner + 2 * bc; return 0;
-    case ROWS_CONV_B: *total = b->d_inner + 2 * bc; return b->d_inner;
-    case ROWS_CONV_C: *total = b->d_inner + 2 * bc; return b->d_inner + bc;
-    default: return 0;
-    }
-}
-
 /* The shape in which a checkpoint stores a matrix of `total` rows; returns its rank. */
 static uint32_t rule_shape_of(
     const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t total, uint64_t shape[3])
@@ -1520,7 +1669,7 @@ static bool rule_bind(
 }
 
 /* Searches the family's groups for the tensor; its first spelling is the one named when none is there. */
-static bool plan_find_source(
+static bool plan_find_stored(
     convert_plan *plan, const jmb_tensor *t, uint32_t half, tensor_source *source, tool_error *error)
 {
     const jmb_block *b = t->unit == JMB_NONE ? NULL : &plan->model.blocks[t->unit];
@@ -1539,9 +1688,19 @@ static bool plan_find_source(
             if (!missing[0]) memcpy(missing, name, sizeof name);
         }
     }
+    if (t->role == JMB_ROLE_HEAD && plan_get(plan, SET_TIED)) source->tensor = plan_find_global(plan, JMB_ROLE_EMBED);
+    if (source->tensor) return rule_bind(plan, head_rules, t, b, source, error);
     return tool_error_set(error,
         "%s: tensor %s is missing: the download is incomplete, or config.json belongs to another model",
         plan->checkpoint.dir, missing[0] ? missing : jmb_tensor_name(t, name));
+}
+
+/* The source of one half of a tensor, and what is to be merged into it. */
+static bool plan_find_source(
+    convert_plan *plan, const jmb_tensor *t, uint32_t half, tensor_source *source, tool_error *error)
+{
+    return plan_find_stored(plan, t, half, source, error)
+        && plan_find_lora(plan, t->unit, t, half, &source->lora, error);
 }
 
 /* Whether a tensor has two sources. */
@@ -1624,6 +1783,113 @@ static bool plan_check_leftovers(const convert_plan *plan, tool_error *error)
     return true;
 }
 
+/* ---- all of an adapter --------------------------------------------------------------------- */
+
+/* The role of a matrix that PEFT may store a copy of. */
+static uint32_t plan_copy_role(const convert_plan *plan, const char *name)
+{
+    const rule_group *group;
+    char other[NAME_ROOM];
+    for (group = plan->family->groups; group->rules; group++) {
+        uint32_t role = group->rules->role;
+        if (group->kind != 0 || (role != JMB_ROLE_EMBED && role != JMB_ROLE_HEAD)) continue;
+        rule_find(plan, group, group->rules, &nowhere, other);
+        if (strcmp(name, other) == 0) return role;
+    }
+    return JMB_ROLE_COUNT;
+}
+
+/* Every number within a hundredth of the row's largest: as far as q8 may round, and no further. */
+static bool copy_row_is_near(const float *copy, const float *base, size_t cols)
+{
+    float largest = pack_largest(base, jmb_pad64(cols)), largest_off = 0;
+    size_t i;
+    for (i = 0; i < cols; i++) {
+        float off = copy[i] < base[i] ? base[i] - copy[i] : copy[i] - base[i];
+        if (!(off <= largest_off)) largest_off = off;
+    }
+    return largest_off <= largest * 0.01f;
+}
+
+/* A row of the model's embedding or head, from the checkpoint or the model file; a tied head is the embedding. */
+static bool plan_vocab_row(
+    const convert_plan *plan, uint32_t role, uint64_t row, uint8_t *room, float *out, tool_error *error)
+{
+    const st_tensor *head = plan_find_global(plan, role), *t = head ? head : plan_find_global(plan, JMB_ROLE_EMBED);
+    const jmb_tensor *packed = plan->model.tensors;
+    size_t cols = plan->model.header.hidden, bytes = t ? cols * st_dtype_bytes(t->dtype) : 0, i;
+    if (t) {
+        if (!st_read_data(&plan->checkpoint, t, row * bytes, room, bytes, error)) return false;
+        pack_floats(out, room, t->dtype, cols);
+        return true;
+    }
+    if (role == JMB_ROLE_HEAD && plan->model.header.head) packed += plan->model.header.tensors - 1;
+    for (i = 0; i < cols; i++) out[i] = jmb_weight(packed, (size_t)row, i);
+    return true;
+}
+
+static bool lora_compare_copy(const convert_plan *plan, const st_tensor *t, uint32_t role, uint8_t *raw, float *rows,
+    bool *near, tool_error *error)
+{
+    size_t cols = plan->model.header.hidden, stride = jmb_pad64(cols), bytes = cols * st_dtype_bytes(t->dtype);
+    uint64_t row;
+    for (row = 0, *near = true; row < plan->model.header.vocab && *near; row++) {
+        if (!st_read_data(&plan->lora->checkpoint, t, row * bytes, raw, bytes, error)) return false;
+        pack_floats(rows, raw, t->dtype, cols);
+        if (!plan_vocab_row(plan, role, row, raw, rows + stride, error)) return false;
+        *near = copy_row_is_near(rows, rows + stride, cols);
+    }
+    return true;
+}
+
+/* A weight that the adapter holds whole must be the base model's: it is not low-rank. */
+static bool lora_check_copy(const convert_plan *plan, const st_tensor *t, tool_error *error)
+{
+    char *name = lora_base_name(t->name, sizeof lora_prefix - 1, 0);
+    uint32_t role = name ? plan_copy_role(plan, name) : (uint32_t)JMB_ROLE_COUNT;
+    size_t stride = jmb_pad64(plan->model.header.hidden);
+    float *rows = (float *)calloc(2 * stride, sizeof *rows);
+    uint8_t *raw = (uint8_t *)malloc(stride * sizeof *rows);
+    bool ok = (name && rows && raw) || tool_no_memory(error), near = true;
+    if (ok && role == JMB_ROLE_COUNT)
+        ok = tool_error_set(error,
+            "%s: tensor %s is a whole weight, which an adapter cannot change: merge the adapter in PEFT "
+            "(merge_and_unload) instead", plan->lora->path, t->name);
+    if (ok && (t->rank != 2 || t->shape[0] != plan->model.header.vocab || t->shape[1] != plan->model.header.hidden))
+        ok = tool_error_set(error,
+            "%s: tensor %s is not %u x %u as the base model's: its vocabulary was changed, or it is another model's",
+            plan->lora->path, t->name, plan->model.header.vocab, plan->model.header.hidden);
+    ok = ok && lora_compare_copy(plan, t, role, raw, rows, &near, error);
+    if (ok && !near)
+        ok = tool_error_set(error,
+            "%s: tensor %s is not what the base model has: it was trained, or it is another model's", plan->lora->path,
+            t->name);
+    free(name);
+    free(rows);
+    free(raw);
+    return ok;
+}
+
+/* A tensor of the adapter without a place is a part of it that would silently be dropped. */
+static bool lora_check_leftovers(const convert_plan *plan, tool_error *error)
+{
+    char weight[LORA_KEY];
+    size_t i;
+    for (i = 0; i < plan->lora->count; i++) {
+        const lora_module *m = &plan->lora->modules[i];
+        snprintf(weight, sizeof weight, "%s.weight", m->name);
+        if (!m->used && !plan_is_idle_adapter(plan, weight))
+            return tool_error_set(error,
+                "%s: tensor %s has no place: the base model has no such linear layer, or not in these dimensions",
+                plan->lora->path, m->a->name);
+    }
+    for (i = 0; i < plan->lora->checkpoint.count; i++) {
+        const st_tensor *t = &plan->lora->checkpoint.tensors[i];
+        if (strstr(t->name, ".lora_") == NULL && !lora_check_copy(plan, t, error)) return false;
+    }
+    return true;
+}
+
 static void plan_free(convert_plan *plan)
 {
     st_close(&plan->checkpoint);
@@ -1639,15 +1905,26 @@ static void plan_free(convert_plan *plan)
     memset(plan, 0, sizeof *plan);
 }
 
+static bool plan_check_folder(const convert_plan *plan, const char *dir, tool_error *error)
+{
+    char *path = tool_path_join(dir, "adapter_config.json");
+    bool adapter = path && !tool_file_exists(plan->config_path) && tool_file_exists(path);
+    free(path);
+    return !adapter
+        || tool_error_set(error, "%s: is an adapter: say for which model with --base MODEL.jamba, or give its model's "
+            "folder and this one with --merge", dir);
+}
+
 static bool plan_open(convert_plan *plan, const char *dir, uint32_t type, tool_error *error)
 {
     json_doc doc;
     bool ok;
     plan->config_path = tool_path_join(dir, "config.json");
     if (!plan->config_path) return tool_no_memory(error);
-    if (!json_read_file(&doc, plan->config_path, error)) return false;
+    if (!plan_check_folder(plan, dir, error) || !json_read_file(&doc, plan->config_path, error)) return false;
     ok = st_open(&plan->checkpoint, dir, error) && plan_apply_config(plan, json_root(&doc), type, error)
-        && plan_find_sources(plan, error) && plan_check_leftovers(plan, error);
+        && plan_find_sources(plan, error) && plan_check_leftovers(plan, error)
+        && (!plan->lora || lora_check_leftovers(plan, error));
     json_free(&doc);
     return ok;
 }
@@ -1668,14 +1945,71 @@ JMB_UNUSED static bool plan_limit_dt(convert_plan *plan, double low, double high
 }
 
 /* Everything there is to know before data is read: sizes checked, every tensor of the program and of
- * the checkpoint accounted for. `dir` must outlive the plan. On failure nothing stays open. */
-static bool plan_make(convert_plan *plan, const char *dir, uint32_t type, tool_error *error)
+ * the checkpoint accounted for. `dir` and `lora`, an adapter to be merged or NULL, must outlive the plan. On failure
+ * nothing stays open. */
+static bool plan_make(
+    convert_plan *plan, const char *dir, uint32_t type, const lora_set *lora, tool_error *error)
 {
     bool ok;
     memset(plan, 0, sizeof *plan);
+    plan->lora = lora;
     ok = plan_open(plan, dir, type, error);
     if (!ok) plan_free(plan);
     return ok;
+}
+
+/* ---- a model file's plan ------------------------------------------------------------------- */
+
+/* A layer begins with its mixer: what follows it in one layer is an MLP, or of a hybrid layer. */
+static bool block_begins_layer(const jmb_block *b)
+{
+    return b->kind != JMB_MLP && b->kind != JMB_MOE && b->kind != JMB_LINEAR && b->input != JMB_FROM_X_PLUS_A;
+}
+
+static void plan_number_layers(convert_plan *plan)
+{
+    uint32_t i, layers = 0;
+    for (i = 0; i < plan->model.header.blocks; i++) {
+        const jmb_block *b = &plan->model.blocks[i];
+        if (block_begins_layer(b) || i == 0) plan->ordinals[layers++] = JMB_NONE;
+        plan->layers[i] = layers - 1;
+        if (b->input == JMB_FROM_X_AND_E) plan->ordinals[layers - 1] = plan->hybrid_count++;
+        if (b->kind == JMB_ATTENTION && b->rank) plan->settings[SET_ATTENTION_ADAPTER] = 1;
+    }
+    plan->settings[SET_LAYERS] = layers;
+    plan->settings[SET_MEM_BLOCKS] = 1; /* which blocks share is in the program */
+    plan->settings[SET_TIED] = !plan->model.header.head;
+}
+
+/* The plan of a model file, from its program and the family that it names: for the names of Hugging Face tensors, as
+ * there is no checkpoint. `model` must outlive it. On failure nothing stays open. */
+JMB_UNUSED static bool plan_of_model(
+    convert_plan *plan, const jmb_metadata *model, const char *path, const lora_set *lora, tool_error *error)
+{
+    const char *name = jmb_find_string(model, "architecture");
+    size_t blocks = model->header.blocks, i;
+    memset(plan, 0, sizeof *plan);
+    for (i = 0; i < FAMILIES && name; i++)
+        if (strcmp(name, families[i].name) == 0) plan->family = &families[i];
+    if (!plan->family)
+        return tool_error_set(error, "%s: its architecture \"%.64s\" is none that adapters are known for", path,
+            name ? name : "");
+    plan->model.header = model->header;
+    plan->lora = lora;
+    plan->model.blocks = (jmb_block *)calloc(blocks, sizeof *plan->model.blocks);
+    plan->layers = (uint32_t *)calloc(blocks, sizeof *plan->layers);
+    plan->ordinals = (uint32_t *)calloc(blocks, sizeof *plan->ordinals);
+    plan->model.tensors = (jmb_tensor *)calloc(model->header.tensors, sizeof *plan->model.tensors);
+    plan->config_path = tool_path_join(path, "");
+    if (!plan->model.blocks || !plan->model.tensors || !plan->layers || !plan->ordinals || !plan->config_path) {
+        plan_free(plan);
+        return tool_no_memory(error);
+    }
+    strcpy(plan->config_path, path);
+    memcpy(plan->model.blocks, model->blocks, blocks * sizeof *plan->model.blocks);
+    memcpy(plan->model.tensors, model->tensors, model->header.tensors * sizeof *plan->model.tensors);
+    plan_number_layers(plan);
+    return true;
 }
 
 #endif

@@ -1,15 +1,16 @@
-/* inspect.c - what a model file holds: identity, sizes, program, strings, tensors. */
+/* inspect.c - what a model file holds: identity, sizes, program, strings, tensors; or what an adapter file does. */
 #include "describe.h"
 
 static const char tool[] = "inspect";
-static const char usage[] = "usage: inspect MODEL.jamba [--tensors] [--verify]\n"
+static const char usage[] = "usage: inspect FILE [--tensors] [--verify]\n"
+                            "  FILE       a model (.jamba) or an adapter for one (.jamba-lora)\n"
                             "  --tensors  list every tensor\n"
                             "  --verify   read the whole file and check the hash of every tensor\n";
 
-static void print_identity(const uint8_t identity[32])
+static void print_identity(const char *name, const uint8_t identity[32])
 {
     int i;
-    printf("identity: ");
+    printf("%s: ", name);
     for (i = 0; i < 32; i++) printf("%02x", identity[i]);
     printf("\n");
 }
@@ -73,7 +74,7 @@ static void print_model(const jmb_metadata *m)
 {
     const char *architecture = jmb_find_string(m, "architecture");
     char text[128];
-    print_identity(m->header.identity);
+    print_identity("identity", m->header.identity);
     snprintf(text, sizeof text, "%s", architecture ? architecture : "");
     tool_clean_text(text);
     printf("architecture: %s\n", text);
@@ -85,27 +86,71 @@ static void print_model(const jmb_metadata *m)
     print_strings(m);
 }
 
-int main(int argc, char **argv)
+/* ---- adapters ------------------------------------------------------------------------------ */
+
+static void print_lora(const jmb_lora *l)
 {
-    const char *path = NULL;
-    bool tensors = false, verify = false;
+    bool embed = l->role == JMB_ROLE_EMBED;
+    char name[64];
+    jmb_tensor t = l->b;
+    t.unit = l->block;
+    t.index = l->index;
+    printf("  %-24s %-4s rank %u %u x %u %016" PRIx64 "\n", jmb_tensor_name(&t, name), jmb_type_names[t.type],
+        embed ? l->a.cols : l->a.rows, embed ? l->a.rows : l->b.rows, embed ? l->b.rows : l->a.cols,
+        jmb_hash64(jmb_hash64(JMB_HASH_SEED, l->a.data, (size_t)l->a.bytes), l->b.data, (size_t)l->b.bytes));
+}
+
+static void print_adapter(const jamba_adapter *a, bool matrices)
+{
+    jamba_adapter_info info;
+    uint32_t i;
+    jamba_adapter_describe(a, &info);
+    print_identity("adapter_for", a->data + 32);
+    printf("hash: %016" PRIx64 "\nmatrices: %d\nrank: %d\n", info.hash, (int)info.matrices, (int)info.rank);
+    printf("parameters: %" PRIu64 "\nfile_bytes: %" PRIu64 "\n", info.parameters, a->size);
+    if (!matrices) return;
+    printf("matrices (name, type, rank, rows x cols of the model's, hash of A and B):\n");
+    for (i = 0; i < a->header.entries; i++) print_lora(&a->loras[i]);
+}
+
+/* Its one hash is checked in any case. */
+static void inspect_adapter(const char *path, bool matrices, bool verify)
+{
+    adapter_image image;
+    tool_error error;
+    if (!adapter_image_open(&image, path, &error)) tool_die(tool, "%s", error.message);
+    print_adapter(&image.adapter, matrices);
+    if (verify) printf("verified: ok\n");
+    adapter_image_close(&image);
+}
+
+static void inspect_model(const char *path, bool tensors, bool verify)
+{
     model_file model;
     tool_error error;
-    int i;
-    for (i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--tensors") == 0) tensors = true;
-        else if (strcmp(argv[i], "--verify") == 0) verify = true;
-        else if (argv[i][0] == '-') tool_usage(tool, usage, "unknown option", argv[i]);
-        else if (path) tool_usage(tool, usage, "more than one model:", argv[i]);
-        else path = argv[i];
-    }
-    if (!path) tool_usage(tool, usage, "no model given", NULL);
     if (!model_open(&model, path, &error)) tool_die(tool, "%s", error.message);
     print_model(&model.metadata);
     if (tensors) print_tensors(&model.metadata);
     if (verify && !model_verify(&model, path, &error)) tool_die(tool, "%s", error.message);
     if (verify) printf("verified: ok\n");
     model_close(&model);
+}
+
+int main(int argc, char **argv)
+{
+    const char *path = NULL;
+    bool tensors = false, verify = false;
+    int i;
+    for (i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--tensors") == 0) tensors = true;
+        else if (strcmp(argv[i], "--verify") == 0) verify = true;
+        else if (argv[i][0] == '-') tool_usage(tool, usage, "unknown option", argv[i]);
+        else if (path) tool_usage(tool, usage, "more than one file:", argv[i]);
+        else path = argv[i];
+    }
+    if (!path) tool_usage(tool, usage, "no file given", NULL);
+    if (adapter_image_is(path)) inspect_adapter(path, tensors, verify);
+    else inspect_model(path, tensors, verify);
     if (fflush(stdout) != 0) tool_die(tool, "cannot write: %s", strerror(errno));
     return 0;
 }

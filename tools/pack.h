@@ -377,7 +377,7 @@ static void pack_q4(uint8_t *panel, const float *rows, size_t stride, pack_repor
 }
 
 /* Writes one panel of jmb_panel_bytes(type, cols) from 16 rows of stride jmb_pad64(cols). */
-static void pack_panel(uint8_t *panel, uint32_t type, const float *rows, size_t cols, pack_report *report)
+JMB_UNUSED static void pack_panel(uint8_t *panel, uint32_t type, const float *rows, size_t cols, pack_report *report)
 {
     size_t stride = jmb_pad64(cols);
     if (!pack_all_finite(rows, PACK_ROWS * stride)) {

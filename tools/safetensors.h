@@ -8,6 +8,7 @@
 #define SAFETENSORS_H
 
 #include "json.h"
+#include "pack.h"
 
 #include <fcntl.h>
 
@@ -120,6 +121,40 @@ static bool st_same(const st_checkpoint *c, const st_tensor *a, const st_tensor 
     ok = st_same_piece(c, a, b, room, PIECE, same, error);
     free(room);
     return ok;
+}
+
+/* ---- numbers to floats --------------------------------------------------------------------- */
+
+static void pack_floats_block(float *out, const uint8_t *raw, st_dtype dtype)
+{
+    uint16_t half[PACK_BLOCK];
+    uint32_t bits[PACK_BLOCK];
+    int i;
+    if (dtype == ST_F32) {
+        memcpy(out, raw, sizeof bits);
+        pack_swap_bytes((uint8_t *)out, PACK_BLOCK, 4);
+        return;
+    }
+    memcpy(half, raw, sizeof half);
+    pack_swap_bytes((uint8_t *)half, PACK_BLOCK, 2);
+    if (dtype == ST_F16) {
+        for (i = 0; i < PACK_BLOCK; i++) out[i] = jmb_f16_to_float(half[i]);
+        return;
+    }
+    for (i = 0; i < PACK_BLOCK; i++) bits[i] = (uint32_t)half[i] << 16;
+    memcpy(out, bits, sizeof bits);
+}
+
+/* One row of `cols` numbers; fills up to a multiple of 64 with zeros. */
+static void pack_floats(float *out, const uint8_t *raw, st_dtype dtype, size_t cols)
+{
+    size_t size = st_dtype_bytes(dtype), i;
+    uint8_t tail[PACK_BLOCK * 4];
+    for (i = 0; i + PACK_BLOCK <= cols; i += PACK_BLOCK) pack_floats_block(out + i, raw + i * size, dtype);
+    if (i == cols) return;
+    memset(tail, 0, sizeof tail);
+    memcpy(tail, raw + i * size, (cols - i) * size);
+    pack_floats_block(out + i, tail, dtype);
 }
 
 /* ---- the header of one file ---------------------------------------------------------------- */
@@ -427,6 +462,18 @@ static bool st_open_paths(st_checkpoint *c, const char *single, const char *inde
     return tool_error_set(error,
         "%s: neither model.safetensors nor model.safetensors.index.json is there: give the folder of a "
         "Hugging Face checkpoint in safetensors form", c->dir);
+}
+
+/* One file of the folder. `dir` must outlive the checkpoint. On failure nothing stays open. */
+static bool st_open_single(st_checkpoint *c, const char *dir, const char *name, tool_error *error)
+{
+    uint32_t index;
+    bool ok;
+    memset(c, 0, sizeof *c);
+    c->dir = dir;
+    ok = st_add_shard(c, name, &index, error) && st_read_header(c, index, error) && st_sort(c, error);
+    if (!ok) st_close(c);
+    return ok;
 }
 
 /* Reads and checks every header. `dir` must outlive the checkpoint. On failure nothing stays open. */

@@ -97,73 +97,48 @@ static uint8_t *plan_metadata(convert_plan *plan, const convert_text *text)
 
 /* ---- what OUT may be ----------------------------------------------------------------------- */
 
+static bool output_is_file(const char *path, const struct stat *out)
+{
+    struct stat info;
+    return path && stat(path, &info) == 0 && info.st_dev == out->st_dev && info.st_ino == out->st_ino;
+}
+
 /* Other files of the folder that a conversion reads. */
 static bool output_is_text_input(const char *dir, const struct stat *out)
 {
     static const char *const names[] = { "config.json", "generation_config.json", "model.safetensors.index.json",
         "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-        "chat_template.jinja" };
+        "chat_template.jinja", "adapter_config.json" };
     size_t i;
     for (i = 0; i < sizeof names / sizeof names[0]; i++) {
-        struct stat info;
         char *path = tool_path_join(dir, names[i]);
-        bool same = path && stat(path, &info) == 0 && info.st_dev == out->st_dev && info.st_ino == out->st_ino;
+        bool same = output_is_file(path, out);
         free(path);
         if (same) return true;
     }
     return false;
 }
 
-static bool output_is_input(const convert_plan *plan, const struct stat *out)
+static bool output_is_of(const st_checkpoint *c, const struct stat *out)
 {
     size_t i;
-    for (i = 0; i < plan->checkpoint.shard_count; i++) {
-        const st_shard *shard = &plan->checkpoint.shards[i];
-        if (shard->device == out->st_dev && shard->inode == out->st_ino) return true;
-    }
-    return output_is_text_input(plan->checkpoint.dir, out);
+    for (i = 0; i < c->shard_count; i++)
+        if (c->shards[i].device == out->st_dev && c->shards[i].inode == out->st_ino) return true;
+    return c->dir && output_is_text_input(c->dir, out);
+}
+
+static bool output_is_input(const convert_plan *plan, const struct stat *out)
+{
+    return output_is_of(&plan->checkpoint, out) || output_is_file(plan->config_path, out)
+        || (plan->lora && output_is_of(&plan->lora->checkpoint, out));
 }
 
 static bool output_check_target(const convert_plan *plan, const char *path, bool force, tool_error *error)
 {
     struct stat info;
     if (stat(path, &info) == 0 && !S_ISDIR(info.st_mode) && output_is_input(plan, &info))
-        return tool_error_set(error, "%s: is part of the checkpoint: choose another name", path);
+        return tool_error_set(error, "%s: is part of the input: choose another name", path);
     return output_check_path(path, force, error);
-}
-
-/* ---- checkpoint numbers to floats ---------------------------------------------------------- */
-
-static void pack_floats_block(float *out, const uint8_t *raw, st_dtype dtype)
-{
-    uint16_t half[PACK_BLOCK];
-    uint32_t bits[PACK_BLOCK];
-    int i;
-    if (dtype == ST_F32) {
-        memcpy(out, raw, sizeof bits);
-        pack_swap_bytes((uint8_t *)out, PACK_BLOCK, 4);
-        return;
-    }
-    memcpy(half, raw, sizeof half);
-    pack_swap_bytes((uint8_t *)half, PACK_BLOCK, 2);
-    if (dtype == ST_F16) {
-        for (i = 0; i < PACK_BLOCK; i++) out[i] = jmb_f16_to_float(half[i]);
-        return;
-    }
-    for (i = 0; i < PACK_BLOCK; i++) bits[i] = (uint32_t)half[i] << 16;
-    memcpy(out, bits, sizeof bits);
-}
-
-/* One row of `cols` numbers; fills up to a multiple of 64 with zeros. */
-static void pack_floats(float *out, const uint8_t *raw, st_dtype dtype, size_t cols)
-{
-    size_t size = st_dtype_bytes(dtype), i;
-    uint8_t tail[PACK_BLOCK * 4];
-    for (i = 0; i + PACK_BLOCK <= cols; i += PACK_BLOCK) pack_floats_block(out + i, raw + i * size, dtype);
-    if (i == cols) return;
-    memset(tail, 0, sizeof tail);
-    memcpy(tail, raw + i * size, (cols - i) * size);
-    pack_floats_block(out + i, tail, dtype);
 }
 
 /* ---- tensors ------------------------------------------------------------------------------- */
@@ -177,6 +152,7 @@ typedef struct panel_stream {
     size_t stride, panel_bytes;
     uint8_t *raw, *added, *panels; /* added: of the second source where that is added to the first */
     float *rows;
+    double *sums; /* of a row of what is merged */
     pack_report report;
 } panel_stream;
 
@@ -188,6 +164,7 @@ static void stream_free(panel_stream *s)
     free(s->added);
     free(s->panels);
     free(s->rows);
+    free(s->sums);
 }
 
 /* A tensor of one half with two sources is their sum. */
@@ -213,10 +190,24 @@ static bool stream_start(panel_stream *s, const convert_plan *plan, uint32_t ind
     s->raw = (uint8_t *)malloc((size_t)(row_block * s->batch));
     s->rows = (float *)malloc(PACK_ROWS * s->stride * sizeof *s->rows);
     s->panels = (uint8_t *)malloc(s->panel_bytes * s->batch * s->halves);
+    s->sums = (double *)malloc(s->stride * sizeof *s->sums);
     if (stream_adds(s)) s->added = (uint8_t *)malloc((size_t)(row_block * s->batch));
-    if (s->raw && s->rows && s->panels && (s->added || !stream_adds(s))) return true;
+    if (s->raw && s->rows && s->panels && s->sums && (s->added || !stream_adds(s))) return true;
     stream_free(s);
     return tool_no_memory(error);
+}
+
+/* Adds row `row` of B A. Sums are of exact products in double, so that every machine rounds them alike. */
+static void stream_merge(const panel_stream *s, const lora_part *part, uint64_t row, float *out)
+{
+    size_t cols = s->tensor->cols, i;
+    uint32_t k;
+    memset(s->sums, 0, cols * sizeof *s->sums);
+    for (k = 0; k < part->rank; k++) {
+        double left = lora_left(part, row, k);
+        for (i = 0; i < cols; i++) s->sums[i] += left * (double)lora_right(part, k, i);
+    }
+    for (i = 0; i < cols; i++) out[i] = (float)((double)out[i] + s->sums[i]);
 }
 
 /* Row `r` of the rows read last as floats. */
@@ -233,6 +224,7 @@ static void stream_row(panel_stream *s, const tensor_source *source, uint64_t ro
     /* exp is taken in double: the rounding to float hides the last bit, in which libms differ */
     if (source->minus_exp)
         for (i = 0; i < cols; i++) out[i] = (float)-exp((double)out[i]);
+    if (source->lora.module) stream_merge(s, &source->lora, row, out);
 }
 
 static bool stream_read(panel_stream *s, const tensor_source *source, uint64_t row, uint32_t rows, uint8_t *raw,
