@@ -4989,10 +4989,11 @@ static uint32_t jmb_adapt_panels(const jmb_pass *p)
     return most;
 }
 
-/* Matrices that a row meets in the linear `op`. */
+/* Matrices that a row meets in the linear `op`: of its experts, or of each part, then of each part's own adapter. */
 static uint32_t jmb_adapt_slots(const jmb_op *op)
 {
-    return jmb_of_experts(op) ? op->block->top_k : op->parts;
+    if (jmb_of_experts(op)) return op->block->top_k;
+    return op->low_w[0] ? 2 * op->parts : op->parts;
 }
 
 static uint32_t jmb_adapt_tasks(const jmb_op *linear, const jmb_pass *p)
@@ -6820,7 +6821,11 @@ JMB_KERNEL void JMB_K(jmb_add_loras)(const jmb_part_in *l, size_t first, int cou
         jmb_adapted a = jmb_adapted_of(l->adapted, l->op, l->part, l->expert, at + (size_t)t);
         for (i = 0; a.adapters && i < a.adapters->count; i++) {
             const jmb_lora *lora = a.adapters->loras[i][slot];
+            const jmb_lora *low = l->low_w ? a.adapters->loras[i][slot + l->op->parts] : NULL;
             if (lora) JMB_K(jmb_add_lora)(lora, jmb_low_of(&a, i), first, count, y + t);
+            a.slot += l->op->parts;
+            if (low) JMB_K(jmb_add_lora)(low, jmb_low_of(&a, i), first, count, y + t);
+            a.slot -= l->op->parts;
         }
     }
 }
@@ -6911,7 +6916,8 @@ JMB_FN const float *JMB_K(jmb_adapt_input)(
 {
     size_t choice = (size_t)row * jmb_adapt_slots(linear) + slot;
     *matrix = linear->slot + slot;
-    if (!jmb_of_experts(linear)) return jmb_row(p, &linear->in, row);
+    if (!jmb_of_experts(linear))
+        return jmb_row(p, slot < linear->parts ? &linear->in : &linear->low[slot - linear->parts], row);
     *matrix = linear->slot + (uint32_t)p->routing.expert[choice];
     return jmb_row(p, &linear->in, linear->kind == JMB_OP_EXPERT_UP ? row : (size_t)p->routing.place[choice]);
 }
@@ -8028,7 +8034,7 @@ static void jmb_emit_linear(jmb_builder *b, jmb_view in, const jmb_part *parts, 
                 op->flags = flags | (coded ? (uint32_t)JMB_OP_CODES : 0u);
             }
             jmb_add_part(b, op, &parts[i]);
-            b->plan->slots++;
+            b->plan->slots += parts[i].adapter == JMB_NO_ROLE ? 1 : 2;
         }
     }
 }
@@ -8767,7 +8773,8 @@ static const jmb_lora *jmb_find_lora(const jamba_adapter *a, const jmb_lora *key
 /* The part or expert `i` of an operation, as the directory names it. A tied head is a head. */
 static void jmb_lora_key(const jamba_adapter *a, const jmb_op *op, uint32_t i, jmb_lora *key, const jmb_tensor **w)
 {
-    *w = jmb_of_experts(op) ? op->w[0] + 2 * i : op->w[i];
+    bool low = op->kind == JMB_OP_LINEAR && i >= op->parts;
+    *w = jmb_of_experts(op) ? op->w[0] + 2 * i : low ? op->low_w[i - op->parts] : op->w[i];
     memset(key, 0, sizeof *key);
     key->block = op->block ? (uint32_t)(op->block - a->model->metadata.blocks) : (uint32_t)JMB_NONE;
     key->role = op->kind == JMB_OP_LINEAR && !op->block ? (uint32_t)JMB_ROLE_HEAD : (*w)->role;
@@ -8796,7 +8803,7 @@ static uint32_t jmb_op_slots(const jmb_op *op)
 {
     if (op->kind == JMB_OP_EMBED) return 1;
     if (jmb_of_experts(op)) return op->block->experts;
-    return op->kind == JMB_OP_LINEAR ? op->parts : 0;
+    return op->kind == JMB_OP_LINEAR ? jmb_adapt_slots(op) : 0;
 }
 
 /* Finds the place of each matrix in the program. */
@@ -9775,7 +9782,7 @@ static void jmb_drop_adapters(jamba_session *s)
 /* Puts them, with room for the session's own rows, in place of those there are. */
 static jamba_result jmb_set_adapters(jamba_session *s, const jmb_adapters *given, jamba_error *error)
 {
-    uint32_t top_k = s->model->plan.top_k, slots = top_k > JMB_MAX_PARTS ? top_k : (uint32_t)JMB_MAX_PARTS;
+    uint32_t top_k = s->model->plan.top_k, slots = top_k > 2 * JMB_MAX_PARTS ? top_k : 2u * JMB_MAX_PARTS;
     jmb_layout layout = { NULL, 0 };
     jmb_adapters *a;
     if (given->count == 0) {
