@@ -29,7 +29,7 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test real-size bench bench-peer lint install clean help FORCE
+.PHONY: all run test real-size bench bench-peer bench-sessions lint install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -48,6 +48,9 @@ bench: $(BUILD)/bench $(STORY) ## measure reading and writing speed of examples/
 bench-peer: $(BUILD)/bench $(BUILD)/convert $(BUILD)/inspect ## compare with llama.cpp and transformers (needs ../shared)
 	@tests/bench_peer "$(BUILD)"
 
+bench-sessions: $(BUILD)/bench_sessions ## what marks, forks and saved states cost, beside llama.cpp (models: make bench-peer)
+	@python3 tests/bench_sessions.py "$(BUILD)"
+
 lint: ## check jamba.h: calls it must not make, contents, declared and defined, line length
 	@CC="$(CC)" CXX="$(CXX)" tests/lint
 
@@ -59,7 +62,7 @@ clean: ## remove the build folder
 	rm -rf "$(BUILD)"
 
 help: ## list the targets and settings
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1@\2/p' Makefile | awk -F@ '{ printf "%-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1@\2/p' Makefile | awk -F@ '{ printf "%-17s %s\n", $$1, $$2 }'
 	@echo "settings: CC CXX CPPFLAGS CFLAGS (-O3) CXXFLAGS (-O3) LDFLAGS LDLIBS BUILD (build) PREFIX (/usr/local) WERROR=1 OPENMP=1"
 
 $(STORY): $(BUILD)/convert $(wildcard examples/storyteller/*.json examples/storyteller/*.jinja \

@@ -15,6 +15,7 @@ static const char USAGE[] =
     "usage: chat MODEL.jamba [options]\n"
     "  -s SYSTEM    system message in front of the conversation\n"
     "  -p PROMPT    answer this once and exit\n"
+    "  --lora FILE[:SCALE]  a LoRA adapter made for this model (1); may be given several times\n"
     "  --load FILE  begin where that saved state ends, of build/bake or of /save\n"
     "  -n MAX       longest reply in tokens (512)\n"
     "  --temp T     sampling temperature, 0 is greedy (0.7)\n"
@@ -54,6 +55,10 @@ typedef struct chat {
     jamba_sampler sampler;
     jamba_cpu cpu;
     const char *system, *prompt, *load;
+    char *lora[JAMBA_ADAPTERS_MAX]; /* files */
+    float scales[JAMBA_ADAPTERS_MAX];
+    jamba_adapter *adapters[JAMBA_ADAPTERS_MAX];
+    size_t lora_count;
     int max, threads;
     think_filter think;
     unsigned flags; /* of the reply's text */
@@ -111,13 +116,29 @@ static think_mode parse_think(const char *text)
     return THINK_SHOW;
 }
 
+/* FILE, or FILE:SCALE where no file has that name. */
+static void parse_lora(chat *c, const char *value)
+{
+    const char *colon = value ? strrchr(value, ':') : NULL;
+    struct stat info;
+    char *path;
+    if (!value) tool_usage(TOOL, USAGE, "a file is missing after", "--lora");
+    if (c->lora_count == JAMBA_ADAPTERS_MAX) tool_usage(TOOL, USAGE, "too many adapters, at", value);
+    if (stat(value, &info) == 0) colon = NULL;
+    path = strdup(value);
+    if (!path) tool_die(TOOL, "out of memory for a name");
+    if (colon) path[colon - value] = 0;
+    c->scales[c->lora_count] = colon ? (float)tool_argument_float(TOOL, USAGE, "--lora", colon + 1, -100, 100) : 1;
+    c->lora[c->lora_count++] = path;
+}
+
 static bool parse_option(chat *c, const char *name, const char *value)
 {
     const char **text = strcmp(name, "-s") == 0 ? &c->system : strcmp(name, "-p") == 0 ? &c->prompt : NULL;
     if (strcmp(name, "--load") == 0) text = &c->load;
-    if (strcmp(name, "--lora") == 0) tool_usage(TOOL, USAGE, "not there yet: --lora", NULL);
     if (text && !value) tool_usage(TOOL, USAGE, "a text is missing after", name);
     if (text) *text = value;
+    else if (strcmp(name, "--lora") == 0) parse_lora(c, value);
     else if (strcmp(name, "-n") == 0) c->max = (int)tool_argument_int(TOOL, USAGE, name, value, 1, INT32_MAX);
     else if (strcmp(name, "-t") == 0) c->threads = run_argument_threads(TOOL, USAGE, name, value);
     else if (strcmp(name, "-c") == 0)
@@ -560,6 +581,24 @@ static void introduce(const chat *c)
             (int)info.width, info.width == 1 ? "" : "s", (int)info.context);
 }
 
+static void load_adapters(chat *c)
+{
+    jamba_error error;
+    for (size_t i = 0; i < c->lora_count; i++)
+        if (jamba_adapter_load(&c->adapters[i], c->run.model, jamba_from_file(c->lora[i]), &error) != JAMBA_OK)
+            tool_die(TOOL, "%s: %s", c->lora[i], error.message);
+    run_check(&c->run, jamba_session_set_adapters(c->run.session, c->adapters, c->scales, c->lora_count));
+}
+
+/* After their session. */
+static void free_adapters(chat *c)
+{
+    for (size_t i = 0; i < c->lora_count; i++) {
+        jamba_adapter_free(c->adapters[i]);
+        free(c->lora[i]);
+    }
+}
+
 int main(int argc, char **argv)
 {
     chat c;
@@ -576,6 +615,7 @@ int main(int argc, char **argv)
     c.start = -1;
     if (!c.prompt) c.params.marks = MARKS;
     run_create(&c.run, &c.params, c.threads);
+    load_adapters(&c);
     if (c.load && !load_conversation(&c, c.load, &why)) tool_die(TOOL, "%s", why.message);
     if (!c.prompt) {
         introduce(&c);
@@ -583,6 +623,9 @@ int main(int argc, char **argv)
     } else if (!converse_once(&c, c.prompt, &error))
         tool_die(TOOL, "%s: %s%s", c.run.path, error.message,
             error.code == JAMBA_ERR_CONTEXT ? "; shorten the prompt, or allow more with -c" : "");
+    jamba_session_free(c.run.session);
+    c.run.session = NULL;
+    free_adapters(&c);
     run_close(&c.run);
     if (fflush(stdout) != 0 || ferror(stdout)) tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
     return 0;

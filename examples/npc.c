@@ -33,6 +33,7 @@ static const char USAGE[] =
     "  --seed N        of the events and of what is said (1)\n"
     "  --save FILE     save the town after the last frame, in the middle of its lines\n"
     "  --load FILE     go on with a saved town\n"
+    "  --lora FILE     an adapter for those who fish, such as a pirate's voice; a saved town needs the same\n"
     "  --record FILE   write down what happens to each character\n"
     "  --replay FILE   let the same happen again, instead of new events\n"
     "  --simulate US   do not wait for frames; a clock that moves by so much at each look, instead of the real one\n";
@@ -48,7 +49,7 @@ enum {
 
 /* ---- the town ---------------------------------------------------------------------------------- */
 
-enum { PERSONAS = 4, NAMES = 16, EVENTS = 10 };
+enum { PERSONAS = 4, NAMES = 16, EVENTS = 10, FISHERMAN = 1 };
 
 static const char *const persona_texts[PERSONAS] = {
     "You are a kind baker in a small town. You bake bread and cakes for everyone. You have a cat.",
@@ -88,11 +89,12 @@ typedef struct character {
 
 typedef struct town {
     run_context run;
-    const char *save, *load, *record, *replay;
+    const char *save, *load, *lora, *record, *replay;
     int64_t frames, every, bell;
     uint64_t budget, seed, tick; /* tick: of the simulated clock; 0: the real one */
     bool chats;                  /* the model has a chat format; otherwise it goes on with text */
     jamba_session *personas[PERSONAS];
+    jamba_adapter *adapter; /* of the fishermen; NULL: none */
     character *characters;
     int count, silent;
     scheduler crowd;
@@ -186,6 +188,13 @@ static jamba_session *session_create(town *t, int32_t context, int32_t chunk)
     params.chunk = chunk;
     check(t, jamba_session_create(&session, t->run.model, &params, &error), &error);
     return session;
+}
+
+/* Gives a session the adapter if its persona has one. Forks inherit it; a restored session needs it before. */
+static void adapt(const town *t, jamba_session *session, const jamba_session *persona)
+{
+    if (t->adapter && persona == t->personas[FISHERMAN])
+        check_session(t, jamba_session_set_adapters(session, &t->adapter, NULL, 1), session);
 }
 
 /* Reads a persona: the only long texts of the game. */
@@ -616,6 +625,7 @@ static void read_character(town *t, reader *in, character *c)
     c->length = read_text(in, c->line);
     read_inputs(in, c);
     c->speaker.session = session_create(t, tokens_of(c->persona) + ROOM, 1);
+    adapt(t, c->speaker.session, c->persona);
     read_session(t, in, c->speaker.session);
     if (c->speaking && !c->inputs) tool_die(TOOL, "%s: not a town that was saved here", in->path);
     if (!c->speaking) return;
@@ -648,11 +658,14 @@ static void town_open(town *t)
     jamba_error error;
     if (t->load) saved = load_open(t);
     t->chats = has_chat_format(t->run.model);
+    if (t->lora && jamba_adapter_load(&t->adapter, t->run.model, jamba_from_file(t->lora), &error) != JAMBA_OK)
+        tool_die(TOOL, "%s: %s", t->lora, error.message);
     check(t, scheduler_open(&t->crowd, t->run.model, &params, WIDTH, &error), &error);
     t->crowd.say = on_say;
     t->crowd.user = t;
     for (int i = 0; i < PERSONAS; i++) {
         t->personas[i] = session_create(t, TURN_ROOM, 64);
+        adapt(t, t->personas[i], t->personas[i]);
         if (t->load) read_session(t, &saved, t->personas[i]);
         else bake(t, persona_texts[i], t->personas[i]);
     }
@@ -677,6 +690,7 @@ static void town_close(town *t)
     }
     free(t->characters);
     for (int i = 0; i < PERSONAS; i++) jamba_session_free(t->personas[i]);
+    jamba_adapter_free(t->adapter);
     if (t->log && fclose(t->log) != 0) tool_die(TOOL, "%s: cannot write: %s", t->record, strerror(errno));
     run_close(&t->run);
 }
@@ -710,6 +724,7 @@ static int64_t parse_number(const char *name, const char *value, int64_t low)
 static bool parse_option(town *t, const char *name, const char *value)
 {
     const char **file = strcmp(name, "--save") == 0 ? &t->save : strcmp(name, "--load") == 0 ? &t->load
+        : strcmp(name, "--lora") == 0 ? &t->lora
         : strcmp(name, "--record") == 0 ? &t->record : strcmp(name, "--replay") == 0 ? &t->replay : NULL;
     if (file && !value) tool_usage(TOOL, USAGE, "a file is missing after", name);
     if (file) *file = value;

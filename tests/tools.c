@@ -678,6 +678,34 @@ static void test_npc(void)
     remove(saved);
 }
 
+/* The shipped character, in a chat and in the town; a town that was saved with it needs it again. */
+static void test_lora(void)
+{
+    char lora[PATH_ROOM], saved[PATH_ROOM], line[4 * PATH_ROOM], *plain;
+    snprintf(line, sizeof line, "examples/characters/pirate %s --base STORY --type f16 --force", temp_path(lora, "lora"));
+    CHECK_THAT(run_text("convert", line, "") == 0, "%s", errors);
+    snprintf(line, sizeof line, "STORY --temp 0 -p Hello! --lora %s:0", lora);
+    CHECK_THAT(run_text("chat", line, "") == 0, "%s", errors);
+    plain = strdup(output);
+    CHECK(run_text("chat", "STORY --temp 0 -p Hello!", "") == 0 && strcmp(plain, output) == 0);
+    snprintf(line, sizeof line, "STORY --temp 0 -p Hello! --lora %s", lora);
+    CHECK(run_text("chat", line, "") == 0 && strcmp(plain, output) != 0);
+    free(plain);
+    check_failure("chat", "STORY --lora", "", 2, "--lora");
+    check_failure("chat", "STORY --lora Makefile:x -p Hello!", "", 2, "--lora");
+    check_failure("chat", "STORY --lora Makefile -p Hello!", "", 1, "Makefile");
+    snprintf(line, sizeof line, "MODEL --lora %s", lora);
+    check_failure("npc", line, "", 1, "another model");
+    snprintf(line, sizeof line, "STORY --frames 60 --simulate 200 --lora %s --save %s", lora, temp_path(saved, "town"));
+    remove(saved);
+    CHECK_THAT(run_text("npc", line, "") == 0, "%s", errors);
+    snprintf(line, sizeof line, "STORY --simulate 200 --load %s", saved);
+    check_failure("npc", line, "", 1, "adapters");
+    snprintf(line, sizeof line, "STORY --frames 80 --simulate 200 --load %s --lora %s", saved, lora);
+    CHECK_THAT(run_text("npc", line, "") == 0, "%s", errors);
+    remove(saved);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -701,6 +729,7 @@ int main(int argc, char **argv)
         { "frame_budget", test_frame_budget },
         { "examples/minimal", test_minimal },
         { "examples/npc", test_npc },
+        { "adapters in chat and npc", test_lora },
     };
     size_t i;
     test_start(argc, argv);
