@@ -35,9 +35,11 @@
  *     - interpret chat templates or regular expressions;
  *     - train, or run on a GPU.
  *
- * MEMORY   A model is the mapped file plus a few tables. A session is one allocation, whose size
- *          jamba_session_estimate() tells before it is made; no call on it allocates afterwards, but
- *          jamba_session_load() of a file that cannot be mapped, while it reads.
+ * MEMORY   A model is the mapped file plus a few tables. A session is one allocation, and one for keys and values,
+ *          whose sizes jamba_session_estimate() tells before; feeding, stepping, sampling, marks, saving and
+ *          restoring from memory allocate nothing. What turns text into tokens does for as long as it runs (say,
+ *          the opening of a reply, choose, which forks), and jamba_session_load() of what cannot be mapped;
+ *          jamba_session_set_adapters() does to keep them.
  * THREADS  A model is immutable: share it. A session belongs to one thread at a time.
  * ERRORS   Every call that can fail returns a jamba_result. A failed call changes nothing, but that
  *          JAMBA_ERR_ABORTED keeps the tokens done so far and JAMBA_PENDING is no failure.
@@ -70,9 +72,11 @@
  * `identity` is SHA-256 of everything before the data with the identity itself zero, and so names the model.
  *
  * A SAVED STATE, little-endian throughout, without gaps
- *     header      256 bytes    JMB_SAVED_FIELDS, in >>state
+ *     header      320 bytes    JMB_SAVED_FIELDS, in >>state; at 128 for each of 8 adapters u64 hash, f32 scale, u32 zero
  *     tokens      u32 each: evaluated ones but for the first `unknown`, then pending ones
  *     marks       u32 each: their positions, ascending
+ *     turns       u32 place, u32 JMB_TURN_ bits, ascending
+ *     reply       where `text` says so: u32 bytes held, u32 begun, the held ones in 4 bytes; then text not given yet
  *     logits      vocab numbers, f32 or, where the state is smaller, f16; left out without JMB_SAVED_LOGITS
  *     state       of each convolution [channels/16][d_conv - 1][16] and scan [channels/16][d_state][16], in the
  *                 order of the program, heads of mamba2 by themselves; lanes without a channel are zero. f32, f16,
@@ -388,7 +392,8 @@ JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens,
  * for all. Each session ends with the bits that it would have alone. The first one lends its executor, clock and
  * scratch: a pass holds at most its `chunk` tokens, taken from the sessions in order. A token that a budget has left
  * half way is finished first. JAMBA_OK: all queues are empty. JAMBA_PENDING: call again; until then the sessions hang
- * together: use them from one thread, and going back or freeing one finishes the common pass first.
+ * together: use them from one thread. One that goes back, is reset, restored or freed leaves the common pass at once,
+ * whose other tokens go on; only freeing the first one finishes it before.
  * JAMBA_ERR_ABORTED when a progress callback stops it: what is left stays queued. jamba_session_error(sessions[0])
  * tells about errors. */
 JAMBA_API jamba_result jamba_step_batch(jamba_session *const *sessions, size_t count, uint64_t budget_us);
@@ -436,7 +441,7 @@ JAMBA_API jamba_result jamba_score(jamba_session *session, const int32_t *tokens
 
 /* A session's content as bytes, bound to its model: restored on any CPU, build, executor, chunk and context size
  * that holds it, the session goes on as if never interrupted. What the saving session was made with, but for
- * its type of keys and values, does not show in the bytes: equal contents give equal bytes. */
+ * its type of keys and values, does not show in the bytes. */
 
 /* Precision of saved numbers. EXACT: bit for bit. Q8: 8 bits, and a scale for 16 numbers of the state and for each
  * head of each key and value. A NaN or infinity stays one, in Q8 with all that share its scale. */
@@ -4626,7 +4631,7 @@ typedef struct jmb_adapters {
 
 /* Consecutive rows of a pass that belong to one session: their place in time, and its memory. */
 typedef struct jmb_span {
-    struct jamba_session *session;
+    struct jamba_session *session; /* NULL: it has left, and its memory is not to be touched */
     uint32_t first, rows; /* of the pass */
     uint32_t position;    /* of the first row */
     const int32_t *tokens; /* (rows) */
@@ -4655,6 +4660,7 @@ typedef struct jmb_pass {
     uint64_t page_elements; /* of all layers */
     float *partials;        /* attention: (capacity) running sums, then (capacity) of the window's pages */
     uint32_t window;        /* first page of the window */
+    uint32_t lora_panels;   /* of A, of all adapters of the session that has most; 0: none has any */
     jmb_routing routing;
 } jmb_pass;
 
@@ -4835,11 +4841,12 @@ static jmb_tile jmb_whole_tile(const jmb_tensor *w)
 
 /* With one: no more outputs than a slice holds, and rows with the rest of it, in whole tiles of the kernels. `low`:
  * the adapter, or NULL. */
-static jmb_tile jmb_sliced_tile(const jmb_tensor *w, const jmb_tensor *low)
+static jmb_tile jmb_sliced_tile(const jmb_tensor *w, const jmb_tensor *low, uint32_t lora_panels)
 {
     jmb_tile tile = jmb_whole_tile(w);
-    uint64_t bytes = jmb_output_bytes(w) + (low ? jmb_output_bytes(low) : 0), left;
-    uint64_t work = jmb_output_work(w) + (low ? jmb_output_work(low) : 0);
+    uint64_t lora = lora_panels * 256 * (jmb_roles[w->role].paired ? 2u : 1u); /* numbers of B for an output */
+    uint64_t bytes = jmb_output_bytes(w) + (low ? jmb_output_bytes(low) : 0) + lora * sizeof(float), left;
+    uint64_t work = jmb_output_work(w) + (low ? jmb_output_work(low) : 0) + lora * JMB_WORK_FLOAT / JMB_REUSE;
     if (tile.outputs > JMB_SLICE / bytes) tile.outputs = bytes < JMB_SLICE ? (uint32_t)(JMB_SLICE / bytes) : 1;
     left = tile.outputs * bytes < JMB_SLICE ? JMB_SLICE - tile.outputs * bytes : 0;
     tile.rows = 1 + (uint32_t)(left / (tile.outputs * work));
@@ -4847,10 +4854,16 @@ static jmb_tile jmb_sliced_tile(const jmb_tensor *w, const jmb_tensor *low)
     return tile;
 }
 
+static jmb_tile jmb_part_tile(const jmb_pass *p, const jmb_op *op, uint32_t part)
+{
+    if (p->sliced && p->lora_panels) return jmb_sliced_tile(op->w[part], op->low_w[part], p->lora_panels);
+    return op->tiles[p->sliced][part];
+}
+
 /* Tasks of one part over so many rows. */
 static uint32_t jmb_part_tasks(const jmb_pass *p, const jmb_op *op, uint32_t part, uint32_t rows)
 {
-    jmb_tile tile = op->tiles[p->sliced][part];
+    jmb_tile tile = jmb_part_tile(p, op, part);
     uint32_t groups = (jmb_outputs_of(op->w[part]) + tile.outputs - 1) / tile.outputs;
     return rows ? groups * ((rows - 1) / tile.rows + 1) : 0;
 }
@@ -4865,7 +4878,7 @@ typedef struct jmb_portion {
 /* Task `task` of one part over `rows` rows: those of the same weights follow each other. */
 static void jmb_portion_of_part(const jmb_pass *p, const jmb_op *op, uint32_t rows, uint32_t task, jmb_portion *portion)
 {
-    jmb_tile tile = op->tiles[p->sliced][portion->part];
+    jmb_tile tile = jmb_part_tile(p, op, portion->part);
     uint32_t tiles = (rows - 1) / tile.rows + 1, outputs = jmb_outputs_of(op->w[portion->part]);
     portion->first = task / tiles * tile.outputs;
     portion->stop = outputs - portion->first < tile.outputs ? outputs : portion->first + tile.outputs;
@@ -4978,17 +4991,6 @@ static float *jmb_low_of(const jmb_adapted *a, uint32_t adapter)
     return all->low + ((size_t)a->row * all->slots + a->slot) * all->at[all->count] + all->at[adapter];
 }
 
-/* Panels of A in a pass: of the session that has most. */
-static uint32_t jmb_adapt_panels(const jmb_pass *p)
-{
-    uint32_t most = 0, i;
-    for (i = 0; i < p->span_count; i++) {
-        const jmb_adapters *a = p->spans[i].adapters;
-        if (a && a->at[a->count] / 16 > most) most = a->at[a->count] / 16;
-    }
-    return most;
-}
-
 /* Matrices that a row meets in the linear `op`: of its experts, or of each part, then of each part's own adapter. */
 static uint32_t jmb_adapt_slots(const jmb_op *op)
 {
@@ -4999,7 +5001,7 @@ static uint32_t jmb_adapt_slots(const jmb_op *op)
 static uint32_t jmb_adapt_tasks(const jmb_op *linear, const jmb_pass *p)
 {
     uint32_t rows = linear->flags & JMB_OP_LAST ? p->wanted : p->rows;
-    return rows * jmb_adapt_slots(linear) * jmb_adapt_panels(p);
+    return rows * jmb_adapt_slots(linear) * p->lora_panels;
 }
 
 /* Pieces of a mark. */
@@ -5038,7 +5040,7 @@ static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
 
 static uint64_t jmb_tile_work(const jmb_op *op, const jmb_pass *p, uint32_t part)
 {
-    jmb_tile tile = op->tiles[p->sliced][part];
+    jmb_tile tile = jmb_part_tile(p, op, part);
     uint64_t rows = jmb_op_rows(op, p), bytes = jmb_output_bytes(op->w[part]), row = jmb_output_work(op->w[part]);
     if (op->low_w[part]) {
         bytes += jmb_output_bytes(op->low_w[part]);
@@ -5063,7 +5065,7 @@ static uint64_t jmb_op_work(const jmb_op *op, const jmb_pass *p)
     switch (op->kind) {
     case JMB_OP_EMBED:
         return (uint64_t)(op->out[0].width < JMB_EMBED ? op->out[0].width : JMB_EMBED) * JMB_WORK_EMBED;
-    case JMB_OP_ADAPT_EMBED: return (uint64_t)op->out[0].width * JMB_WORK_ROW;
+    case JMB_OP_ADAPT_EMBED: return (uint64_t)op->out[0].width * (1 + p->lora_panels * 16 * sizeof(float));
     case JMB_OP_ADAPT: return (uint64_t)op->in.width * 16 * sizeof(float);
     case JMB_OP_NORM: case JMB_OP_SUM: return (uint64_t)op->in.width * JMB_WORK_ROW;
     case JMB_OP_BESIDE: return (uint64_t)(op->in.width + op->out[1].width) * JMB_WORK_ROW;
@@ -5145,7 +5147,7 @@ static void jmb_run_embed(const jmb_pass *p, const jmb_op *op, uint32_t task)
     uint32_t pieces = jmb_embed_pieces(op), row = task / pieces;
     float *out = jmb_row(p, &op->out[0], row);
     const jmb_span *span = jmb_span_of(p, row);
-    size_t token = (size_t)span->tokens[row - span->first], width = op->out[0].width, i;
+    size_t token = span->session ? (size_t)span->tokens[row - span->first] : 0, width = op->out[0].width, i;
     size_t first = (size_t)(task % pieces) * JMB_EMBED, stop = first + JMB_EMBED;
     if (stop > op->out[0].stride) stop = op->out[0].stride;
     for (i = first; i < stop; i++) out[i] = i < width ? jmb_weight(op->w[0], token, i) : 0;
@@ -5187,6 +5189,7 @@ static void jmb_run_keep(const jmb_pass *p, const jmb_op *op, uint32_t task)
     size_t stop = all - at < JMB_KEEP ? all : at + JMB_KEEP, middle = state < at ? at : state < stop ? state : stop;
     const jmb_span *span = p->spans;
     while (!span->mark || marks--) span++;
+    if (!span->session) return;
     if (at < middle) memcpy(span->mark->state + at, span->state + at, (middle - at) * sizeof(float));
     if (middle < stop)
         memcpy(span->mark->logits + middle - state, span->logits + middle - state, (stop - middle) * sizeof(float));
@@ -6791,7 +6794,7 @@ JMB_FN jmb_part_in JMB_K(jmb_part_at)(const jmb_pass *p, const jmb_op *op, size_
     l.low.stride = op->low[part].stride;
     l.low.blocks = 0;
     l.act = op->block ? op->block->act : 0;
-    l.adapted = jmb_adapt_panels(p) ? p : NULL;
+    l.adapted = p->lora_panels ? p : NULL;
     l.op = op;
     l.part = (uint32_t)part;
     l.expert = 0;
@@ -6926,7 +6929,7 @@ JMB_FN const float *JMB_K(jmb_adapt_input)(
 JMB_KERNEL void JMB_K(jmb_run_adapt)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     const jmb_op *linear = op + 1;
-    uint32_t panels = jmb_adapt_panels(p), slots = jmb_adapt_slots(linear), panel = task % panels, i = 0, matrix;
+    uint32_t panels = p->lora_panels, slots = jmb_adapt_slots(linear), panel = task % panels, i = 0, matrix;
     uint32_t row = task / panels / slots, token = linear->flags & JMB_OP_LAST ? p->wanted_row[row] : row;
     const jmb_span *span = jmb_span_of(p, token);
     const jmb_adapters *all = span->adapters;
@@ -7072,7 +7075,7 @@ JMB_KERNEL void JMB_K(jmb_run_conv)(const jmb_pass *p, const jmb_op *op, uint32_
         conv_at += op->out[part++].stride * past;
     }
     slab = jmb_slab_of(p, op->out[part].width, task);
-    for (at = slab.begin; at < slab.end; at += 16)
+    for (at = slab.begin; at < slab.end && slab.span->session; at += 16)
         JMB_K(jmb_conv_tile)(p, op, part, slab.span, slab.span->state + conv_at + at * past, at);
 }
 
@@ -7209,7 +7212,8 @@ JMB_KERNEL void JMB_K(jmb_run_scan)(const jmb_pass *p, const jmb_op *op, uint32_
 {
     jmb_slab slab = jmb_slab_of(p, op->out[0].width, task);
     size_t at;
-    for (at = slab.begin; at < slab.end; at += 16) JMB_K(jmb_scan_channels)(p, op, slab.span, at);
+    for (at = slab.begin; at < slab.end && slab.span->session; at += 16)
+        JMB_K(jmb_scan_channels)(p, op, slab.span, at);
 }
 
 /* One block of rows of one head: its dt and decay, and up to JMB_SCAN2_COLUMNS groups of 16 channels. */
@@ -7337,7 +7341,8 @@ JMB_FN void JMB_K(jmb_scan2_head)(const jmb_pass *p, const jmb_op *op, const jmb
 
 JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    JMB_K(jmb_scan2_head)(p, op, p->spans + task / op->block->heads, task % op->block->heads);
+    const jmb_span *span = p->spans + task / op->block->heads;
+    if (span->session) JMB_K(jmb_scan2_head)(p, op, span, task % op->block->heads);
 }
 
 /* y = w v / rms(v) in each of n_groups, v = y silu(z): the gate comes before the norm. */
@@ -7448,10 +7453,11 @@ JMB_KERNEL void JMB_K(jmb_run_cache)(const jmb_pass *p, const jmb_op *op, uint32
     uint32_t position = span->position + row - span->first;
     const float *k = jmb_row(p, &op->out[0], row) + g * b->head_dim;
     const float *v = jmb_row(p, &op->out[1], row) + g * b->head_dim;
-    jmb_kv_head h = jmb_kv_head_of(p, op, span, position / JMB_PAGE, g);
     size_t key = position % JMB_PAGE;
+    jmb_kv_head h;
     if (b->flags & JMB_ROPE) JMB_K(jmb_rope)(p, op, row, position, g);
-    if (position < span->kept) return;
+    if (position < span->kept || !span->session) return;
+    h = jmb_kv_head_of(p, op, span, position / JMB_PAGE, g);
     switch (span->kv_type) {
     case JAMBA_KV_F32: JMB_K(jmb_keep_f32)(&h, key, k, v); break;
     case JAMBA_KV_Q8: JMB_K(jmb_keep_q8)(&h, key, k, v); break;
@@ -7597,7 +7603,7 @@ JMB_KERNEL void JMB_K(jmb_run_attend)(const jmb_pass *p, const jmb_op *op, uint3
     query = tile * most;
     stop = span->rows * group - query < most ? span->rows * group : query + most;
     while (query < stop && span->position + query / group < page * JMB_PAGE) query++; /* rows before this page */
-    if (query >= stop) return;
+    if (query >= stop || !span->session) return;
     h = jmb_kv_head_of(p, op, span, page, g);
     a.n = 0;
     do {
@@ -8006,7 +8012,7 @@ static void jmb_add_part(jmb_builder *b, jmb_op *op, const jmb_part *part)
     op->low[i] = part->low;
     op->out[i] = part->out;
     op->tiles[0][i] = jmb_whole_tile(op->w[i]);
-    op->tiles[1][i] = jmb_sliced_tile(op->w[i], op->low_w[i]);
+    op->tiles[1][i] = jmb_sliced_tile(op->w[i], op->low_w[i], 0);
 }
 
 /* A linear of any kind, and in front of it what adapters make of its input. */
@@ -8260,7 +8266,7 @@ static void jmb_emit_experts(jmb_builder *b, jmb_op_kind kind, uint32_t role, jm
     op->w[0] = w;
     op->parts = 1;
     op->tiles[0][0] = jmb_whole_tile(w);
-    op->tiles[1][0] = jmb_sliced_tile(w, NULL);
+    op->tiles[1][0] = jmb_sliced_tile(w, NULL, 0);
     op->flags = coded ? (uint32_t)JMB_OP_CODES : 0u;
 }
 
@@ -8704,7 +8710,7 @@ static jamba_result jmb_parse_adapter_header(
         return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8,
             "the adapter has format %u, this jamba.h reads format %u: convert it again", h->version,
             (unsigned)JMB_ADAPTER_VERSION);
-    if (h->size != size)
+    if (h->size != size || size % 8)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the adapter has %l bytes and should have %l: copy it again", size,
             h->size);
     if (memcmp(p + 32, model->metadata.header.identity, 32) != 0)
@@ -8951,6 +8957,7 @@ struct jamba_session {
     uint32_t mark_room, mark_count, mark_every;
     uint32_t fork_chunk, fork_marks;
     jmb_adapters *adapters;  /* NULL: none */
+    uint32_t adapted;        /* tokens that were evaluated with others, or none */
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
     uint8_t *turns;          /* (context + 1) what begins in front of each token and of the next one, JMB_TURN_ */
@@ -9206,8 +9213,9 @@ static jamba_result jmb_check_session_params(const jamba_session_params *p, jamb
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "kv_type %d is not known", (int)p->kv_type);
     if (p->fork_chunk < 0 || p->fork_chunk > 65536)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "fork_chunk is %d, outside 0 to 65536", p->fork_chunk);
-    if (p->fork_marks < 0 || p->fork_marks > 65536)
-        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "fork_marks is %d, outside 0 to 65536", p->fork_marks);
+    if (p->fork_marks < 0 || p->fork_marks > JMB_MAX_MARKS)
+        return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "fork_marks is %d, outside 0 to %d", p->fork_marks,
+            (int)JMB_MAX_MARKS);
     if (p->executor && (!p->executor->run || p->executor->width < 1 || p->executor->width > 4096))
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "an executor needs run() and a width of 1 to 4096");
     return jmb_check_allocator(p->allocator, error);
@@ -9281,13 +9289,46 @@ static jamba_result jmb_session_make(jamba_session **out, const jamba_session *p
     return JAMBA_OK;
 }
 
+/* The part of a pass that has begun on this session's tokens; NULL: none has. */
+static jmb_span *jmb_span_in(const jamba_session *s)
+{
+    uint32_t i;
+    for (i = 0; s->holder && i < s->holder->pass.span_count; i++)
+        if (s->holder->pass.spans[i].session == s) return &s->holder->pass.spans[i];
+    return NULL;
+}
+
+/* Takes a session out of the pass that has begun on it. The others' rows go on, its own come to nothing. */
+static void jmb_leave_pass(jamba_session *s)
+{
+    jamba_session *lead = s->holder;
+    jmb_span *span = jmb_span_in(s);
+    bool others = false;
+    uint32_t i;
+    if (!span) return;
+    span->session = NULL;
+    span->adapters = NULL;
+    for (i = 0; i < lead->pass.wanted; i++) /* where nobody reads them */
+        if (lead->pass.wanted_row[i] - span->first < span->rows) lead->pass.logits[i] = lead->candidates;
+    for (i = 0; i < lead->pass.span_count; i++) others = others || lead->pass.spans[i].session;
+    if (lead != s) s->holder = NULL;
+    if (others) return;
+    lead->pass.rows = 0;
+    lead->holder = NULL;
+}
+
 static void jmb_session_clear(jamba_session *s)
 {
+    jmb_leave_pass(s);
     jmb_pages_release(s, 0);
-    s->position = s->fed = s->own.kept = s->mark_count = s->logit_rows = 0;
-    s->pass.rows = 0;
-    s->holder = NULL;
+    s->position = s->fed = s->own.kept = s->adapted = s->mark_count = s->logit_rows = 0;
     memset(s->own.state, 0, (size_t)s->model->plan.state_floats * sizeof(float));
+}
+
+static jamba_result jmb_fail_pages(jamba_session *s, size_t count, uint32_t from)
+{
+    return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0,
+        "%z tokens do not fit: forks hold pages of what came after token %u before", count, from);
 }
 
 /* Whether `count` more tokens can be queued. */
@@ -9296,9 +9337,7 @@ static jamba_result jmb_check_room(jamba_session *s, size_t count)
     if (count > s->context - s->fed)
         return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0, "%z more tokens do not fit: %u of %u are used", count, s->fed,
             s->context);
-    if (!jmb_pages_fit(s, s->fed, s->fed + (uint32_t)count))
-        return jmb_fail(&s->error, JAMBA_ERR_CONTEXT, 0,
-            "%z more tokens do not fit: forks hold pages of what came after token %u before", count, s->fed);
+    if (!jmb_pages_fit(s, s->fed, s->fed + (uint32_t)count)) return jmb_fail_pages(s, count, s->fed);
     return JAMBA_OK;
 }
 
@@ -9380,12 +9419,23 @@ static void jmb_drop_fed(jamba_session *s, uint32_t target)
     jmb_pages_release(s, target);
 }
 
+/* Tokens from `from` on are evaluated with other adapters than before: into pages that nobody else holds. */
+static void jmb_forget_kept(jamba_session *s, uint32_t from)
+{
+    uint32_t fed = s->fed;
+    jmb_drop_fed(s, from);
+    jmb_pages_grow(s, fed);
+    s->fed = fed;
+    s->adapted = from;
+}
+
 /* Puts the session to the last place it can be restored to at or before `target`; what is between is queued. */
 static jamba_result jmb_restore_mark(jamba_session *s, uint32_t target)
 {
     size_t vocab = jmb_pad16(s->model->metadata.header.vocab), state = (size_t)s->model->plan.state_floats;
     uint32_t from = 0, anywhere = target - 1 < s->position ? target - 1 : s->position, count = s->mark_count;
     const jmb_mark *m = NULL;
+    bool anew; /* with other adapters than the keys and values that are there */
     while (count && s->marks[count - 1].position > target) count--;
     if (count) m = &s->marks[count - 1];
     if (m) from = m->position;
@@ -9393,21 +9443,24 @@ static jamba_result jmb_restore_mark(jamba_session *s, uint32_t target)
     if (from < target && s->tokens[from] < 0)
         return jmb_fail(&s->error, JAMBA_ERR_ARGUMENT, 0,
             "going back to %u needs tokens that the saved state left out: go to 0, or to a mark", target);
+    anew = from < target && from < s->adapted;
+    if (anew && !jmb_pages_fit(s, from, target)) return jmb_fail_pages(s, target - from, from);
+    jmb_leave_pass(s);
     s->mark_count = count;
     if (m && m->position == from) memcpy(s->own.state, m->state, state * sizeof(float));
     else memset(s->own.state, 0, state * sizeof(float));
     s->logit_rows = from == target ? 1 : 0;
     if (s->logit_rows) memcpy(s->logits, m->logits, vocab * sizeof(float));
     s->position = from;
-    s->pass.rows = 0;
-    s->holder = NULL;
     jmb_drop_fed(s, target);
+    if (anew) jmb_forget_kept(s, from);
     return JAMBA_OK;
 }
 
 static jamba_result jmb_rewind(jamba_session *s, uint32_t target)
 {
-    uint32_t done = s->position + s->pass.rows; /* with the tokens that are being worked on */
+    const jmb_span *span = jmb_span_in(s);
+    uint32_t done = s->position + (span ? span->rows : 0); /* with the tokens that are being worked on */
     if (target == 0) jmb_session_clear(s);
     else if (target > done || (target == done && s->logit_rows)) jmb_drop_fed(s, target);
     else return jmb_restore_mark(s, target);
@@ -9471,14 +9524,26 @@ static void jmb_pass_hold(jamba_session *lead, jamba_session *holder)
 {
     uint32_t i;
     lead->holder = holder;
-    for (i = 0; i < lead->pass.span_count; i++) lead->pass.spans[i].session->holder = holder;
+    for (i = 0; i < lead->pass.span_count; i++)
+        if (lead->pass.spans[i].session) lead->pass.spans[i].session->holder = holder;
 }
 
 static void jmb_pass_busy(jamba_session *lead, uint32_t add)
 {
     uint32_t i;
     lead->busy += add;
-    for (i = 0; i < lead->pass.span_count; i++) lead->pass.spans[i].session->busy += add;
+    for (i = 0; i < lead->pass.span_count; i++)
+        if (lead->pass.spans[i].session) lead->pass.spans[i].session->busy += add;
+}
+
+static uint32_t jmb_lora_panels(const jmb_pass *p)
+{
+    uint32_t most = 0, i;
+    for (i = 0; i < p->span_count; i++) {
+        const jmb_adapters *a = p->spans[i].adapters;
+        if (a && a->at[a->count] / 16 > most) most = a->at[a->count] / 16;
+    }
+    return most;
 }
 
 /* Begins a pass over what the sessions have queued, as much as it holds. */
@@ -9495,6 +9560,7 @@ static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, s
         if ((sessions[i]->on_logits || sessions[i]->adapters) && rows > sessions[i]->chunk) rows = sessions[i]->chunk;
         if (rows) jmb_pass_join(p, sessions[i], rows);
     }
+    p->lora_panels = jmb_lora_panels(p);
     lead->next_op = lead->next_task = 0;
     jmb_pass_hold(lead, lead);
 }
@@ -9509,12 +9575,14 @@ static bool jmb_pass_end(jamba_session *lead)
     jmb_pass_hold(lead, NULL);
     for (i = 0; i < p->span_count; i++) {
         jamba_session *s = p->spans[i].session;
+        if (!s) continue;
         s->position += p->spans[i].rows;
         if (s->own.kept < s->position) s->own.kept = s->position;
     }
     for (i = 0; i < p->span_count; i++) {
         const jmb_span *span = &p->spans[i];
         jamba_session *s = span->session;
+        if (!s) continue;
         for (row = 0; s->on_logits && row < span->rows; row++)
             s->on_logits(s->logits_user, (int32_t)(span->position + row),
                 s->logits + row * jmb_pad16(s->model->metadata.header.vocab));
@@ -9550,6 +9618,7 @@ static uint32_t jmb_phase_after(const jmb_plan *plan, jmb_pass *p, uint32_t op)
 typedef struct jmb_run {
     uint64_t ticket;  /* atomic: phase in the upper half, tasks of it that nobody has taken in the lower */
     jamba_session *session;
+    const jamba_session *timer; /* whose clock it is */
     uint64_t start, budget_us; /* budget 0: none */
     bool handed;               /* to the executor */
     const jmb_op *op;          /* of the slice, and its first task */
@@ -9560,7 +9629,7 @@ typedef struct jmb_run {
 
 static bool jmb_spent(const jmb_run *run)
 {
-    const jamba_session *s = run->session;
+    const jamba_session *s = run->timer;
     return run->budget_us && s->now_us(s->now_user) - run->start >= run->budget_us; /* also when set back */
 }
 
@@ -9675,11 +9744,12 @@ static bool jmb_run_gang(jmb_run *run)
 
 /* Runs the pass on from where it stands; false when the budget was spent first. The clock is looked at
  * after each task. */
-static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
+static bool jmb_pass_run(jamba_session *s, const jamba_session *timer, uint64_t start, uint64_t budget_us)
 {
     JMB_ALIGNED8 jmb_run run; /* 32-bit x86 aligns 64-bit numbers to 4, which is too little for atomic ones */
     memset(&run, 0, sizeof run);
     run.session = s;
+    run.timer = timer;
     run.start = start;
     run.budget_us = budget_us;
     run.handed = s->executor.run && s->executor.width > 1;
@@ -9691,11 +9761,12 @@ static bool jmb_pass_run(jamba_session *s, uint64_t start, uint64_t budget_us)
 
 /* Runs the pass that holds a session on; JAMBA_OK when it is over, JAMBA_ERR_ABORTED when that and a callback asks to
  * stop. */
-static jamba_result jmb_pass_work(jamba_session *lead, uint64_t start, uint64_t budget_us)
+static jamba_result jmb_pass_work(
+    jamba_session *lead, const jamba_session *timer, uint64_t start, uint64_t budget_us)
 {
     jamba_result result = JAMBA_OK;
     jmb_pass_busy(lead, 1);
-    if (!jmb_pass_run(lead, start, budget_us)) result = JAMBA_PENDING;
+    if (!jmb_pass_run(lead, timer, start, budget_us)) result = JAMBA_PENDING;
     else if (!jmb_pass_end(lead)) result = JAMBA_ERR_ABORTED;
     jmb_pass_busy(lead, (uint32_t)-1);
     return result;
@@ -9709,31 +9780,24 @@ static jamba_session *jmb_first_holder(jamba_session *const *sessions, size_t co
     return NULL;
 }
 
-/* Works off the queues of several sessions; passes that budgets have left half way come first. */
-static jamba_result jmb_step(jamba_session *const *sessions, size_t count, uint64_t budget_us)
+/* Works off the queues of several sessions; passes that budgets have left half way come first. *go_on turns false when
+ * a progress callback asks to stop, which is no failure when all is done. */
+static jamba_result jmb_step(jamba_session *const *sessions, size_t count, uint64_t budget_us, bool *go_on)
 {
     jamba_session *lead = sessions[0];
     uint64_t start = budget_us ? lead->now_us(lead->now_user) : 0;
-    bool go_on = true;
+    *go_on = true;
     for (;;) {
         jamba_session *holder = jmb_first_holder(sessions, count);
         jamba_result result;
         if (!jmb_queued(sessions, count)) return JAMBA_OK;
-        if (!holder && !go_on)
+        if (!holder && !*go_on)
             return jmb_fail(&lead->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
         if (!holder) jmb_pass_fill(lead, sessions, count, budget_us != 0);
-        result = jmb_pass_work(holder ? holder : lead, start, budget_us);
+        result = jmb_pass_work(holder ? holder : lead, lead, start, budget_us);
         if (result == JAMBA_PENDING) return result;
-        go_on = go_on && result == JAMBA_OK;
+        *go_on = *go_on && result == JAMBA_OK;
     }
-}
-
-/* Finishes the pass that holds a session together with others. */
-static void jmb_settle(jamba_session *s)
-{
-    jamba_session *lead = s->holder;
-    if (!lead || (lead == s && s->pass.span_count == 1 && s->pass.spans[0].session == s)) return;
-    jmb_pass_work(lead, 0, 0);
 }
 
 /* ---- adapters ------------------------------------------------------------------------------ */
@@ -9779,25 +9843,34 @@ static void jmb_drop_adapters(jamba_session *s)
     s->own.adapters = NULL;
 }
 
-/* Puts them, with room for the session's own rows, in place of those there are. */
+/* Matrices of adapters that a row can meet in one operation. */
+static uint32_t jmb_lora_slots(const jamba_session *s)
+{
+    uint32_t top_k = s->model->plan.top_k, parts = 2u * JMB_MAX_PARTS;
+    return top_k > parts ? top_k : parts;
+}
+
+/* What they take, with room for the session's own rows. */
+static uint64_t jmb_adapters_bytes(const jamba_session *s, const jmb_adapters *a)
+{
+    uint64_t floats = jmb_mul((uint64_t)s->chunk * jmb_lora_slots(s), a->at[a->count]);
+    return jmb_add(jmb_round_up(sizeof *a, JMB_ALIGN), jmb_mul(floats, sizeof(float)));
+}
+
+/* Puts them in place of those there are. */
 static jamba_result jmb_set_adapters(jamba_session *s, const jmb_adapters *given, jamba_error *error)
 {
-    uint32_t top_k = s->model->plan.top_k, slots = top_k > 2 * JMB_MAX_PARTS ? top_k : 2u * JMB_MAX_PARTS;
-    jmb_layout layout = { NULL, 0 };
-    jmb_adapters *a;
-    if (given->count == 0) {
-        jmb_drop_adapters(s);
-        return JAMBA_OK;
-    }
-    jmb_place(&layout, 1, sizeof *a);
-    jmb_place(&layout, jmb_mul((uint64_t)s->chunk * slots, given->at[given->count]), sizeof(float));
-    if (layout.size > SIZE_MAX / 2) return jmb_no_memory(error);
-    a = (jmb_adapters *)s->allocator.alloc(s->allocator.user, (size_t)layout.size, JMB_ALIGN);
-    if (!a) return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "no memory for adapters (%l bytes)", layout.size);
+    uint64_t size = jmb_adapters_bytes(s, given);
+    jmb_adapters *a = NULL;
+    if (given->count && size <= SIZE_MAX / 2)
+        a = (jmb_adapters *)s->allocator.alloc(s->allocator.user, (size_t)size, JMB_ALIGN);
+    if (given->count && !a)
+        return jmb_fail(error, JAMBA_ERR_MEMORY, 0, "no memory for adapters (%l bytes)", size);
     jmb_drop_adapters(s);
+    if (!a) return JAMBA_OK;
     *a = *given;
-    a->size = (size_t)layout.size;
-    a->slots = slots;
+    a->size = (size_t)size;
+    a->slots = jmb_lora_slots(s);
     a->low = (float *)(void *)((uint8_t *)a + jmb_round_up(sizeof *a, JMB_ALIGN));
     s->adapters = a;
     s->own.adapters = a;
@@ -9810,7 +9883,7 @@ static jamba_result jmb_set_adapters(jamba_session *s, const jmb_adapters *given
 static jamba_result jmb_fork_prepare(
     jamba_session *s, const jamba_session *source, int32_t tokens, jamba_error *error)
 {
-    if (source->busy || source->holder)
+    if (source->busy || jmb_span_in(source))
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "the source of a fork stands in the middle of a token: step on");
     if (tokens < 0 || (uint32_t)tokens > JMB_MAX_CONTEXT - source->fed)
         return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "%d more tokens make a context outside 1 to %d", tokens,
@@ -9819,7 +9892,9 @@ static jamba_result jmb_fork_prepare(
     s->context = tokens ? source->fed + (uint32_t)tokens : source->context;
     s->chunk = source->fork_chunk < s->context ? source->fork_chunk : s->context;
     s->mark_room = source->fork_marks;
-    s->mark_count = 0;
+    s->mark_count = s->held = 0;
+    s->holder = NULL;
+    s->pass.rows = s->pass.span_count = 0;
     memset(&s->error, 0, sizeof s->error);
     s->adapters = NULL;
     s->own.adapters = NULL;
@@ -9850,7 +9925,7 @@ static void jmb_fork_copy(jamba_session *s, const jamba_session *source)
  * in memory: only little-endian machines have sessions (jmb_load).
  * =========================================================================================== */
 
-enum { JMB_SAVED_VERSION = 1, JMB_SAVED_BYTES = 256 };
+enum { JMB_SAVED_VERSION = 1, JMB_SAVED_BYTES = 320 };
 enum { JMB_SAVED_ADAPTERS = 128 }; /* where they begin: u64 hash, f32 scale and a zero of each; hash 0: no more */
 enum { JMB_SAVED_LOGITS = 1, JMB_SAVED_SAMPLER = 2 }; /* jmb_saved.flags */
 
@@ -9869,6 +9944,7 @@ static const uint8_t jmb_saved_magic[8] = { 0x89, 'J', 'M', 'S', '\r', '\n', 0x1
     X(u32, kv, 84)                 /* jamba_kv_type */                                \
     X(u32, text, 88)               /* bytes of a reply not given yet, and 1; 0: none */\
     X(u32, turns, 92)              /* places where something begins or ends */        \
+    X(u32, adapted, 256)           /* tokens before the adapters were set */          \
     X(f32, temperature, 96) X(u32, top_k, 100) X(f32, top_p, 104) X(f32, min_p, 108)  \
     X(f32, repeat_penalty, 112) X(u32, repeat_window, 116) X(u64, seed, 120)
 
@@ -10141,9 +10217,16 @@ static void jmb_walk_state(jmb_walk *w, float *state)
 static void jmb_walk_snapshots(jmb_walk *w, const uint8_t *positions)
 {
     jamba_session *s = w->session;
+    uint64_t at = w->at;
     uint32_t i;
+    if (!w->data && w->saved->marks) { /* one for all */
+        jmb_walk_logits(w, NULL);
+        jmb_walk_state(w, NULL);
+        w->at = jmb_add(at, jmb_mul(w->at - at, w->saved->marks));
+        return;
+    }
     for (i = 0; i < w->saved->marks; i++) {
-        jmb_mark *m = w->reads || !w->data ? NULL : &s->marks[i];
+        jmb_mark *m = w->reads ? NULL : &s->marks[i];
         if (w->reads && s->mark_room) {
             s->position = jmb_load_u32(positions + (size_t)i * 4);
             m = jmb_new_mark(s);
@@ -10292,6 +10375,7 @@ static jmb_saved jmb_saved_of(const jamba_session *s, const jamba_save_params *p
     h.kv = (uint32_t)jmb_form_type(params->kv, s->own.kv_type);
     if (s->logit_rows && !params->no_logits) h.flags |= JMB_SAVED_LOGITS;
     if (params->sampler) jmb_saved_sampler(&h, params->sampler);
+    h.adapted = s->adapted;
     for (i = 0; s->adapters && i < s->adapters->count; i++) {
         h.adapter_hash[i] = s->adapters->hash[i];
         h.adapter_scale[i] = s->adapters->scale[i];
@@ -10460,9 +10544,8 @@ static jamba_result jmb_check_saved_content(const jamba_session *s, const jmb_sa
 /* Drops what the session holds, and takes pages for `tokens`. */
 static void jmb_make_room(jamba_session *s, uint32_t tokens)
 {
-    jmb_settle(s);
-    s->pass.rows = s->mark_count = s->logit_rows = 0;
-    s->holder = NULL;
+    jmb_leave_pass(s);
+    s->mark_count = s->logit_rows = 0;
     jmb_drop_fed(s, 0);
     jmb_pages_grow(s, tokens);
     s->fed = tokens;
@@ -10481,6 +10564,7 @@ static void jmb_take_saved(jamba_session *s, const jmb_saved *h, const uint8_t *
     jmb_walk_all(&w);
     jmb_fp_leave(saved);
     s->position = s->own.kept = h->position;
+    s->adapted = h->adapted;
     if (h->flags & JMB_SAVED_LOGITS) s->logit_rows = 1;
     s->reply.at = h->text ? s->fed : 0;
     s->reply.size = h->text ? h->text - 1 : 0;
@@ -10936,12 +11020,16 @@ static jamba_result jmb_score_token(jamba_session *s, const float *logits, int32
 static jamba_result jmb_score(jamba_session *s, const int32_t *tokens, size_t count, float *logprobs)
 {
     size_t vocab = jmb_pad16(s->model->metadata.header.vocab), done = 0, n, i;
+    bool go_on;
     for (; done < count; done += n) {
         n = !s->on_logits ? 1 : count - done < s->chunk ? count - done : s->chunk;
         JMB_TRY(jmb_score_token(s, jamba_logits(s), tokens[done], &logprobs[done]));
-        JMB_TRY(jamba_eval(s, tokens + done, n));
+        JMB_TRY(jamba_feed(s, tokens + done, n));
+        JMB_TRY(jmb_step(&s, 1, 0, &go_on));
         for (i = 1; i < n; i++)
             JMB_TRY(jmb_score_token(s, s->logits + (i - 1) * vocab, tokens[done + i], &logprobs[done + i]));
+        if (!go_on && done + n < count)
+            return jmb_fail(&s->error, JAMBA_ERR_ABORTED, 0, "stopped by the progress callback");
     }
     return JAMBA_OK;
 }
@@ -11001,7 +11089,7 @@ static jamba_result jmb_write_turns(
 /* A pass that ended here before the turn began left no mark. */
 static void jmb_mark_turn(jamba_session *s)
 {
-    if (s->mark_room && !s->holder && s->position == s->fed) jmb_put_mark(s);
+    if (s->mark_room && s->position == s->fed) jmb_put_mark(s);
 }
 
 static jamba_result jmb_say(jamba_session *s, const char *role, const char *content)
@@ -11059,7 +11147,9 @@ static void jmb_catch_up(jamba_session *s, unsigned flags)
     uint32_t i;
     if (r->at == s->fed) return;
     memset(&r->stream, 0, sizeof r->stream);
-    for (i = jmb_text_begin(s); i < s->fed; i++)
+    i = jmb_text_begin(s);
+    r->stream.started = i < s->fed && s->tokens[i] < 0; /* behind text that a saved state left out */
+    for (; i < s->fed; i++)
         jmb_decode_next(&s->model->tokenizer, &r->stream, s->tokens[i], flags, r->text);
     r->size = r->given = 0;
     r->at = s->fed;
@@ -11445,11 +11535,12 @@ static int32_t jmb_pick(const jmb_choice *c, size_t count, jamba_sampler *sample
         if (share[i] > share[best]) best = i;
     if (!sampler || sampler->temperature == 0) return (int32_t)best;
     highest = share[best];
+    if (!jmb_finite(highest)) return (int32_t)best; /* logits further apart than a float reaches */
     for (i = 0; i < count; i++) share[i] = (share[i] - highest) / sampler->temperature;
     c->session->model->kernels->exp(share, count);
     for (i = 0; i < count; i++) total += jmb_mass(share[i]);
     mark = jmb_random_mark(&sampler->seed, total);
-    for (i = 0; mark >= jmb_mass(share[i]); i++) mark -= jmb_mass(share[i]);
+    for (i = 0; i + 1 < count && mark >= jmb_mass(share[i]); i++) mark -= jmb_mass(share[i]);
     return (int32_t)i;
 }
 
@@ -11697,6 +11788,7 @@ JAMBA_API jamba_result jamba_session_fork_estimate(const jamba_session *source, 
     memset(out, 0, sizeof *out);
     JMB_TRY(jmb_fork_prepare(&s, source, tokens, NULL));
     *out = s.memory;
+    if (source->adapters) out->scratch += (size_t)jmb_adapters_bytes(&s, source->adapters);
     return JAMBA_OK;
 }
 
@@ -11724,7 +11816,8 @@ JAMBA_API void jamba_session_free(jamba_session *session)
 {
     jamba_allocator allocator;
     if (!session) return;
-    jmb_settle(session);
+    jmb_leave_pass(session);
+    if (session->holder) jmb_pass_work(session, session, 0, 0); /* of others, in its scratch */
     jmb_pages_release(session, 0);
     if (session->block) jmb_block_drop(session->block);
     jmb_drop_adapters(session);
@@ -11735,7 +11828,6 @@ JAMBA_API void jamba_session_free(jamba_session *session)
 JAMBA_API void jamba_session_reset(jamba_session *session)
 {
     if (!session || session->busy) return;
-    jmb_settle(session);
     jmb_cut_turns(session, 0, session->fed);
     jmb_session_clear(session);
 }
@@ -11752,6 +11844,7 @@ JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_sessio
     out->width = session->executor.width;
     out->marks = (int32_t)session->mark_count;
     out->memory = session->memory;
+    if (session->adapters) out->memory.scratch += session->adapters->size;
 }
 
 JAMBA_API const jamba_error *jamba_session_error(const jamba_session *session)
@@ -11796,7 +11889,6 @@ JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t posi
     if (position < 0 || (uint32_t)position > session->fed)
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "position %d is outside the %u tokens fed", position,
             session->fed);
-    jmb_settle(session);
     fed = session->fed;
     JMB_TRY(jmb_rewind(session, (uint32_t)position));
     jmb_cut_turns(session, (uint32_t)position, fed);
@@ -11821,7 +11913,7 @@ JAMBA_API size_t jamba_session_save_as(
     jmb_saved h;
     memset(&standard, 0, sizeof standard);
     if (!params) params = &standard;
-    if (!session || session->busy || session->holder) return 0;
+    if (!session || session->busy || jmb_span_in(session)) return 0;
     if (!jmb_form_known(params->state) || !jmb_form_known(params->kv)) return 0;
     h = jmb_saved_of(session, params);
     if (h.size > SIZE_MAX) return 0;
@@ -11877,11 +11969,15 @@ JAMBA_API jamba_result jamba_session_set_adapters(
     if (!session) return JAMBA_ERR_ARGUMENT;
     JMB_TRY(jmb_check_idle(session));
     JMB_TRY(jmb_check_given(session, adapters, scales, count));
-    jmb_settle(session);
-    if (session->holder)
+    if (jmb_span_in(session))
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "in the middle of a token: step on before it changes");
+    if (session->own.kept > session->position && !jmb_pages_fit(session, session->position, session->fed))
+        return jmb_fail_pages(session, session->fed - session->position, session->position);
     given = jmb_adapters_of(adapters, scales, count);
-    return jmb_set_adapters(session, &given, &session->error);
+    JMB_TRY(jmb_set_adapters(session, &given, &session->error));
+    if (session->own.kept > session->position) jmb_forget_kept(session, session->position);
+    session->adapted = session->position;
+    return JAMBA_OK;
 }
 
 /* Whether these tokens can be queued. */
@@ -11915,9 +12011,10 @@ JAMBA_API jamba_result jamba_feed(jamba_session *session, const int32_t *tokens,
 
 JAMBA_API jamba_result jamba_step(jamba_session *session, uint64_t budget_us)
 {
+    bool go_on;
     if (!session) return JAMBA_ERR_ARGUMENT;
     JMB_TRY(jmb_check_idle(session));
-    return jmb_step(&session, 1, budget_us);
+    return jmb_step(&session, 1, budget_us, &go_on);
 }
 
 JAMBA_API jamba_result jamba_eval(jamba_session *session, const int32_t *tokens, size_t count)
@@ -11954,11 +12051,12 @@ static jamba_result jmb_batch(
 {
     jamba_result result;
     size_t held, i;
+    bool go_on;
     if (!sessions || !count || !sessions[0]) return JAMBA_ERR_ARGUMENT;
     result = jmb_batch_hold(sessions, tokens, count, &held, &sessions[0]->error);
     if (result == JAMBA_OK) {
         for (i = 0; tokens && i < count; i++) jmb_enqueue(sessions[i], tokens + i, 1);
-        result = jmb_step(sessions, count, budget_us);
+        result = jmb_step(sessions, count, budget_us, &go_on);
     }
     for (i = 0; i < held; i++) sessions[i]->busy--;
     return result;
@@ -12095,7 +12193,6 @@ JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t tur
     if (!session) return JAMBA_ERR_ARGUMENT;
     JMB_TRY(jmb_check_idle(session));
     if (turns < 1) return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "turns is %d, below 1", turns);
-    jmb_settle(session);
     JMB_TRY(jmb_restart(session, turns));
     if (replay) *replay = (int32_t)(session->fed - session->position);
     return JAMBA_OK;
@@ -12133,7 +12230,6 @@ JAMBA_API jamba_result jamba_choose(jamba_session *session, const char *const *o
     if (sampler && !jmb_sampler_valid(sampler))
         return jmb_fail(&session->error, JAMBA_ERR_ARGUMENT, 0, "a sampler field is out of range");
     JMB_TRY(jmb_check_logits(session));
-    jmb_settle(session);
     memset(&c, 0, sizeof c);
     c.session = session;
     c.heap.allocator = session->allocator;

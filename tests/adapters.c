@@ -416,6 +416,56 @@ static void check_saved(const jamba_model *model, const pair *p, const int32_t *
     free(bytes);
 }
 
+static jamba_session *open_marked(const jamba_model *model)
+{
+    jamba_session_params params;
+    jamba_session *session = NULL;
+    memset(&params, 0, sizeof params);
+    params.context = 600;
+    params.marks = 2;
+    params.threads = 1;
+    CHECK(jamba_session_create(&session, model, &params, NULL) == JAMBA_OK);
+    return session;
+}
+
+/* Tokens that are run again with other adapters get keys and values anew, in pages that no fork shares: what comes of it
+ * is what a state saved before goes on with. */
+static void check_changed(const jamba_model *model, const pair *p, const char *name)
+{
+    int32_t *tokens = golden_tokens(name, 300);
+    jamba_session *session = open_marked(model), *other = open_marked(model), *fork;
+    size_t row = (size_t)model_vocab(model) * sizeof(float), size;
+    uint8_t *bytes;
+    int order;
+    for (order = 0; order < 2; order++) { /* back, then other adapters; other adapters, then back */
+        jamba_session_reset(session);
+        CHECK(jamba_session_set_adapters(session, NULL, NULL, 0) == JAMBA_OK);
+        CHECK(jamba_eval(session, tokens, 5) == JAMBA_OK && jamba_session_mark(session) == JAMBA_OK);
+        CHECK(jamba_eval(session, tokens + 5, 290) == JAMBA_OK);
+        CHECK(jamba_session_fork(&fork, session, 10, NULL) == JAMBA_OK);
+        if (order == 0) CHECK(jamba_session_rewind(session, 280, NULL) == JAMBA_OK);
+        CHECK(jamba_session_set_adapters(session, p->adapters, both_scales, 2) == JAMBA_OK);
+        if (order == 1) CHECK(jamba_session_rewind(session, 280, NULL) == JAMBA_OK);
+        size = jamba_session_save(session, NULL, 0);
+        bytes = (uint8_t *)malloc(size);
+        test_require(bytes && jamba_session_save(session, bytes, size) == size, "cannot save", name);
+        CHECK(jamba_session_set_adapters(other, p->adapters, both_scales, 2) == JAMBA_OK);
+        CHECK_THAT(jamba_session_restore(other, bytes, size) == JAMBA_OK, "%s", jamba_session_error(other)->message);
+        CHECK(jamba_step(session, 0) == JAMBA_OK && jamba_step(other, 0) == JAMBA_OK);
+        CHECK_THAT(memcmp(jamba_logits(session), jamba_logits(other), row) == 0, "order %d: restored, it differs", order);
+        jamba_session_free(session);
+        session = open_marked(model);
+        CHECK(jamba_eval(session, tokens, 295) == JAMBA_OK && jamba_eval(session, tokens, 3) == JAMBA_OK);
+        CHECK(jamba_eval(fork, tokens, 3) == JAMBA_OK);
+        CHECK_THAT(memcmp(jamba_logits(session), jamba_logits(fork), row) == 0, "order %d: the fork has changed", order);
+        jamba_session_free(fork);
+        free(bytes);
+    }
+    jamba_session_free(session);
+    jamba_session_free(other);
+    free(tokens);
+}
+
 static void test_ways(const char *name, const char *type)
 {
     char folder[PATH_ROOM], path[PATH_ROOM];
@@ -429,6 +479,7 @@ static void test_ways(const char *name, const char *type)
             check_scale_zero(model, &p, tokens);
             check_batch(model, &p, tokens);
             check_saved(model, &p, tokens);
+            check_changed(model, &p, name);
         }
         pair_close(&p);
         jamba_model_free(model);

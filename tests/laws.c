@@ -248,7 +248,7 @@ static bool run_fork(laws *l, jamba_session **sessions, int source, uint32_t arg
     jamba_session *fork, *from = sessions[source];
     jamba_session **to = &sessions[((uint32_t)source + 1 + argument % (SESSIONS - 1)) % SESSIONS];
     int32_t tokens = (int32_t)(argument / 2 % 4 == 0 ? 0 : 1 + argument / 8 % 20);
-    bool possible = from->holder == NULL;
+    bool possible = jmb_span_in(from) == NULL;
     size_t used, forked;
     jamba_session_tokens(from, &used);
     if (used + (size_t)tokens > TOKENS_MAX) tokens = 0;
@@ -274,7 +274,7 @@ static bool run_save(laws *l, jamba_session *const *sessions, int source, uint32
     memset(&params, 0, sizeof params);
     params.marks = argument / 4 % 2 == 0;
     size = jamba_session_save_as(from, &params, NULL, 0);
-    if ((size > 0) != (from->holder == NULL)) return fails(l, "save", NULL);
+    if ((size > 0) != (jmb_span_in(from) == NULL)) return fails(l, "save", NULL);
     if (size == 0) return true;
     jamba_session_tokens(from, &used);
     bytes = (uint8_t *)malloc(size);

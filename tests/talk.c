@@ -1313,7 +1313,7 @@ static bool chat_fork(chat *c)
 {
     jamba_session *fork;
     if (jamba_session_fork(&fork, c->session, (int32_t)(c->session->context - c->session->fed), NULL) != JAMBA_OK) {
-        if (c->session->holder) return true; /* in the middle of a token */
+        if (jmb_span_in(c->session)) return true; /* in the middle of a token */
         return c->session->context == c->session->fed || fails(c, "fork");
     }
     jamba_session_free(c->session);
@@ -1370,7 +1370,7 @@ static bool chat_save(chat *c)
     params.stops = stops;
     params.stop_count = 3;
     for (i = below(c, 6); i > 0; i--) jamba_reply(c->session, &params, &text, &length);
-    if (c->session->holder) return true; /* in the middle of a token */
+    if (jmb_span_in(c->session)) return true; /* in the middle of a token */
     memset(&all, 0, sizeof all);
     all.marks = true; /* which decide what a stop string takes back */
     size = jamba_session_save_as(c->session, &all, NULL, 0);
