@@ -170,16 +170,10 @@ static void parse_arguments(chat *c, char **argv)
 
 /* ---- one reply ----------------------------------------------------------------------------- */
 
-/* Leaves out control characters, C1 in UTF-8 among them: a model's text must not command the terminal. */
 static void print_text(const char *text, size_t length, bool code)
 {
-    const unsigned char *bytes = (const unsigned char *)text;
-    for (size_t i = 0; i < length; i++) {
-        bool c1 = bytes[i] == 0xc2 && i + 1 < length && bytes[i + 1] < 0xa0;
-        if (code) putchar(bytes[i]);
-        else if (c1) i++;
-        else if (bytes[i] == '\n' || bytes[i] == '\t' || (bytes[i] >= 0x20 && bytes[i] != 0x7f)) putchar(bytes[i]);
-    }
+    if (code) fwrite(text, 1, length, stdout);
+    else tool_print_text(text, length);
     fflush(stdout);
 }
 
@@ -460,6 +454,7 @@ static bool save_conversation(const chat *c, const char *path, tool_error *error
     bool ok;
     memset(&params, 0, sizeof params);
     params.sampler = &c->sampler;
+    params.marks = true; /* so that /retry and /undo need not read again */
     run_check(&c->run, jamba_step(c->run.session, 0)); /* what Ctrl-C has left in the queue */
     size = jamba_session_save_as(c->run.session, &params, NULL, 0);
     data = (uint8_t *)malloc(size);

@@ -1,4 +1,4 @@
-// cpp.cc - jamba.h from C++11: handles that free themselves, a reply piece by piece, forks, going back
+// cpp.cc - jamba.h from C++11: handles that free themselves, a reply piece by piece, choices, forks, going back
 //
 //     c++ -std=c++11 cpp.cc -o cpp -lm && ./cpp MODEL.jamba "Tell me a story about a dog."
 //
@@ -95,6 +95,14 @@ void reply(const Session &session, uint64_t seed, const Show &show)
     } while (length > 0);
 }
 
+// The likeliest of these beginnings of the reply. They are read on forks: the session stays as it is.
+std::string choose(const Session &session, const std::vector<const char *> &options)
+{
+    int32_t choice;
+    check(jamba_choose(session.get(), options.data(), options.size(), nullptr, nullptr, &choice), session);
+    return options[static_cast<std::size_t>(choice)];
+}
+
 // Where the last reply begins.
 int32_t reply_position(const Session &session)
 {
@@ -116,6 +124,7 @@ void run(const std::string &path, const std::string &prompt)
     check(jamba_step(session.get(), 0), session);
     const Session other = fork(session, 200);
 
+    print("--- which action does she take? " + choose(session, {"I go home.", "I stay here.", "I run away!"}) + "\n");
     print("--- one reply\n");
     reply(session, 1, print);
     print("\n--- another, from a fork\n");
@@ -138,6 +147,7 @@ int main(int argc, char **argv)
     }
     try {
         run(argv[1], argv[2]);
+        if (!std::cout.flush()) throw std::runtime_error("standard output: cannot write");
     } catch (const std::exception &error) {
         std::cerr << "cpp: " << error.what() << '\n';
         return 1;

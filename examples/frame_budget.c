@@ -92,22 +92,14 @@ static void write_frames(run_context *run, const options *o, record *r)
 
 /* ---- what came of it ------------------------------------------------------------------------------ */
 
-static int compare(const void *a, const void *b)
-{
-    const double *x = (const double *)a, *y = (const double *)b;
-    return *x < *y ? -1 : *x > *y;
-}
-
-/* The value that `share` of them do not exceed. */
 static double percentile(const record *r, double share)
 {
-    int at = (int)(share * (double)r->count);
-    return r->late[at < r->count ? at : r->count - 1];
+    return tool_percentile(r->late, (size_t)r->count, share);
 }
 
 static void print_summary(record *r)
 {
-    qsort(r->late, (size_t)r->count, sizeof *r->late, compare);
+    tool_sort(r->late, (size_t)r->count);
     printf("%s  %8.1f tokens/s  %7.2f frames/token   late by p50 %.1f, p99 %.1f, max %.1f us\n", r->name,
         r->tokens / r->seconds, (double)r->count / (r->tokens ? r->tokens : 1), percentile(r, 0.5),
         percentile(r, 0.99), percentile(r, 1));

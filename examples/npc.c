@@ -3,8 +3,9 @@
  *     build/npc MODEL.jamba --characters 40
  *
  * Each persona is a text that is read once, when the game starts: "baked". A character is a fork of one: it costs
- * the model's state and the room to grow, and shares all that was read. Things happen in the town; who hears of
- * one says a line about it. All who speak are worked on together, by scheduler.h, and a frame takes about its
+ * the model's state and the room to grow. Of the keys and values of what was read it shares full pages, of 256 tokens
+ * each, and copies the rest: short personas like these are copied whole. A character that was loaded shares nothing
+ * until it forgets and is forked again. Things happen in the town; who hears of one says a line about it. All who speak are worked on together, by scheduler.h, and a frame takes about its
  * budget, whatever the model and however many speak; on a slow machine they talk slower, and say the same.
  *
  * SAVING   A session is saved as bytes. A town is its sessions, saved one after the other, and the game's own
@@ -101,7 +102,8 @@ typedef struct town {
     FILE *log;
     int64_t frame;
     uint64_t clock;              /* the simulated one */
-    uint64_t heard, working, worst; /* tokens heard; microseconds of work, and over the budget in the worst frame */
+    uint64_t heard, working;     /* tokens queued to be heard; microseconds of work */
+    tool_buffer late;            /* double for each frame played: microseconds over the budget */
 } town;
 
 static uint64_t now_us(void *user)
@@ -246,6 +248,7 @@ static void input_add(character *c, int64_t at, bool stops, const char *text)
     if (in) in->text = (char *)malloc(strlen(text) + 1);
     if (!in || !in->text) tool_die(TOOL, "out of memory for an event");
     strcpy(in->text, text);
+    tool_clean_text(in->text); /* it may come from a file, and is printed */
     in->at = at;
     in->stops = stops;
     while (*last) last = &(*last)->next;
@@ -352,6 +355,7 @@ static void feed_turn(town *t, character *c, const char *text)
 static int32_t tokens_allowed(const character *c)
 {
     int64_t until_stop = c->inputs && c->inputs->stops ? c->inputs->at - lived(c) : LONGEST;
+    if (until_stop < 0) return 0;
     return until_stop < LONGEST ? (int32_t)until_stop : LONGEST;
 }
 
@@ -380,16 +384,16 @@ static void character_stop(town *t, character *c)
     scheduler_stop(&t->crowd, &c->speaker);
 }
 
-/* Adds to the line; false where it ends. A model's text must not command the terminal, so control characters go. */
+/* Adds to the line, without control characters and blanks in front; false where it ends. */
 static bool line_add(character *c, const char *text, size_t length)
 {
     if (length > LINE_ROOM - c->length) return false;
-    for (size_t i = 0; i < length; i++) {
-        unsigned char byte = (unsigned char)text[i];
-        bool c1 = byte == 0xc2 && i + 1 < length && (unsigned char)text[i + 1] < 0xa0;
-        if (byte == '\n' && c->length > 0) return false;
-        if (c1) i++;
-        else if (byte != 0x7f && (byte > 0x20 || (byte == 0x20 && c->length > 0))) c->line[c->length++] = text[i];
+    while (length > 0) {
+        size_t control = tool_control_size(text, length), step = control ? control : 1;
+        if (*text == '\n' && c->length > 0) return false;
+        if (!control && (*text != ' ' || c->length > 0)) c->line[c->length++] = *text;
+        text += step;
+        length -= step;
     }
     return true;
 }
@@ -441,6 +445,12 @@ static void happen(town *t)
         if (t->characters[i].speaking) character_stop(t, &t->characters[i]);
 }
 
+static void late_add(town *t, uint64_t spent)
+{
+    double late = spent > t->budget ? (double)(spent - t->budget) : 0;
+    if (!tool_buffer_add(&t->late, &late, sizeof late)) tool_die(TOOL, "out of memory for the times of frames");
+}
+
 /* All that has to do with language in a frame. */
 static void frame_run(town *t, bool eventful)
 {
@@ -453,8 +463,7 @@ static void frame_run(town *t, bool eventful)
     spent = now_us(t) - start;
     result = scheduler_frame(&t->crowd, spent < t->budget ? t->budget - spent : 1); /* at least a little */
     if (result != JAMBA_PENDING) check_session(t, result, t->crowd.desk);
-    spent = now_us(t) - start;
-    if (spent > t->budget && spent - t->budget > t->worst) t->worst = spent - t->budget;
+    late_add(t, now_us(t) - start);
     t->working += (uint64_t)((tool_seconds() - begin) * 1e6);
     t->frame++;
 }
@@ -490,7 +499,17 @@ static void play(town *t)
 
 /* ---- saving and loading -------------------------------------------------------------------------- */
 
-static const char SAVED[8] = { 'n', 'p', 'c', 't', 'o', 'w', 'n', '1' };
+/* A file begins with the first, and a hash of all that comes then: the town, and zeros up to a multiple of 8 bytes. */
+static const char SAVED[8] = { 'n', 'p', 'c', 't', 'o', 'w', 'n', '2' };
+enum { SAVED_HEAD = 16, CHARACTER_BYTES = 100 /* at least */ };
+
+/* Of frames, and of places in a timeline. */
+static const uint64_t COUNT_MAX = (uint64_t)1 << 60;
+
+static uint64_t saved_hash(const uint8_t *file, size_t size)
+{
+    return jmb_hash64(JMB_HASH_SEED, file + SAVED_HEAD, size - SAVED_HEAD);
+}
 
 static void save_text(tool_buffer *out, const char *text, size_t length)
 {
@@ -510,7 +529,7 @@ static void save_session(const town *t, tool_buffer *out, jamba_session *session
 
 static void save_input(tool_buffer *out, const input *in)
 {
-    tool_buffer_u64(out, (uint64_t)in->at);
+    tool_buffer_u64(out, (uint64_t)(in->at + 1)); /* -1 is a place too */
     tool_buffer_u8(out, in->stops);
     save_text(out, in->text, strlen(in->text));
 }
@@ -541,18 +560,27 @@ static void save_character(const town *t, tool_buffer *out, const character *c)
     save_session(t, out, c->speaker.session);
 }
 
+/* Zeros at the end, and the hash in front. */
+static void save_close(tool_buffer *out)
+{
+    while (out->size % 8 != 0 && tool_buffer_u8(out, 0)) {}
+    if (out->failed) tool_die(TOOL, "out of memory for a town of %zu bytes", out->size);
+    tool_store_le(out->data + sizeof SAVED, saved_hash(out->data, out->size), 8);
+}
+
 /* Who is in which batch is no part of a town: nothing depends on it. */
 static void town_save(const town *t)
 {
     tool_buffer out = { NULL, 0, 0, false };
     tool_error error;
     tool_buffer_add(&out, SAVED, sizeof SAVED);
+    tool_buffer_u64(&out, 0);
     tool_buffer_u32(&out, (uint32_t)t->count);
     tool_buffer_u64(&out, t->seed);
     tool_buffer_u64(&out, (uint64_t)t->frame);
     for (int i = 0; i < PERSONAS; i++) save_session(t, &out, t->personas[i]);
     for (int i = 0; i < t->count; i++) save_character(t, &out, &t->characters[i]);
-    if (out.failed) tool_die(TOOL, "out of memory for a town of %zu bytes", out.size);
+    save_close(&out);
     if (!output_file(t->save, out.data, out.size, true, &error)) tool_die(TOOL, "%s", error.message);
     fprintf(stderr, "%s: %s holds the town in %.1f MB\n", TOOL, t->save, (double)out.size * 1e-6);
     tool_buffer_free(&out);
@@ -565,10 +593,15 @@ typedef struct reader {
     size_t size, at;
 } reader;
 
+static void read_check(const reader *in, bool good)
+{
+    if (!good) tool_die(TOOL, "%s: is damaged, cut off, or not a town that was saved here", in->path);
+}
+
 static const uint8_t *read_bytes(reader *in, uint64_t size)
 {
     const uint8_t *bytes = in->data + in->at;
-    if (size > in->size - in->at) tool_die(TOOL, "%s: is cut off, or not a town that was saved here", in->path);
+    read_check(in, size <= in->size - in->at);
     in->at += (size_t)size;
     return bytes;
 }
@@ -578,6 +611,13 @@ static uint64_t read_number(reader *in, int bytes)
     const uint8_t *p = read_bytes(in, (uint64_t)bytes);
     uint64_t value = 0;
     while (bytes-- > 0) value = value << 8 | p[bytes];
+    return value;
+}
+
+static uint64_t read_at_most(reader *in, int bytes, uint64_t most)
+{
+    uint64_t value = read_number(in, bytes);
+    read_check(in, value <= most);
     return value;
 }
 
@@ -592,18 +632,19 @@ static void read_session(const town *t, reader *in, jamba_session *session)
 /* At most LINE_ROOM bytes, and a terminating zero. */
 static size_t read_text(reader *in, char *text)
 {
-    uint64_t length = read_number(in, 8);
-    if (length > LINE_ROOM) tool_die(TOOL, "%s: not a town that was saved here", in->path);
-    memcpy(text, read_bytes(in, length), (size_t)length);
+    size_t length = (size_t)read_at_most(in, 8, LINE_ROOM);
+    memcpy(text, read_bytes(in, length), length);
     text[length] = 0;
-    return (size_t)length;
+    read_check(in, strlen(text) == length);
+    tool_clean_text(text);
+    return length;
 }
 
 static void read_inputs(reader *in, character *c)
 {
     for (uint64_t count = read_number(in, 4); count > 0; count--) {
-        int64_t at = (int64_t)read_number(in, 8);
-        bool stops = read_number(in, 1) != 0;
+        int64_t at = (int64_t)read_at_most(in, 8, COUNT_MAX) - 1;
+        bool stops = read_at_most(in, 1, 1) != 0;
         char text[LINE_ROOM + 1];
         read_text(in, text);
         input_add(c, at, stops, text);
@@ -614,21 +655,21 @@ static void read_inputs(reader *in, character *c)
 static void read_character(town *t, reader *in, character *c)
 {
     jamba_text_stream *stream = &c->speaker.stream;
-    c->forgotten = (int64_t)read_number(in, 8);
+    c->forgotten = (int64_t)read_at_most(in, 8, COUNT_MAX);
     c->speaker.sampler.seed = read_number(in, 8);
-    c->replied = read_number(in, 1) != 0;
-    c->speaking = read_number(in, 1) != 0;
-    c->speaker.left = (int32_t)read_number(in, 4);
+    c->replied = read_at_most(in, 1, 1) != 0;
+    c->speaking = read_at_most(in, 1, 1) != 0;
+    c->speaker.left = (int32_t)read_at_most(in, 4, LONGEST);
     memcpy(stream->held, read_bytes(in, sizeof stream->held), sizeof stream->held);
-    stream->held_count = (int32_t)(read_number(in, 1) % sizeof stream->held);
-    stream->started = (int32_t)read_number(in, 1);
+    stream->held_count = (int32_t)read_at_most(in, 1, sizeof stream->held - 1);
+    stream->started = (int32_t)read_at_most(in, 1, 1);
     c->length = read_text(in, c->line);
     read_inputs(in, c);
     c->speaker.session = session_create(t, tokens_of(c->persona) + ROOM, 1);
     adapt(t, c->speaker.session, c->persona);
     read_session(t, in, c->speaker.session);
-    if (c->speaking && !c->inputs) tool_die(TOOL, "%s: not a town that was saved here", in->path);
     if (!c->speaking) return;
+    read_check(in, c->inputs && jamba_logits(c->speaker.session));
     c->answers = input_take(c);
     t->silent--;
     scheduler_add(&t->crowd, &c->speaker);
@@ -639,12 +680,21 @@ static reader load_open(town *t)
     reader in = { t->load, NULL, 0, 0 };
     tool_error error;
     if (!tool_read_file(t->load, (size_t)1 << 40, &in.data, &in.size, &error)) tool_die(TOOL, "%s", error.message);
-    if (memcmp(read_bytes(&in, sizeof SAVED), SAVED, sizeof SAVED) != 0)
-        tool_die(TOOL, "%s: not a town that was saved here", t->load);
-    t->count = (int)(read_number(&in, 4) & INT32_MAX);
+    read_check(&in, in.size >= SAVED_HEAD && in.size % 8 == 0 && memcmp(in.data, SAVED, sizeof SAVED) == 0
+        && saved_hash(in.data, in.size) == jmb_load_u64(in.data + sizeof SAVED));
+    in.at = SAVED_HEAD;
+    t->count = (int)read_at_most(&in, 4, in.size / CHARACTER_BYTES < INT32_MAX ? in.size / CHARACTER_BYTES : INT32_MAX);
+    read_check(&in, t->count > 0);
     t->seed = read_number(&in, 8);
-    t->frame = (int64_t)read_number(&in, 8);
+    t->frame = (int64_t)read_at_most(&in, 8, COUNT_MAX);
     return in;
+}
+
+/* Nothing follows but what fills the last 8 bytes. */
+static void load_close(reader *in)
+{
+    read_check(in, in->size - in->at < 8);
+    free(in->data);
 }
 
 /* ---- from the beginning to the end -------------------------------------------------------------- */
@@ -674,7 +724,7 @@ static void town_open(town *t)
         if (t->load) read_character(t, &saved, &t->characters[i]);
         else character_fork(t, &t->characters[i]);
     }
-    free(saved.data);
+    if (t->load) load_close(&saved);
     record_open(t);
     if (log) replay_fill(t, log);
 }
@@ -689,6 +739,7 @@ static void town_close(town *t)
         while (c->inputs) input_free(input_take(c));
     }
     free(t->characters);
+    tool_buffer_free(&t->late);
     for (int i = 0; i < PERSONAS; i++) jamba_session_free(t->personas[i]);
     jamba_adapter_free(t->adapter);
     if (t->log && fclose(t->log) != 0) tool_die(TOOL, "%s: cannot write: %s", t->record, strerror(errno));
@@ -705,15 +756,19 @@ static double kilobytes(const jamba_session *session)
 
 static void report(const town *t)
 {
-    double seconds = (double)t->working * 1e-6, all = 0;
+    double *late = (double *)(void *)t->late.data, all = 0;
+    size_t frames = t->late.size / sizeof *late;
     for (int i = 0; i < t->count; i++) all += kilobytes(t->characters[i].speaker.session);
     fprintf(stderr, "%d characters: %.0f KB each, %.1f MB in all; %d personas: %.0f KB each; %.0f KB to work in\n",
         t->count, kilobytes(t->characters[0].speaker.session), all * 1e-3, (int)PERSONAS,
         kilobytes(t->personas[0]), kilobytes(t->crowd.desk));
-    fprintf(stderr, "%llu tokens heard and %llu said in %.0f ms of work: %.0f tokens/s\n", (unsigned long long)t->heard,
-        (unsigned long long)t->crowd.said, seconds * 1e3, (double)(t->heard + t->crowd.said) / (seconds + 1e-9));
-    fprintf(stderr, "%lld frames; the worst took %llu microseconds more than its %llu\n", (long long)t->frame,
-        (unsigned long long)t->worst, (unsigned long long)t->budget);
+    fprintf(stderr, "%llu tokens to hear, %llu said, %.0f ms of work\n", (unsigned long long)t->heard,
+        (unsigned long long)t->crowd.said, (double)t->working * 1e-3);
+    if (frames == 0) return;
+    tool_sort(late, frames);
+    fprintf(stderr, "%zu frames; over their %llu microseconds by p50 %.0f, p99 %.0f, at worst %.0f\n", frames,
+        (unsigned long long)t->budget, tool_percentile(late, frames, 0.5), tool_percentile(late, frames, 0.99),
+        tool_percentile(late, frames, 1));
 }
 
 static int64_t parse_number(const char *name, const char *value, int64_t low)
@@ -755,6 +810,7 @@ static void parse_arguments(town *t, char **argv)
     if (!t->run.path) tool_usage(TOOL, USAGE, "a model file is missing", NULL);
     if (t->count && (t->load || t->replay))
         tool_usage(TOOL, USAGE, "the saved town or the log says how many --characters there are", NULL);
+    if (t->load && t->record) tool_usage(TOOL, USAGE, "a log starts from the beginning: no --record with --load", NULL);
     if (t->load && t->replay) tool_usage(TOOL, USAGE, "a replay starts from the beginning: not with --load", NULL);
     if (!t->count) t->count = 12;
 }

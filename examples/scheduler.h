@@ -20,6 +20,7 @@
 #ifndef JAMBA_SCHEDULER_H
 #define JAMBA_SCHEDULER_H
 
+#include <stdio.h>
 #include <string.h>
 
 enum {
@@ -71,7 +72,14 @@ static inline jamba_result scheduler_open(
 {
     jamba_session_params desk = *params;
     memset(s, 0, sizeof *s);
-    if (!params->now_us || width < 1 || width > SCHEDULER_WIDTH) return JAMBA_ERR_ARGUMENT;
+    if (!params->now_us || width < 1 || width > SCHEDULER_WIDTH) {
+        if (!error) return JAMBA_ERR_ARGUMENT;
+        memset(error, 0, sizeof *error);
+        error->code = JAMBA_ERR_ARGUMENT;
+        snprintf(error->message, sizeof error->message, "a scheduler needs now_us, and a width from 1 to %d",
+            (int)SCHEDULER_WIDTH);
+        return JAMBA_ERR_ARGUMENT;
+    }
     desk.context = desk.chunk = SCHEDULER_ROWS;
     desk.marks = 0;
     s->model = model;

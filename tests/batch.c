@@ -123,11 +123,6 @@ static void check_crowd(crowd *c, int32_t chunk, const jamba_executor *executor,
     crowd_stop(c);
 }
 
-static uint64_t clock_tick(void *user)
-{
-    return __atomic_add_fetch((uint64_t *)user, 1, __ATOMIC_RELAXED);
-}
-
 /* A session that a budget stopped inside a token joins. */
 static void check_half_way(crowd *c)
 {

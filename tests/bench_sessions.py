@@ -26,9 +26,21 @@ COMPLETION = os.path.join(PEER, "build/bin/llama-completion")
 WORDS = "time people way water day man thing woman life child world school state family group country".split()
 
 
+def output_of(command):
+    """A finished run; a failed one ends this program in one line."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise SystemExit(f"bench_sessions.py: {command[0]}: {error.strerror}")
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise SystemExit(f"bench_sessions.py: {command[0]} ended with status {done.returncode}: {lines[-1]}")
+    return done
+
+
 def ours(model):
     command = [f"{BUILD}/bench_sessions", f"{PEER}/{model}.q8.jamba", "-t", "1", "-p", str(TOKENS), "--json"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(output_of(command).stdout)
 
 
 def stamp(log, text):
@@ -43,7 +55,7 @@ def stamp(log, text):
 def completion(model, prompt, cache):
     command = [COMPLETION, "-m", f"{PEER}/{model}.Q8_0.gguf", "-t", "1", "-f", prompt, "-n", "2", "-c", "1024",
                "--prompt-cache", cache, "-no-cnv", "--no-warmup", "--ignore-eos"]
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL).stderr
+    return output_of(command).stderr
 
 
 def theirs(model):
@@ -53,10 +65,14 @@ def theirs(model):
         with open(prompt, "w") as file:
             file.write(" ".join(random.choice(WORDS) for _ in range(TOKENS - 1)))  # a token a word, and one before
         first, second = completion(model, prompt, cache), completion(model, prompt, cache)
+        if not os.path.exists(cache):
+            raise SystemExit(f"bench_sessions.py: llama-completion has saved no state of {model}")
         size = os.path.getsize(cache)
-    read = float(re.search(r"prompt eval time =\s*([\d.]+) ms", first).group(1))
+    read = re.search(r"prompt eval time =\s*([\d.]+) ms", first)
+    if not read:
+        raise SystemExit("bench_sessions.py: no line with 'prompt eval time' in the log of llama-completion")
     asked = stamp(second, "attempting to load saved session")
-    return {"bytes": size, "read": read, "load": stamp(second, "loaded a session") - asked,
+    return {"bytes": size, "read": float(read.group(1)), "load": stamp(second, "loaded a session") - asked,
             "ready": stamp(second, "replayed last token") - asked}
 
 
@@ -80,7 +96,8 @@ def main():
     results = {model: ours(model) for model in MODELS}
     print(f"{cpu}, 1 thread, {TOKENS} tokens of prompt")
     table(["MiB", "state saved: exact", "f16", "q8", "a fork for 256 more tokens"],
-          [[m] + [mib(r[k]) for k in ("bytes_exact", "bytes_f16", "bytes_q8", "fork_bytes")] for m, r in results.items()])
+          [[m] + [mib(r[k]) for k in ("bytes_exact", "bytes_f16", "bytes_q8", "fork_bytes")]
+           for m, r in results.items()])
     keys = ["read", "mark", "rewind", "fork", "save", "restore", "load", "save_q8", "restore_q8"]
     table(["ms", "read the prompt", "mark", "rewind", "fork", "save", "restore", "start from a file", "save q8",
            "restore q8"], [[m] + [ms(r[k + "_ms"]) for k in keys] for m, r in results.items()])

@@ -209,11 +209,6 @@ static void test_below(subject *s)
 
 /* ---- what it refuses --------------------------------------------------------------------------------------- */
 
-static uint64_t clock_tick(void *user)
-{
-    return ++*(uint64_t *)user;
-}
-
 /* In the middle of a token there is no state to copy. */
 static void check_half_way(const jamba_session *source)
 {

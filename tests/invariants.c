@@ -146,12 +146,6 @@ static void test_cpu(const subject *s, jamba_cpu cpu)
 
 /* ---- time budgets ---------------------------------------------------------------------------------- */
 
-/* A clock that moves at every look: each place where the work may stop does stop it. */
-static uint64_t clock_tick(void *user)
-{
-    return __atomic_add_fetch((uint64_t *)user, 1, __ATOMIC_RELAXED);
-}
-
 static void check_every_stop(const subject *s)
 {
     jamba_session_params params = plain_params(s);

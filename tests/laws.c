@@ -41,11 +41,6 @@ typedef struct laws {
     char why[400]; /* of the last failure */
 } laws;
 
-static uint64_t clock_tick(void *user)
-{
-    return __atomic_add_fetch((uint64_t *)user, 1, __ATOMIC_RELAXED);
-}
-
 /* ---- scripts ----------------------------------------------------------------------------------------- */
 
 static script script_make(uint64_t seed)
@@ -421,6 +416,7 @@ int main(int argc, char **argv)
     char folder[PATH_ROOM], path[PATH_ROOM];
     int i, scripts = wanted ? atoi(wanted) : 10000;
     test_start(argc, argv);
+    test_require(scripts > 0, "LAWS must be a number of scripts, not", wanted);
     if (test_begin("%d scripts on a tiny hybrid", scripts)) {
         tiny_write(temp_path(folder, "tiny"), false);
         if (convert(folder, "tiny", "q8", path)) run_scripts(path, 1, scripts);

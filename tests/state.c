@@ -933,11 +933,6 @@ static void save_inside(void *user, int32_t position, const float *logits)
     CHECK(jamba_session_restore(*session, &byte, 1) == JAMBA_ERR_ARGUMENT);
 }
 
-static uint64_t clock_tick(void *user)
-{
-    return ++*(uint64_t *)user;
-}
-
 /* From a callback, and in the middle of a token: nothing is saved, but anything restored. */
 static void check_moments(victim *v)
 {
@@ -1117,6 +1112,7 @@ static void check_version_1(const family *f, const char *file, size_t prompt, ja
     CHECK(jmb_saved_hash(stored.data, stored.size) == jmb_load_u64(stored.data + 24));
     memcpy(stored.data + 32, f->model->metadata.header.identity, 32);
     repair_hash(stored.data, stored.size);
+    CHECK_THAT(stored.size == now.size && memcmp(stored.data, now.data, now.size) == 0, "%s: other bytes", file);
     if (restore(session, stored)) {
         CHECK(jamba_step(session, 0) == JAMBA_OK);
         for (i = 0; i < GOLDEN_GREEDY; i++) {

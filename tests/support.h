@@ -345,6 +345,13 @@ TEST_UNUSED static float *model_logits(const jamba_model *model, const jamba_ses
     return NULL;
 }
 
+/* A clock that moves at every look, from any thread: each place where the work may stop does stop it. `user` is the
+ * time, a uint64_t. */
+TEST_UNUSED static uint64_t clock_tick(void *user)
+{
+    return __atomic_add_fetch((uint64_t *)user, 1, __ATOMIC_RELAXED);
+}
+
 /* ---- executors ---------------------------------------------------------------------------------- */
 
 /* One thread, tasks last to first. */

@@ -13,12 +13,6 @@ static char story_path[PATH_ROOM];
 
 static uint64_t ticks;
 
-static uint64_t clock_tick(void *user)
-{
-    (void)user;
-    return ++ticks;
-}
-
 static jamba_session *session_open(const jamba_model *model, int32_t context, int32_t marks)
 {
     jamba_session_params params;
@@ -29,6 +23,7 @@ static jamba_session *session_open(const jamba_model *model, int32_t context, in
     params.marks = marks;
     params.threads = 1;
     params.now_us = clock_tick;
+    params.now_user = &ticks;
     test_require(jamba_session_create(&session, model, &params, &error) == JAMBA_OK, "session", error.message);
     return session;
 }
@@ -1331,6 +1326,7 @@ static jamba_session *chat_reopen(const chat *c)
     params.mark_every = (int32_t)c->session->mark_every;
     params.threads = 1;
     params.now_us = clock_tick;
+    params.now_user = &ticks;
     return jamba_session_create(&session, tiny, &params, NULL) == JAMBA_OK ? session : NULL;
 }
 
@@ -1433,6 +1429,7 @@ static void test_random(uint64_t chats)
         params.fork_marks = below(&c, 3);
         params.threads = 1;
         params.now_us = clock_tick;
+        params.now_user = &ticks;
         CHECK(jamba_session_create(&c.session, tiny, &params, NULL) == JAMBA_OK);
         if (!chat_run(&c))
             CHECK_THAT(false, "seed %llu: %s (%s)", (unsigned long long)seed, c.why,
@@ -1515,6 +1512,7 @@ int main(int argc, char **argv)
     int chats = wanted ? atoi(wanted) : 2000;
     size_t i;
     test_start(argc, argv);
+    test_require(chats > 0, "CHATS must be a number of conversations, not", wanted);
     if (!test_state.list) {
         test_require(convert("examples/storyteller", "storyteller", "q8", story_path), "convert", "storyteller");
         story = load_for_cpu(story_path, JAMBA_CPU_BEST);

@@ -43,11 +43,6 @@ typedef struct job {
     char wrong[400];        /* the first thing that was */
 } job;
 
-static uint64_t clock_tick(void *user)
-{
-    return __atomic_add_fetch((uint64_t *)user, 1, __ATOMIC_RELAXED);
-}
-
 static bool went_wrong(job *j, const char *what, const jamba_session *session, size_t at)
 {
     if (!j->wrong[0])

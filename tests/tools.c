@@ -44,7 +44,7 @@ static void check_failure(const char *tool, const char *line, const char *input,
 }
 
 static const char *const all_tools[] = { "logits", "tokenize", "inspect", "bench", "perplexity", "chat",
-    "frame_budget", "npc" };
+    "frame_budget", "npc", "bench_sessions" };
 enum { ALL_TOOLS = sizeof all_tools / sizeof *all_tools };
 
 static void test_usage(void)
@@ -398,6 +398,28 @@ static char *chat_reply(const char *options, const char *input)
     return strdup(output);
 }
 
+/* The last reply of a kept conversation can be written anew without reading anything again. */
+static void check_kept_marks(const char *kept)
+{
+    jamba_model *model = load_for_cpu(story_path, JAMBA_CPU_BEST);
+    jamba_session_params params;
+    jamba_session *session;
+    jamba_turn turns[8];
+    size_t count;
+    int32_t replay = -1;
+    memset(&params, 0, sizeof params);
+    params.context = 200;
+    params.marks = 3;
+    test_require(jamba_session_create(&session, model, &params, NULL) == JAMBA_OK, "no session", kept);
+    CHECK(jamba_session_load(session, jamba_from_file(kept)) == JAMBA_OK);
+    count = jamba_turns(session, turns, 8);
+    CHECK(count > 0 && count <= 8 && turns[count - 1].kind == JAMBA_TURN_REPLY);
+    CHECK(jamba_session_rewind(session, turns[count - 1].position, &replay) == JAMBA_OK);
+    CHECK_THAT(replay == 0, "%d tokens are read again", (int)replay);
+    jamba_session_free(session);
+    jamba_model_free(model);
+}
+
 /* A conversation kept in a file goes on with the same words, sampled ones too. */
 static void test_chat_kept(void)
 {
@@ -409,6 +431,7 @@ static void test_chat_kept(void)
     whole = chat_reply("--seed 7", input);
     snprintf(input, sizeof input, "%s/save %s\n", first, kept);
     before = chat_reply("--seed 7", input);
+    check_kept_marks(kept);
     snprintf(options, sizeof options, "--load %s", kept);
     after = chat_reply(options, second);
     snprintf(input, sizeof input, "Hello!\n/load %s\n%s", kept, second);
@@ -419,7 +442,7 @@ static void test_chat_kept(void)
         "'%s' does not end with '%s'", inside, after);
     snprintf(input, sizeof input, "/save %s\n/load no/such/file\n/load Makefile\n", kept);
     CHECK(run_text("chat", "STORY", input) == 0);
-    CHECK_THAT(strstr(errors, "exists") && strstr(errors, "no/such/file: ") && strstr(errors, "Makefile: not a saved"),
+    CHECK_THAT(strstr(errors, "exists\n") && !strstr(errors, "--force") && strstr(errors, "no/such/file: ") && strstr(errors, "Makefile: not a saved"),
         "%s", errors);
     snprintf(options, sizeof options, "STORY -s Hello! --load %s", kept);
     check_failure("chat", options, "", 2, "-s");
@@ -471,6 +494,14 @@ static void test_bake_refusals(void)
     check_failure("bake", line, "", 1, "tokenizer");
     snprintf(line, sizeof line, "MODEL %s %s --system", text, out);
     check_failure("bake", line, "", 1, "--system");
+    check_failure("bake", "", "", 2, "bake");
+    check_failure("bake", "MODEL x", "", 2, "needs a model");
+    check_failure("bake", "MODEL x y --no-such-option", "", 2, "--no-such-option");
+    check_failure("bake", "no/such/model.jamba x no/such/out", "", 1, "no/such/model.jamba");
+    snprintf(line, sizeof line, "STORY %s %s --force", text, text);
+    check_failure("bake", line, "", 1, "prompt.txt: is part of the input");
+    snprintf(line, sizeof line, "STORY %s STORY --force", text);
+    check_failure("bake", line, "", 1, "is part of the input");
     snprintf(line, sizeof line, "STORY no/such/text %s", out);
     check_failure("bake", line, "", 1, "no/such/text");
     snprintf(line, sizeof line, "STORY %s tests --force", text);
@@ -494,12 +525,34 @@ static double number_after(const char *name)
     return at ? atof(at + strlen(name)) : -1;
 }
 
-/* How long anything takes is not tested. */
+/* What is printed; figures but for times. */
+static void test_bench_sessions(void)
+{
+    static const char *const keys[] = { "prompt", "threads", "bytes_exact", "bytes_f16", "bytes_q8", "fork_bytes",
+        "state_bytes", "read_ms", "mark_ms", "rewind_ms", "fork_ms", "save_ms", "restore_ms", "load_ms", "save_q8_ms",
+        "restore_q8_ms" };
+    static const char *const labels[] = { "cpu ", "file ", "prompt   20 tokens, 1 thread\n", "values exact\n",
+        "values f16\n", "values q8\n", "fork  ", "read the prompt", "rewind to a mark", "start from a file",
+        "restore, q8" };
+    CHECK_THAT(run_text("bench_sessions", "STORY -p 20 -r 2 -t 1 --json", "") == 0, "%s", errors);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        CHECK_THAT(json_number(output, keys[i]) >= 0, "no %s in '%s'", keys[i], output);
+    CHECK(json_number(output, "bytes_exact") > json_number(output, "bytes_f16"));
+    CHECK(json_number(output, "bytes_f16") > json_number(output, "bytes_q8"));
+    CHECK_THAT(run_text("bench_sessions", "STORY -p 20 -r 1 -t 1 --kv q8", "") == 0, "%s", errors);
+    for (size_t i = 0; i < sizeof labels / sizeof *labels; i++)
+        CHECK_THAT(strstr(output, labels[i]) != NULL, "no '%s' in '%s'", labels[i], output);
+    check_failure("bench_sessions", "STORY -p 0", "", 2, "-p");
+    check_failure("bench_sessions", "STORY -r 101", "", 2, "-r");
+    check_failure("bench_sessions", "STORY --kv exact", "", 2, "exact");
+}
+
+/* How long anything takes is not tested: the frames are so long that each ends with its work. */
 static void test_frame_budget(void)
 {
-    CHECK_THAT(run_text("frame_budget", "STORY --budget 200 --frames 50 -p 20", "") == 0, "%s", errors);
+    CHECK_THAT(run_text("frame_budget", "STORY --budget 60000000 --frames 50 -p 20", "") == 0, "%s", errors);
     CHECK_THAT(number_after("reading ") > 0 && number_after("writing ") > 0, "%s", output);
-    CHECK_THAT(strstr(output, "50 frames of 0.200 ms") && strstr(output, "p99"), "%s", output);
+    CHECK_THAT(strstr(output, "50 frames of 60000.000 ms") && strstr(output, "p99"), "%s", output);
     CHECK_THAT(run_text("frame_budget", "STORY --budget 1 --frames 30 -t 2", "") == 0, "%s", errors);
     check_failure("frame_budget", "STORY --budget 0", "", 2, "--budget");
     check_failure("frame_budget", "STORY --frames x", "", 2, "--frames");
@@ -534,6 +587,7 @@ static void test_cpp(void)
     check_failure("cpp", "STORY \xff", "", 1, "UTF-8");
     check_failure("cpp", "MODEL Once", "", 1, "tokenizer");
     CHECK_THAT(run_text("cpp", "STORY Hello!", "") == 0, "%s", errors);
+    CHECK_THAT(strncmp(output, "--- which action does she take? I ", 34) == 0, "'%s'", output);
     CHECK_THAT(reply_after("--- one reply\n") > 2 && reply_after("--- another, from a fork\n") > 2
             && reply_after("--- a third, gone back; tokens to read again: 0\n") > 2, "'%s'", output);
 }
@@ -632,24 +686,40 @@ static void check_replay(const char *log)
     free(want.text);
 }
 
+enum { TOWN_HEAD = 36 }; /* bytes before the first session */
+
+/* Every byte of the head, and samples of the rest; cut off, and longer. */
 static void check_damaged_town(const char *saved)
 {
     char damaged[PATH_ROOM], line[PATH_ROOM + 20];
-    size_t size;
-    uint8_t *file = file_need(saved, &size);
+    size_t size, at;
+    uint8_t *file = file_need(saved, &size), *longer = (uint8_t *)calloc(1, size + 8);
+    const size_t sizes[] = { 0, 7, 8, 15, 16, TOWN_HEAD, size / 2, size / 2 / 8 * 8, size - 8, size - 1 };
+    test_require(longer != NULL, "out of memory", "");
     snprintf(line, sizeof line, "STORY --load %s", temp_path(damaged, "damaged.town"));
-    file[size / 2] ^= 4;
-    file_write(damaged, file, size);
-    check_failure("npc", line, "", 1, "damaged.town");
-    file[size / 2] ^= 4;
-    file_write(damaged, file, size - 1);
-    check_failure("npc", line, "", 1, "cut off");
+    for (at = 0; at < size; at += at < TOWN_HEAD ? 1 : size / 17) {
+        file[at] ^= (uint8_t)(1 << at % 8);
+        file_write(damaged, file, size);
+        check_failure("npc", line, "", 1, "damaged.town: is damaged");
+        file[at] ^= (uint8_t)(1 << at % 8);
+    }
+    for (at = 0; at < sizeof sizes / sizeof *sizes; at++) {
+        file_write(damaged, file, sizes[at]);
+        check_failure("npc", line, "", 1, "damaged.town: is damaged");
+    }
+    memcpy(longer, file, size);
+    for (at = 1; at <= 8; at += 7) {
+        file_write(damaged, longer, size + at);
+        check_failure("npc", line, "", 1, "damaged.town: is damaged");
+    }
+    free(longer);
     free(file);
     check_failure("npc", "STORY --load Makefile", "", 1, "Makefile");
     check_failure("npc", "STORY --replay Makefile", "", 1, "Makefile");
     check_failure("npc", "STORY --frames 1 --save no/such/folder", "", 1, "no/such/folder");
     check_failure("npc", "STORY --record no/such/folder", "", 1, "no/such/folder");
     check_failure("npc", "STORY --load x --characters 3", "", 2, "--characters");
+    check_failure("npc", "STORY --load x --record y", "", 2, "--record");
     check_failure("npc", "STORY --budget 0", "", 2, "--budget");
     check_failure("npc", "MODEL", "", 1, "tokenizer");
     remove(damaged);
@@ -726,6 +796,7 @@ int main(int argc, char **argv)
         { "chat: /save, /load and --load", test_chat_kept },
         { "bake", test_bake },
         { "bake: what is refused", test_bake_refusals },
+        { "bench_sessions", test_bench_sessions },
         { "frame_budget", test_frame_budget },
         { "examples/minimal", test_minimal },
         { "examples/npc", test_npc },

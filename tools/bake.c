@@ -125,6 +125,16 @@ static void evaluate(bake *b)
     free(tokens);
 }
 
+/* Whether OUT may be written, which is looked at before all the work. */
+static void check_out(const bake *b)
+{
+    struct stat out;
+    tool_error error;
+    if (stat(b->out, &out) == 0 && (output_is_file(b->run.path, &out) || output_is_file(b->prompt, &out)))
+        tool_die(TOOL, "%s: is part of the input: choose another name", b->out);
+    if (!output_check_forced(b->out, b->force, &error)) tool_die(TOOL, "%s", error.message);
+}
+
 static void write_state(const bake *b)
 {
     size_t size = jamba_session_save_as(b->run.session, &b->save, NULL, 0);
@@ -143,12 +153,11 @@ static void write_state(const bake *b)
 int main(int argc, char **argv)
 {
     bake b;
-    tool_error error;
     (void)argc;
     memset(&b, 0, sizeof b);
     b.run.tool = TOOL;
     parse_arguments(&b, argv);
-    if (!output_check_path(b.out, b.force, &error)) tool_die(TOOL, "%s", error.message);
+    check_out(&b);
     run_load(&b.run, JAMBA_CPU_BEST);
     evaluate(&b);
     write_state(&b);

@@ -332,27 +332,10 @@ static void load(bench *b)
 
 static const double MIB = 1048576.0;
 
-static int compare_rates(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* What the process holds beyond the file's pages and the sessions. */
 static double resident_over(const bench *b)
 {
     return (double)b->resident - (double)(b->run.session->size + b->run.session->memory.kv) * b->batch;
-}
-
-static void print_json_string(const char *text)
-{
-    putchar('"');
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-        if (*p == '"' || *p == '\\') printf("\\%c", *p);
-        else if (*p < 0x20 || *p == 0x7f) printf("\\u%04x", *p);
-        else putchar(*p);
-    }
-    putchar('"');
 }
 
 static void print_json_strings(const bench *b)
@@ -360,9 +343,9 @@ static void print_json_strings(const bench *b)
     const char *const strings[] = { "cpu", b->cpu, "isa", b->run.info.isa, "file", b->run.path, "type",
         b->run.info.type, "version", jamba_build_info() };
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i += 2) {
-        print_json_string(strings[i]);
+        tool_print_json_string(strings[i]);
         putchar(':');
-        print_json_string(strings[i + 1]);
+        tool_print_json_string(strings[i + 1]);
         putchar(',');
     }
 }
@@ -386,8 +369,7 @@ typedef struct rate_line {
 
 static double median(const bench *b, double *rates)
 {
-    qsort(rates, (size_t)b->repeats, sizeof *rates, compare_rates);
-    return rates[b->repeats / 2];
+    return tool_median(rates, (size_t)b->repeats);
 }
 
 static void print_json(const bench *b, const depth_result *at, const rate_line *line)

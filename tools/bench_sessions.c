@@ -1,4 +1,5 @@
 /* bench_sessions.c - what it costs to keep, copy, save and go back to a conversation, beside reading it again */
+#include "output.h"
 #include "run.h"
 
 #include "machine.h"
@@ -13,8 +14,6 @@ static const char USAGE[] =
     "  -r REPEATS    (5)\n"
     "  --kv TYPE     of the attention cache: f32, f16 or q8 (f16)\n"
     "  --json        one object\n";
-
-#define BENCH_FILE "/tmp/bench_sessions." "XX" "XX" "XX" /* as mkstemp() wants it */
 
 enum { REPEATS_MAX = 100, FORK_TOKENS = 256 };
 
@@ -39,7 +38,9 @@ typedef struct bench {
     int32_t *tokens;
     int prompt, repeats, threads;
     bool json;
-    char cpu[128], path[64]; /* path: of the file to start from */
+    char cpu[128], path[64];
+    output file; /* to start from: never finished, and so removed on the way out */
+    jamba_session *forked;
     uint8_t *blob[FORMS];
     size_t bytes[FORMS];
     jamba_memory fork;
@@ -110,15 +111,20 @@ static void make_blobs(bench *b)
     }
 }
 
+/* When the program fails; a signal removes it too. */
+static void remove_file(void)
+{
+    if (output_to_remove) unlink(output_to_remove);
+}
+
 static void write_file(bench *b)
 {
-    int file;
-    bool ok;
-    strcpy(b->path, BENCH_FILE);
-    file = mkstemp(b->path);
-    ok = file >= 0 && write(file, b->blob[0], b->bytes[0]) == (ssize_t)b->bytes[0];
-    if (file >= 0) close(file);
-    if (!ok) tool_die(TOOL, "%s: cannot write a state of %zu bytes", b->path, b->bytes[0]);
+    tool_error error;
+    snprintf(b->path, sizeof b->path, "/tmp/bench_sessions.%ld", (long)getpid());
+    atexit(remove_file);
+    if (!output_begin(&b->file, b->path, &error) || !output_create(&b->file, b->bytes[0], &error)
+        || !output_write_at(&b->file, 0, b->blob[0], b->bytes[0], &error))
+        tool_die(TOOL, "%s", error.message);
 }
 
 static void read_prompt(const bench *b)
@@ -127,13 +133,11 @@ static void read_prompt(const bench *b)
     run_check(&b->run, jamba_eval(b->run.session, b->tokens, (size_t)b->prompt));
 }
 
-static void make_fork(const bench *b)
+static void make_fork(bench *b)
 {
-    jamba_session *fork;
     jamba_error error;
-    if (jamba_session_fork(&fork, b->run.session, FORK_TOKENS, &error) != JAMBA_OK)
+    if (jamba_session_fork(&b->forked, b->run.session, FORK_TOKENS, &error) != JAMBA_OK)
         tool_die(TOOL, "%s: %s", b->run.path, error.message);
-    jamba_session_free(fork);
 }
 
 static void perform(bench *b, act what)
@@ -146,7 +150,7 @@ static void perform(bench *b, act what)
     case ACT_FORK: make_fork(b); break;
     case ACT_SAVE: save(b, 0); break;
     case ACT_RESTORE: run_check(&b->run, jamba_session_restore(s, b->blob[0], b->bytes[0])); break;
-    case ACT_LOAD: run_check(&b->run, jamba_session_load(s, jamba_from_file(b->path))); break;
+    case ACT_LOAD: run_check(&b->run, jamba_session_load(s, jamba_from_file(b->file.temporary))); break;
     case ACT_SAVE_Q8: save(b, 2); break;
     default: run_check(&b->run, jamba_session_restore(s, b->blob[2], b->bytes[2])); break;
     }
@@ -165,22 +169,17 @@ static void measure(bench *b)
             start = tool_seconds();
             perform(b, (act)what);
             b->seconds[what][i] = tool_seconds() - start;
+            jamba_session_free(b->forked);
+            b->forked = NULL;
         }
-    unlink(b->path);
+    output_free(&b->file);
 }
 
 /* ---- results ------------------------------------------------------------------------------- */
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static double median_ms(bench *b, int what)
 {
-    qsort(b->seconds[what], (size_t)b->repeats, sizeof(double), compare_doubles);
-    return b->seconds[what][b->repeats / 2] * 1e3;
+    return tool_median(b->seconds[what], (size_t)b->repeats) * 1e3;
 }
 
 static void print_text(bench *b)
@@ -203,7 +202,9 @@ static void print_text(bench *b)
 
 static void print_json(bench *b)
 {
-    printf("{\"file\":\"%s\",\"prompt\":%d,\"threads\":%d", b->run.path, b->prompt, b->threads);
+    printf("{\"file\":");
+    tool_print_json_string(b->run.path);
+    printf(",\"prompt\":%d,\"threads\":%d", b->prompt, b->threads);
     for (int form = 0; form < FORMS; form++) printf(",\"bytes_%s\":%zu", form_names[form], b->bytes[form]);
     printf(",\"fork_bytes\":%zu,\"state_bytes\":%zu", b->fork.state + b->fork.kv + b->fork.scratch + b->fork.marks,
         b->fork.state);
@@ -231,5 +232,6 @@ int main(int argc, char **argv)
     for (int form = 0; form < FORMS; form++) free(b.blob[form]);
     free(b.tokens);
     run_close(&b.run);
+    if (fflush(stdout) != 0 || ferror(stdout)) tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
     return 0;
 }

@@ -203,7 +203,23 @@ static bool output_check_path(const char *path, bool force, tool_error *error)
     if (S_ISDIR(info.st_mode)) return tool_error_set(error, "%s: is a folder: give the name of a file", path);
     if (!S_ISREG(info.st_mode) && !S_ISLNK(info.st_mode))
         return tool_error_set(error, "%s: is not a regular file", path);
-    return force || tool_error_set(error, "%s: exists: give --force to replace it", path);
+    return force || tool_error_set(error, "%s: exists", path);
+}
+
+/* The same for tools that have --force. */
+JMB_UNUSED static bool output_check_forced(const char *path, bool force, tool_error *error)
+{
+    tool_error other;
+    if (output_check_path(path, force, error)) return true;
+    if (!force && output_check_path(path, true, &other))
+        tool_error_set(error, "%s: exists: give --force to replace it", path);
+    return false;
+}
+
+JMB_UNUSED static bool output_is_file(const char *path, const struct stat *out)
+{
+    struct stat info;
+    return path && stat(path, &info) == 0 && info.st_dev == out->st_dev && info.st_ino == out->st_ino;
 }
 
 /* A file of these bytes. On failure there is no file, or the old one. */

@@ -34,15 +34,48 @@ typedef struct tool_error {
     char message[512];
 } tool_error;
 
-/* Replaces control characters (C0, DEL, and C1 in UTF-8): names come from untrusted files and would
- * otherwise reach the terminal as commands or break the one line. */
+/* Bytes of the control character (C0, DEL, or C1 in UTF-8) that text begins with; 0: it begins with none. Names and
+ * texts come from untrusted files and models, and would otherwise reach the terminal as commands. */
+JMB_UNUSED static size_t tool_control_size(const char *text, size_t length)
+{
+    const unsigned char *p = (const unsigned char *)text;
+    if (length > 1 && p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0) return 2;
+    return length > 0 && (p[0] < 0x20 || p[0] == 0x7f);
+}
+
+/* Replaces control characters, so that text is one line. */
 JMB_UNUSED static void tool_clean_text(char *text)
 {
-    unsigned char *p = (unsigned char *)text;
-    for (; *p; p++) {
-        if (*p < 0x20 || *p == 0x7f) *p = '?';
-        if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0) p[0] = p[1] = '?';
+    size_t length = strlen(text);
+    while (length > 0) {
+        size_t size = tool_control_size(text, length), step = size ? size : 1;
+        memset(text, '?', size);
+        text += step;
+        length -= step;
     }
+}
+
+/* On standard output, without control characters but newlines and tabs. */
+JMB_UNUSED static void tool_print_text(const char *text, size_t length)
+{
+    while (length > 0) {
+        size_t size = *text == '\n' || *text == '\t' ? 0 : tool_control_size(text, length), step = size ? size : 1;
+        if (size == 0) putchar((unsigned char)*text);
+        text += step;
+        length -= step;
+    }
+}
+
+/* In quotes, on standard output. */
+JMB_UNUSED static void tool_print_json_string(const char *text)
+{
+    putchar('"');
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p == '"' || *p == '\\') printf("\\%c", *p);
+        else if (*p < 0x20 || *p == 0x7f) printf("\\u%04x", *p);
+        else putchar(*p);
+    }
+    putchar('"');
 }
 
 /* Always false, so that a failure is one line. */
@@ -133,6 +166,33 @@ JMB_UNUSED static double tool_argument_float(
     snprintf(problem, sizeof problem, "%s needs a number from %g to %g, not", name, low, high);
     if (!text || !tool_parse_float(text, low, high, &value)) tool_usage(tool, usage, problem, text ? text : "nothing");
     return value;
+}
+
+/* ---- figures ------------------------------------------------------------------------------- */
+
+JMB_UNUSED static int tool_compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+JMB_UNUSED static void tool_sort(double *values, size_t count)
+{
+    if (count > 0) qsort(values, count, sizeof *values, tool_compare);
+}
+
+/* The value that `share` of the sorted ones do not exceed. */
+JMB_UNUSED static double tool_percentile(const double *sorted, size_t count, double share)
+{
+    size_t at = (size_t)(share * (double)count);
+    return sorted[at < count ? at : count - 1];
+}
+
+/* Sorts them. */
+JMB_UNUSED static double tool_median(double *values, size_t count)
+{
+    tool_sort(values, count);
+    return tool_percentile(values, count, 0.5);
 }
 
 /* ---- a growing buffer ---------------------------------------------------------------------- */

@@ -97,12 +97,6 @@ static uint8_t *plan_metadata(convert_plan *plan, const convert_text *text)
 
 /* ---- what OUT may be ----------------------------------------------------------------------- */
 
-static bool output_is_file(const char *path, const struct stat *out)
-{
-    struct stat info;
-    return path && stat(path, &info) == 0 && info.st_dev == out->st_dev && info.st_ino == out->st_ino;
-}
-
 /* Other files of the folder that a conversion reads. */
 static bool output_is_text_input(const char *dir, const struct stat *out)
 {
@@ -138,7 +132,7 @@ static bool output_check_target(const convert_plan *plan, const char *path, bool
     struct stat info;
     if (stat(path, &info) == 0 && !S_ISDIR(info.st_mode) && output_is_input(plan, &info))
         return tool_error_set(error, "%s: is part of the input: choose another name", path);
-    return output_check_path(path, force, error);
+    return output_check_forced(path, force, error);
 }
 
 /* ---- tensors ------------------------------------------------------------------------------- */
