@@ -752,7 +752,8 @@ static void test_npc(void)
 static void test_lora(void)
 {
     char lora[PATH_ROOM], saved[PATH_ROOM], line[4 * PATH_ROOM], *plain;
-    snprintf(line, sizeof line, "examples/characters/pirate %s --base STORY --type f16 --force", temp_path(lora, "lora"));
+    temp_path(lora, "lora");
+    snprintf(line, sizeof line, "examples/characters/pirate %s --base STORY --type f16 --force", lora);
     CHECK_THAT(run_text("convert", line, "") == 0, "%s", errors);
     snprintf(line, sizeof line, "STORY --temp 0 -p Hello! --lora %s:0", lora);
     CHECK_THAT(run_text("chat", line, "") == 0, "%s", errors);
