@@ -458,7 +458,8 @@ static void check_changed(const jamba_model *model, const pair *p, const char *n
         session = open_marked(model);
         CHECK(jamba_eval(session, tokens, 295) == JAMBA_OK && jamba_eval(session, tokens, 3) == JAMBA_OK);
         CHECK(jamba_eval(fork, tokens, 3) == JAMBA_OK);
-        CHECK_THAT(memcmp(jamba_logits(session), jamba_logits(fork), row) == 0, "order %d: the fork has changed", order);
+        CHECK_THAT(
+            memcmp(jamba_logits(session), jamba_logits(fork), row) == 0, "order %d: the fork has changed", order);
         jamba_session_free(fork);
         free(bytes);
     }

@@ -442,7 +442,8 @@ static void test_chat_kept(void)
         "'%s' does not end with '%s'", inside, after);
     snprintf(input, sizeof input, "/save %s\n/load no/such/file\n/load Makefile\n", kept);
     CHECK(run_text("chat", "STORY", input) == 0);
-    CHECK_THAT(strstr(errors, "exists\n") && !strstr(errors, "--force") && strstr(errors, "no/such/file: ") && strstr(errors, "Makefile: not a saved"),
+    CHECK_THAT(strstr(errors, "exists\n") && !strstr(errors, "--force") && strstr(errors, "no/such/file: ")
+            && strstr(errors, "Makefile: not a saved"),
         "%s", errors);
     snprintf(options, sizeof options, "STORY -s Hello! --load %s", kept);
     check_failure("chat", options, "", 2, "-s");
