@@ -28,7 +28,7 @@ typedef struct script {
     uint64_t seed;
     int32_t chunk, marks, mark_every, fork_chunk, fork_marks;
     jamba_kv_type kv;
-    int executor; /* 0: none, 1: in reverse, 2: threads */
+    int executor; /* 0: none, 1: in reverse, 2: threads, or in reverse where there are none */
     int count;
     script_op ops[OPS_MAX];
 } script;
@@ -108,7 +108,7 @@ static jamba_session *session_open(laws *l, const script *s)
     params.threads = 1;
     params.now_us = clock_tick;
     params.now_user = &l->ticks;
-    if (s->executor) params.executor = s->executor == 1 ? &reversed : &l->pool->executor;
+    if (s->executor) params.executor = s->executor == 1 || !l->pool ? &reversed : &l->pool->executor;
     return jamba_session_create(&session, l->model, &params, NULL) == JAMBA_OK ? session : NULL;
 }
 
@@ -339,7 +339,7 @@ static void run_scripts(const char *path, uint64_t first, int count)
     memset(&l, 0, sizeof l);
     l.model = model;
     l.pool = threads_start(2);
-    if (!CHECK(model != NULL) || !CHECK(l.pool != NULL)) return;
+    if (!CHECK(model != NULL) || !CHECK(l.pool != NULL || !THREADS_POSIX)) return;
     l.vocab = (size_t)model_vocab(model);
     for (i = 0; i < count && !test_state.checks_failed; i++) {
         script s = script_make(first + (uint64_t)i);

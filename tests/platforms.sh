@@ -1,5 +1,6 @@
 #!/bin/bash
-# platforms.sh - logits of other processors, emulated, against those of this one, byte for byte; tests in WebAssembly
+# platforms.sh - logits and saved states of other processors, emulated, against those of this one, byte for byte; tests
+# in WebAssembly
 #
 #     tests/platforms.sh [BUILD]
 #
@@ -26,11 +27,26 @@ same() {
     fi
 }
 
-# add_counts LOG: adds the counts in its last line
+# add_counts LOG: adds the counts in its last line, which are missing when the program crashed
 add_counts() {
-    local counts
-    read -r -a counts <<<"$(tail -n 1 "$1" | sed 's/[^0-9]/ /g')"
-    passed=$((passed + ${counts[0]:-0})) failed=$((failed + ${counts[1]:-1})) skipped=$((skipped + ${counts[2]:-0}))
+    local last counts
+    last=$(tail -n 1 "$1")
+    [[ $last =~ ^[0-9]+\ passed,\ [0-9]+\ failed(,\ [0-9]+\ skipped)?$ ]] || last="0 1"
+    read -r -a counts <<<"${last//[^0-9]/ }"
+    passed=$((passed + counts[0])) failed=$((failed + counts[1])) skipped=$((skipped + ${counts[2]:-0}))
+}
+
+# part FILTER COMMAND...: those tests of a program whose names contain FILTER; there must be some
+part() {
+    local filter=$1
+    shift
+    "$@" --filter "$filter" >"$work/tests.log" 2>&1
+    grep -v passed "$work/tests.log"
+    add_counts "$work/tests.log"
+    if [[ $(tail -n 1 "$work/tests.log") == "0 passed, 0 failed" ]]; then
+        echo "FAIL $*: no test is named like '$filter'"
+        failed=$((failed + 1))
+    fi
 }
 
 # aarch64 KERNELS CPU: on that CPU those kernels must be chosen, pass their tests, and give equal logits
@@ -43,7 +59,18 @@ aarch64() {
         echo "FAIL aarch64: $2 does not choose $1"
         failed=$((failed + 1))
     fi
+    part "version 1" $run "$work/aarch64/tests/state" # which x86 saved
     for type in f32 bf16 q8 q4; do same "aarch64 $1" $type $run "$work/logits.aarch64" "$work/$type.jamba"; done
+}
+
+# aarch64_make SOURCE PROGRAM FLAGS...
+aarch64_make() {
+    aarch64-linux-gnu-gcc $flags "${@:3}" -o "$work/$2" "$1" -lm -pthread
+}
+
+# convert_for FOLDER: this machine's converter, where test programs of that build folder look for it
+convert_for() {
+    mkdir -p "$1/tests" && ln -sf "$(realpath "$build/convert")" "$1/convert"
 }
 
 for type in f32 bf16 q8 q4; do
@@ -52,9 +79,10 @@ for type in f32 bf16 q8 q4; do
 done
 
 if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64-static >/dev/null; then
-    for source in tools/logits.c tests/unit_kernels.c; do
-        aarch64-linux-gnu-gcc $flags -o "$work/$(basename $source .c).aarch64" $source -lm -pthread || exit 1
-    done
+    convert_for "$work/aarch64" || exit 1
+    aarch64_make tests/state.c aarch64/tests/state -O1 -DJMB_UNROLLED= -D_DEFAULT_SOURCE &
+    aarch64_make tools/logits.c logits.aarch64 && aarch64_make tests/unit_kernels.c unit_kernels.aarch64 || exit 1
+    wait $! || exit 1
     aarch64 neon-i8mm max
     aarch64 neon-dotprod cortex-a76
     aarch64 neon cortex-a53
@@ -70,30 +98,39 @@ fi
 # optimising the link, which takes long, and needs a package that not every node finds.
 wasm_link="-O1 -sNODERAWFS=1 -sALLOW_MEMORY_GROWTH=1 -sWASM_ASYNC_COMPILATION=0 -sTOTAL_STACK=65536"
 
-# wasm_make FOLDER FLAGS TARGET...: builds targets of the Makefile in that folder; convert is this machine's.
+# emcc gives a program an environment of its own; here it has this one, for LAWS and CHATS.
+echo 'Module.preRun = () => { if (typeof ENV == "object") Object.assign(ENV, process.env); };' >"$work/environment.js"
+wasm_link+=" --pre-js $work/environment.js"
+
+# wasm_make FOLDER FLAGS TARGET...: builds targets of the Makefile in that folder
 wasm_make() {
     local folder=$1 flags=$2
     shift 2
-    mkdir -p "$folder" && ln -sf "$(realpath "$build/convert")" "$folder/convert" &&
+    convert_for "$folder" &&
         make -s -j"$(nproc)" BUILD="$folder" CC=emcc WERROR=1 CFLAGS="-O2 $flags" LIBS=-lm LDFLAGS="$wasm_link" \
             "${@/#/$folder/}" && chmod +x "$folder"/tests/*
 }
 
 # wasm_tests FOLDER: runs the tests built there and adds their counts
 wasm_tests() {
-    RUN=node tests/run "$1" | tee "$work/tests.log"
+    LAWS=300 CHATS=300 RUN=node tests/run "$1" | tee "$work/tests.log"
     add_counts "$work/tests.log"
 }
 
 if command -v emcc >/dev/null && command -v node >/dev/null; then
     wasm_make "$work/wasm-simd" -msimd128 logits \
-        tests/{golden,invariants,batch,quantised,programs,unit_kernels} || exit 1
+        tests/{golden,invariants,batch,quantised,programs,unit_kernels,adapters,talk,laws,fork,state} || exit 1
     wasm_make "$work/wasm" "" logits tests/{golden,unit_kernels} || exit 1
     for type in f32 bf16 q8 q4; do
         same "WebAssembly with SIMD" $type node "$work/wasm-simd/logits" "$work/$type.jamba"
         same "WebAssembly without" $type node "$work/wasm/logits" "$work/$type.jamba"
     done
+    chmod -x "$work"/wasm-simd/tests/{fork,state} # those in parts: f32 takes long without fma
     wasm_tests "$work/wasm-simd"
+    for name in jamba-moe "mamba2 "; do part "$name" node "$work/wasm-simd/tests/fork"; done
+    for name in " q8" pages "no number" prefixes extremes hostile refused files "version 1"; do
+        part "$name" node "$work/wasm-simd/tests/state"
+    done
     wasm_tests "$work/wasm"
 else
     echo "skipped: WebAssembly, no emcc or node"
