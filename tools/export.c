@@ -11,12 +11,12 @@
 static const char tool[] = "export";
 static const char usage[] =
     "usage: export MODEL.jamba HF_DIR [--force]\n"
-    "  writes config.json, generation_config.json, model.safetensors, and with a tokenizer tokenizer.json and\n"
-    "  tokenizer_config.json, from a model of type f32, f16 or bf16\n"
+    "  writes config.json, generation_config.json, model.safetensors, and with a tokenizer tokenizer.json (or\n"
+    "  tokenizer.model) and tokenizer_config.json, from a model of type f32, f16 or bf16\n"
     "  --force    replace HF_DIR when it is a folder with no other files\n";
 
 static const char *const export_names[] = { "model.safetensors", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json" };
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json" };
 enum { EXPORT_NAMES = sizeof export_names / sizeof export_names[0] };
 
 /* ---- folders ------------------------------------------------------------------------------- */
@@ -162,7 +162,7 @@ static void compare_text(const convert_text *text, const export_plan *e)
     snprintf(name, sizeof name, "%s", format ? format : "none");
     tool_clean_text(name);
     if (!tokenizer)
-        fprintf(stderr, "%s: no tokenizer.json says this tokenizer: copy the original's files into the folder\n", tool);
+        fprintf(stderr, "%s: no tokenizer file says this tokenizer: copy the original's files into the folder\n", tool);
     else if (!strings)
         fprintf(stderr, "%s: its template does not tell the chat format: convert with --chat %s\n", tool, name);
 }
@@ -205,16 +205,17 @@ static bool write_configs(const export_plan *e, const char *dir, tool_error *err
     return write_text(dir, "generation_config.json", &text, error);
 }
 
-/* Nothing without a tokenizer. One that came from a tokenizer.model matches tokens in ways that tokenizer.json
- * cannot say. */
+/* Nothing without a tokenizer. */
 static bool write_tokenizer(const export_plan *e, const char *dir, tool_error *error)
 {
     tool_buffer text = { NULL, 0, 0, false };
     text_export x;
     bool ok = text_export_open(&x, e->file, error);
-    if (ok && e->plan.model.header.tokenizer_size > 0 && !(x.t->flags & JMB_TEXT_AS_WRITTEN)) {
-        export_tokenizer(&x, &text);
-        ok = write_text(dir, "tokenizer.json", &text, error);
+    if (ok && e->plan.model.header.tokenizer_size > 0) {
+        bool pieces = text_is_sentencepiece(&x);
+        if (pieces) export_sentencepiece(&x, &text);
+        else export_tokenizer(&x, &text);
+        ok = write_text(dir, pieces ? "tokenizer.model" : "tokenizer.json", &text, error);
         if (ok) export_tokenizer_config(&x, &text);
         ok = ok && write_text(dir, "tokenizer_config.json", &text, error);
     }

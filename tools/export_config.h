@@ -406,7 +406,8 @@ static void put_string(tool_buffer *out, const char *text, size_t size)
     tool_buffer_u8(out, '"');
     for (i = 0; i < size; i++) {
         uint8_t c = (uint8_t)text[i];
-        snprintf(escape, sizeof escape, c == '"' || c == '\\' ? "\\%c" : "\\u%04x", c);
+        if (c == '\n') snprintf(escape, sizeof escape, "\\n");
+        else snprintf(escape, sizeof escape, c == '"' || c == '\\' ? "\\%c" : "\\u%04x", c);
         if (c == '"' || c == '\\' || c < 0x20 || c == 0x7f) put_text(out, escape);
         else tool_buffer_u8(out, c);
     }

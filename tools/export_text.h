@@ -1,7 +1,8 @@
-/* export_text.h - tokenizer.json and tokenizer_config.json of a model file's tokenizer section and chat format.
+/* export_text.h - tokenizer.json or tokenizer.model, and tokenizer_config.json, of a model file's tokenizer section
+ * and chat format.
  *
  * The other direction of tokenizer.h: whatever it reads into the same section would do; this is the form that
- * the tokenizers library writes.
+ * the tokenizers and SentencePiece libraries write.
  */
 #ifndef EXPORT_TEXT_H
 #define EXPORT_TEXT_H
@@ -82,6 +83,13 @@ static void put_token_text(tool_buffer *out, const text_export *x, uint32_t toke
     put_string(out, (const char *)text, size);
 }
 
+/* From a tokenizer.model, and to one: tokenizer.json has no word for what its added tokens match, nor for merges of
+ * equal rank. */
+static bool text_is_sentencepiece(const text_export *x)
+{
+    return (x->t->flags & JMB_TEXT_AS_WRITTEN) != 0;
+}
+
 /* In a byte-level vocabulary unk alone may be an entry that merging cannot yield. */
 static bool token_in_vocab(const text_export *x, uint32_t token)
 {
@@ -115,17 +123,35 @@ static void put_added(tool_buffer *out, const text_export *x, uint32_t token)
     put_text(out, "}");
 }
 
-/* Added tokens. tokenizer.json gives those outside the vocabulary the ids that follow it; `odd` ones have
- * another id and stand in tokenizer_config.json, which gives ids freely. */
+/* The type of piece that comes closest to a token. A byte's piece is never a merge's result. */
+static sp_type token_piece_type(const text_export *x, uint32_t token)
+{
+    size_t size;
+    const uint8_t *text = jmb_token_data(x->t, token, &size);
+    if (token == x->t->unk) return SP_UNKNOWN;
+    if (token_is(x, token, JMB_TOKEN_MODEL)) return jmb_byte_of(text, size) >= 0 ? SP_BYTE : SP_NORMAL;
+    return token_is(x, token, JMB_TOKEN_SPECIAL) ? SP_CONTROL : SP_USER_DEFINED;
+}
+
+/* Whether tokenizer.json or tokenizer.model says the flags and id of an added token: the former gives those
+ * outside the vocabulary the ids that follow it, `next` being the first of them left. */
+static bool added_is_plain(const text_export *x, uint32_t token, uint32_t next)
+{
+    if (text_is_sentencepiece(x))
+        return tokenizer_piece_flags[token_piece_type(x, token)] == x->t->token_flags[token];
+    return token_in_vocab(x, token) || token == next;
+}
+
+/* The added tokens that tokenizer.json lists, or the `odd` ones that only tokenizer_config.json can. */
 static void put_all_added(tool_buffer *out, const text_export *x, bool odd)
 {
     uint32_t i, next = count_vocab(x);
     const char *between = "";
     for (i = 0; i < x->t->tokens; i++) {
-        bool inside = token_in_vocab(x, i), follows = !inside && i == next;
+        bool plain = added_is_plain(x, i, next);
         if (!token_is(x, i, JMB_TOKEN_ADDED)) continue;
-        if (follows) next++;
-        if ((inside || follows) == odd) continue;
+        if (plain && !token_in_vocab(x, i)) next++;
+        if (plain == odd) continue;
         put_text(out, between);
         between = ",";
         put_text(out, odd ? "\n    \"" : "\n    {\"id\": ");
@@ -298,6 +324,82 @@ static void export_tokenizer(const text_export *x, tool_buffer *out)
     put_text(out, "\n}\n");
 }
 
+/* ---- tokenizer.model ----------------------------------------------------------------------- */
+
+static void sp_put_varint(tool_buffer *out, uint64_t value)
+{
+    for (; value >= 0x80; value >>= 7) tool_buffer_u8(out, (uint8_t)(value | 0x80));
+    tool_buffer_u8(out, (uint8_t)value);
+}
+
+static void sp_put_number(tool_buffer *out, uint32_t field, uint64_t value)
+{
+    sp_put_varint(out, field << 3 | SP_VARINT);
+    sp_put_varint(out, value);
+}
+
+static void sp_put_bytes(tool_buffer *out, uint32_t field, const void *bytes, size_t size)
+{
+    sp_put_varint(out, field << 3 | SP_BYTES);
+    sp_put_varint(out, size);
+    tool_buffer_add(out, bytes, size);
+}
+
+/* Appends a message and empties it. */
+static void sp_put_message(tool_buffer *out, uint32_t field, tool_buffer *message)
+{
+    sp_put_bytes(out, field, message->data, message->size);
+    out->failed = out->failed || message->failed;
+    tool_buffer_free(message);
+}
+
+/* The score of a piece orders the merges that make it. */
+static void sp_put_piece(tool_buffer *out, const text_export *x, uint32_t token, const float *scores)
+{
+    tool_buffer piece = { NULL, 0, 0, false };
+    size_t size;
+    const uint8_t *text = jmb_token_data(x->t, token, &size);
+    sp_put_bytes(&piece, 1, text, size);
+    sp_put_varint(&piece, 2 << 3 | SP_FIXED32);
+    tool_buffer_u32(&piece, jmb_bits_of(scores[token]));
+    sp_put_number(&piece, 3, token_piece_type(x, token));
+    sp_put_message(out, 1, &piece);
+}
+
+/* Tokens behind the last piece are of tokenizer_config.json. */
+static uint32_t sp_count_pieces(const text_export *x)
+{
+    uint32_t count = x->t->tokens;
+    while (count > 0 && !added_is_plain(x, count - 1, 0) && !token_is(x, count - 1, JMB_TOKEN_MODEL)) count--;
+    return count;
+}
+
+static void sp_put_specs(tool_buffer *out, const jmb_tokenizer *t)
+{
+    tool_buffer spec = { NULL, 0, 0, false };
+    sp_put_number(&spec, 3, SP_BPE);
+    sp_put_number(&spec, 35, (t->flags & JMB_TEXT_BYTES) != 0);
+    sp_put_message(out, 2, &spec);
+    sp_put_bytes(&spec, 1, "identity", 8);
+    sp_put_number(&spec, 3, t->strip > 0); /* add_dummy_prefix */
+    sp_put_number(&spec, 4, 0);            /* remove_extra_whitespaces */
+    sp_put_number(&spec, 5, 1);            /* escape_whitespaces */
+    sp_put_message(out, 3, &spec);
+}
+
+static void export_sentencepiece(const text_export *x, tool_buffer *out)
+{
+    float *scores = (float *)calloc(x->t->tokens, sizeof *scores);
+    uint32_t i, count = sp_count_pieces(x);
+    out->failed = out->failed || !scores;
+    if (out->failed) return;
+    for (i = 0; i < x->t->tokens; i++) scores[i] = -(float)x->t->merges;
+    for (i = 0; i < x->t->merges; i++) scores[x->t->merge[i].result] = -(float)x->t->merge[i].rank;
+    for (i = 0; i < count; i++) sp_put_piece(out, x, i, scores);
+    sp_put_specs(out, x->t);
+    free(scores);
+}
+
 /* ---- chat template ------------------------------------------------------------------------- */
 
 /* A string of Jinja. */
@@ -406,7 +508,7 @@ static void export_tokenizer_config(const text_export *x, tool_buffer *out)
     const jmb_header *h = &x->model->header;
     tool_buffer template = { NULL, 0, 0, false };
     put_text(out, "{");
-    put_member(out, "tokenizer_class", "PreTrainedTokenizerFast");
+    put_member(out, "tokenizer_class", text_is_sentencepiece(x) ? "LlamaTokenizer" : "PreTrainedTokenizerFast");
     put_key(out, "model_max_length");
     put_integer(out, h->context);
     put_key(out, "clean_up_tokenization_spaces");
