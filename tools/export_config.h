@@ -275,42 +275,79 @@ static double rope_plain(const rope_search *s, uint32_t i)
     return pow(s->e->plan.settings[SET_THETA], -2.0 * i / plan_get(&s->e->plan, SET_HEAD_DIM));
 }
 
-/* original_max_position_embeddings for a high_freq_factor, from frequency i between `plain` plain ones and those
- * divided by the factor: interpolation is linear in the inverse wavelength. */
+/* The inverse wavelength of frequency i before scaling, and how far it is from scaled (0) to plain (1): interpolation
+ * is linear in the former. */
+static double rope_turns(const rope_search *s, uint32_t i)
+{
+    return rope_plain(s, i) / (2 * 3.14159265358979323846);
+}
+
+static double rope_smooth(const rope_search *s, uint32_t i)
+{
+    double factor = s->e->rope.factor;
+    return ((double)s->want[i] / rope_plain(s, i) - 1 / factor) / (1 - 1 / factor);
+}
+
+/* original_max_position_embeddings for a high_freq_factor, from frequency i between. */
 static bool rope_fit_original(const rope_search *s, double high, uint32_t i)
 {
     rope_settings *rope = &s->e->rope;
-    double wavelength = 2 * 3.14159265358979323846 / rope_plain(s, i);
-    double smooth = ((double)s->want[i] / rope_plain(s, i) - 1 / rope->factor) / (1 - 1 / rope->factor);
     rope->high = high;
-    return rope_fit(s, &rope->original, (smooth * (high - rope->low) + rope->low) * wavelength, s->count);
+    return rope_fit(s, &rope->original, (rope_smooth(s, i) * (high - rope->low) + rope->low) / rope_turns(s, i),
+        s->count);
+}
+
+/* high_freq_factor from the line through two frequencies between. */
+static bool rope_fit_high(const rope_search *s, uint32_t first)
+{
+    uint32_t last = s->count - 1;
+    double slope, at_zero;
+    int digits;
+    while (last > first && rope_smooth(s, last) < 1e-3) last--;
+    if (last == first) return false;
+    slope = (rope_smooth(s, first) - rope_smooth(s, last)) / (rope_turns(s, first) - rope_turns(s, last));
+    at_zero = rope_smooth(s, first) - slope * rope_turns(s, first);
+    for (digits = 1; digits <= 6 && at_zero < 0; digits++)
+        if (rope_fit_original(s, export_round(1 - 1 / at_zero, digits), first)) return true;
+    return false;
 }
 
 /* Where no frequency lies between, any power of two that leaves none there. */
-static bool rope_guess_original(const rope_search *s)
+static bool rope_guess_original(const rope_search *s, double high)
 {
     rope_settings *rope = &s->e->rope;
-    rope->high = 4;
+    rope->high = high;
     for (rope->original = 1; rope->original < 1e9; rope->original *= 2)
         if (rope_matches(s) == s->count) return true;
     return false;
 }
 
+/* Everything for one high_freq_factor, when the first `plain` + 1 frequencies are plain. */
+static bool rope_try_high(const rope_search *s, double high, uint32_t plain)
+{
+    uint32_t i;
+    for (i = plain + 1; i < s->count; i++)
+        if (rope_fit_original(s, high, i)) return true;
+    return rope_guess_original(s, high);
+}
+
 /* Of low, high and original only two count, so that low is 1; high is 4 in every model published. */
 static bool rope_find_llama3(const rope_search *s)
 {
+    static const double highs[] = { 4, 2, 3, 1.5, 8 };
     rope_settings *rope = &s->e->rope;
-    uint32_t plain = s->count - 1, i;
+    uint32_t plain = s->count - 1;
+    size_t i;
     memset(rope, 0, sizeof *rope);
     while (plain > 0 && !rope_fit_theta(s, plain, plain + 1)) plain--;
-    if (plain == 0) return false;
+    if (plain == 0 || plain + 1 == s->count) return false;
     rope->llama3 = true;
     rope->low = 1;
     rope->factor = export_round(rope_plain(s, s->count - 1) / (double)s->want[s->count - 1], 5);
     if (!(rope->factor > 1)) return false;
-    for (i = plain + 1; i < s->count; i++)
-        if (rope_fit_original(s, 4, i)) return true;
-    return rope_guess_original(s);
+    for (i = 0; i < sizeof highs / sizeof highs[0]; i++)
+        if (rope_try_high(s, highs[i], plain)) return true;
+    return rope_fit_high(s, plain + 1);
 }
 
 static bool export_read_rope(const export_plan *e, const jmb_tensor *t, float *out, tool_error *error)
