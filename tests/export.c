@@ -417,18 +417,19 @@ static void test_programs(void)
     check_program(3, FIELD_flags, JMB_RENORMALISE, "block 3 is not what any config.json of a jamba model says");
 }
 
-/* Turns a bit of the RoPE frequencies of the first `layers` layers, in a file that is sound otherwise. */
-static void change_rope(uint8_t *data, int layers)
+/* Stores `bits` as number `at` of the f32 tensors of a role, in its first `count` layers, in a file that is sound
+ * otherwise. */
+static void change_tensors(uint8_t *data, uint32_t role, int count, uint32_t at, uint32_t bits)
 {
     uint32_t i, tensors = jmb_load_u32(data + 80);
     uint8_t *entry = data + JMB_HEADER_BYTES + (size_t)jmb_load_u32(data + 76) * JMB_BLOCK_BYTES;
     for (i = 0; i < tensors; i++, entry += JMB_ENTRY_BYTES) {
-        uint8_t *rope = data + jmb_load_u64(entry + 16);
+        uint8_t *numbers = data + jmb_load_u64(entry + 16);
         uint64_t hash;
         int byte;
-        if (jmb_load_u16(entry) != JMB_ROLE_ROPE || layers-- <= 0) continue;
-        rope[4 * 3 + 2] ^= 16; /* of the fourth */
-        hash = jmb_hash64(JMB_HASH_SEED, rope, (size_t)jmb_load_u64(entry + 24));
+        if (jmb_load_u16(entry) != role || count-- <= 0) continue;
+        for (byte = 0; byte < 4; byte++) numbers[4 * at + (uint32_t)byte] = (uint8_t)(bits >> 8 * byte);
+        hash = jmb_hash64(JMB_HASH_SEED, numbers, (size_t)jmb_load_u64(entry + 24));
         for (byte = 0; byte < 8; byte++) entry[32 + byte] = (uint8_t)(hash >> 8 * byte);
     }
     jmb_identity(data, jmb_load_u64(data + 24), data + 32);
@@ -441,12 +442,29 @@ static void test_strange_rope(void)
     make_folder("tests/cases/llama");
     CHECK(run_convert(made, first, "f32", NULL, NULL) == 0);
     data = file_need(first, &size);
-    change_rope(data, 4);
+    change_tensors(data, JMB_ROLE_ROPE, 4, 3, jmb_bits_of(0.75f));
     file_write(again, data, size);
     check_refused(again, "no RoPE settings (default, linear, llama3) give its frequencies");
-    change_rope(data, 1);
+    change_tensors(data, JMB_ROLE_ROPE, 1, 3, jmb_bits_of(0.25f));
     file_write(again, data, size);
     check_refused(again, "layers differ in RoPE");
+    free(data);
+}
+
+/* A is -exp of a float in every file that convert writes. In others the nearest goes out, and is told. */
+static void test_strange_a(void)
+{
+    size_t size;
+    uint8_t *data = tiny_model(&size);
+    uint32_t bits = jmb_bits_of(-1000.0f);
+    while ((float)-exp((double)(float)log(-(double)jmb_float_of(bits))) == jmb_float_of(bits)) bits++;
+    change_tensors(data, JMB_ROLE_A, 1, 0, bits);
+    file_write(again, data, size);
+    remove_folder(exported);
+    CHECK(run_export(again, exported, NULL) == 0 && strstr(errors, "numbers of A that are -exp of no float: 1;"));
+    change_tensors(data, JMB_ROLE_A, 1, 0, jmb_bits_of(1.0f));
+    file_write(again, data, size);
+    check_refused(again, "a number that is no -exp");
     free(data);
 }
 
@@ -495,6 +513,7 @@ int main(int argc, char **argv)
     test_named("files cut off", test_cut);
     test_named("programs that no config says", test_programs);
     test_named("RoPE that no config says", test_strange_rope);
+    test_named("A that no float gives", test_strange_a);
     test_named("unknown architecture", test_architecture);
     return test_summary();
 }

@@ -97,7 +97,8 @@ static bool folder_finish(const char *part, const char *path, bool force, tool_e
     char *old = folder_beside(path, ".old");
     bool there = tool_file_exists(path), ok = old != NULL || tool_no_memory(error);
     ok = ok && folder_check(path, force, error);
-    if (ok && there && rename(path, old) != 0) ok = tool_error_set(error, "%s: cannot rename: %s", path, strerror(errno));
+    if (ok && there && rename(path, old) != 0)
+        ok = tool_error_set(error, "%s: cannot rename: %s", path, strerror(errno));
     else if (ok && rename(part, path) != 0) {
         tool_error_set(error, "%s: cannot rename: %s", part, strerror(errno));
         if (there && rename(old, path) != 0)
@@ -248,7 +249,7 @@ static bool run(const export_plan *e, const char *dir, bool force, tool_error *e
     output_folder_to_remove = NULL;
     if (created && !ok) folder_remove(part);
     if (ok && inexact > 0)
-        fprintf(stderr, "%s: %llu numbers of A are -exp of no float: the nearest were written\n", tool,
+        fprintf(stderr, "%s: numbers of A that are -exp of no float: %llu; the nearest were written\n", tool,
             (unsigned long long)inexact);
     free(part);
     return ok;

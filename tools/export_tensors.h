@@ -292,13 +292,19 @@ static bool export_check_ones(const export_stream *s, uint32_t rows, tool_error 
     return true;
 }
 
-static void export_take_logs(const export_stream *s, uint32_t rows)
+static bool export_take_logs(const export_stream *s, uint32_t rows, tool_error *error)
 {
     size_t i;
+    char name[64];
     for (i = 0; i < rows * (size_t)s->tensor->cols; i++) {
         uint8_t *p = s->rows + 4 * i;
-        tool_store_le(p, jmb_bits_of(export_log(jmb_float_of(jmb_load_u32(p)), &s->layout->inexact)), 4);
+        float a = jmb_float_of(jmb_load_u32(p));
+        if (!(a <= 0 && a >= -FLT_MAX))
+            return tool_error_set(error, "%s: tensor %s has a number that is no -exp: no checkpoint says it",
+                s->layout->e->path, jmb_tensor_name(s->tensor, name));
+        tool_store_le(p, jmb_bits_of(export_log(a, &s->layout->inexact)), 4);
     }
+    return true;
 }
 
 static bool export_put_rows(
@@ -306,11 +312,10 @@ static bool export_put_rows(
 {
     const stored_tensor *stored = &s->layout->stored[part->stored];
     uint64_t start = s->layout->header.size + stored->offset + (part->first + row * part->step) * s->row_bytes;
-    uint32_t r;
-    if (part->step == 1) return output_write_at(out, start, s->rows, rows * s->row_bytes, error);
+    size_t r, bytes = s->row_bytes;
+    if (part->step == 1) return output_write_at(out, start, s->rows, rows * bytes, error);
     for (r = 0; r < rows; r++)
-        if (!output_write_at(out, start + r * part->step * s->row_bytes, s->rows + r * s->row_bytes, s->row_bytes, error))
-            return false;
+        if (!output_write_at(out, start + r * part->step * bytes, s->rows + r * bytes, bytes, error)) return false;
     return true;
 }
 
@@ -325,7 +330,7 @@ static bool export_half(
         export_unpack(s, s->panels + ((size_t)(r / PACK_ROWS) * s->halves + half) * s->panel_bytes, r % PACK_ROWS,
             s->rows + r * s->row_bytes);
     if (part->kind == PART_ONES) return export_check_ones(s, rows, error);
-    if (part->kind == PART_LOG) export_take_logs(s, rows);
+    if (part->kind == PART_LOG && !export_take_logs(s, rows, error)) return false;
     return export_put_rows(s, part, row, rows, out, error);
 }
 
