@@ -175,7 +175,7 @@ static bool compare_folder(const char *dir, const export_plan *e, tool_error *er
     convert_text text;
     bool ok;
     memset(&text, 0, sizeof text);
-    if (!plan_make(&plan, dir, e->plan.model.header.type, error)) return false;
+    if (!plan_make(&plan, dir, e->plan.model.header.type, NULL, error)) return false;
     ok = text_make(&text, &plan, NULL, error) && compare_program(&plan, e, error);
     if (ok) compare_limits(&plan, &e->plan.model);
     if (ok) compare_text(&text, e);

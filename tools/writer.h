@@ -245,7 +245,6 @@ static void stream_row(panel_stream *s, const tensor_source *source, uint64_t ro
     pack_floats(out, s->raw + (size_t)(r * source->step) * cols * st_dtype_bytes(source->tensor->dtype),
         source->tensor->dtype, cols);
     if (source->minus_exp)
-    if (source->minus_exp)
         for (i = 0; i < cols; i++) out[i] = pack_minus_exp(out[i]);
     if (source->lora.module) stream_merge(s, &source->lora, row, out);
 }
