@@ -1,7 +1,5 @@
 /* convert.c - a Hugging Face checkpoint folder to one model file; a folder of the PEFT library to an adapter file. */
 #include "adapter.h"
-#include "chat_formats.h"
-#include "tokenizer.h"
 
 static const char tool[] = "convert";
 static const char usage[] =
@@ -96,18 +94,6 @@ static void parse_options(options *o, int argc, char **argv)
     if (!o->out && !o->dry_run) tool_usage(tool, usage, "no output file given", NULL);
 }
 
-/* The text part of the file: tokenizer, chat format and names; and the tokens that only the tokenizer knows. */
-static bool make_text(const options *o, convert_plan *plan, convert_text *text, tool_error *error)
-{
-    memset(text, 0, sizeof *text);
-    if (!tool_strings_add(&text->strings, "architecture", plan->family->name)) return tool_no_memory(error);
-    if (!tokenizer_compile(o->dir, plan->model.header.vocab, &text->tokenizer, error)) return false;
-    if (!tokenizer_fill_ids(o->dir, &text->tokenizer, &plan->model.header, error)) return false;
-    if (!chat_format_strings(o->dir, o->chat, &text->strings, error)) return false;
-    if (text->tokenizer.failed || text->strings.bytes.failed) return tool_no_memory(error);
-    return true;
-}
-
 static void print_plan(const convert_plan *plan)
 {
     const jmb_header *h = &plan->model.header;
@@ -121,7 +107,7 @@ static void print_plan(const convert_plan *plan)
 
 static bool run(const options *o, convert_plan *plan, convert_text *text, tool_error *error)
 {
-    if (!make_text(o, plan, text, error) || !plan_place(plan, text, error)) return false;
+    if (!text_make(text, plan, o->chat, error) || !plan_place(plan, text, error)) return false;
     if (!o->dry_run) return write_model(plan, text, o->out, o->force, error);
     print_plan(plan);
     return fflush(stdout) == 0 || tool_error_set(error, "cannot write: %s", strerror(errno));
@@ -141,8 +127,7 @@ static bool convert_model(const options *o, const lora_set *lora, tool_error *er
     ok = ok && run(o, &plan, &text, error);
     if (ok && text.tokenizer.size == 0)
         fprintf(stderr, "%s: no tokenizer: text calls on this model will fail\n", tool);
-    tool_buffer_free(&text.strings.bytes);
-    tool_buffer_free(&text.tokenizer);
+    text_free(&text);
     plan_free(&plan);
     return ok;
 }

@@ -1155,12 +1155,18 @@ static void rule_append(char *out, size_t capacity, const char *pattern, const n
 
 enum { NAME_ROOM = 192 };
 
-static st_tensor *rule_find(const convert_plan *plan, const rule_group *group, const name_rule *rule,
-    const name_place *place, char name[NAME_ROOM])
+static void rule_put_name(
+    const rule_group *group, const name_rule *rule, const name_place *place, char name[NAME_ROOM])
 {
     name[0] = 0;
     rule_append(name, NAME_ROOM, group->prefix, place);
     rule_append(name, NAME_ROOM, rule->name, place);
+}
+
+static st_tensor *rule_find(const convert_plan *plan, const rule_group *group, const name_rule *rule,
+    const name_place *place, char name[NAME_ROOM])
+{
+    rule_put_name(group, rule, place, name);
     return st_find(&plan->checkpoint, name);
 }
 

@@ -22,10 +22,13 @@ typedef struct output {
 
 /* What the signal handler removes. */
 static const char *volatile output_to_remove;
+/* A folder made for the file, or NULL. */
+static const char *volatile output_folder_to_remove;
 
 static void output_on_signal(int number)
 {
     if (output_to_remove) unlink(output_to_remove);
+    if (output_folder_to_remove) rmdir(output_folder_to_remove);
     signal(number, SIG_DFL);
     raise(number);
 }

@@ -720,10 +720,13 @@ static bool tokenizer_check_sentencepiece(tokenizer_build *b, const sp_model *m)
     return true;
 }
 
+/* Flags of a token by the type of its piece. */
+static const uint32_t tokenizer_piece_flags[] = { 0, JMB_TOKEN_MODEL,
+    JMB_TOKEN_MODEL | JMB_TOKEN_ADDED | JMB_TOKEN_SPECIAL, JMB_TOKEN_ADDED | JMB_TOKEN_SPECIAL,
+    JMB_TOKEN_ADDED | JMB_TOKEN_NORMALISED, 0, JMB_TOKEN_MODEL };
+
 static bool tokenizer_read_pieces(tokenizer_build *b, const sp_model *m)
 {
-    static const uint32_t flags[] = { 0, JMB_TOKEN_MODEL, JMB_TOKEN_MODEL | JMB_TOKEN_ADDED | JMB_TOKEN_SPECIAL,
-        JMB_TOKEN_ADDED | JMB_TOKEN_SPECIAL, JMB_TOKEN_ADDED | JMB_TOKEN_NORMALISED, 0, JMB_TOKEN_MODEL };
     uint32_t i;
     for (i = 0; i < m->count; i++) {
         const sp_piece *piece = &m->pieces[i];
@@ -735,7 +738,7 @@ static bool tokenizer_read_pieces(tokenizer_build *b, const sp_model *m)
         if (piece->type == SP_UNKNOWN && b->unk != JMB_NO_TOKEN)
             return tool_error_set(b->error, "pieces %u and %u are both of type unknown", b->unk, i);
         if (piece->type == SP_UNKNOWN) b->unk = i;
-        if (!tokenizer_add_token(b, piece->text, piece->size, i, flags[piece->type])) return false;
+        if (!tokenizer_add_token(b, piece->text, piece->size, i, tokenizer_piece_flags[piece->type])) return false;
     }
     b->model_count = m->count;
     return true;

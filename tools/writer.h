@@ -3,15 +3,37 @@
 #ifndef WRITER_H
 #define WRITER_H
 
+#include "chat_formats.h"
 #include "describe.h"
 #include "families.h"
 #include "output.h"
 #include "pack.h"
+#include "tokenizer.h"
 
 typedef struct convert_text {
     tool_strings strings;
     tool_buffer tokenizer;
 } convert_text;
+
+static void text_free(convert_text *text)
+{
+    tool_buffer_free(&text->strings.bytes);
+    tool_buffer_free(&text->tokenizer);
+}
+
+/* Reads what the plan's folder says about text, with the chat format `chat` or NULL; fills in the tokens that only
+ * the tokenizer knows. */
+static bool text_make(convert_text *text, convert_plan *plan, const char *chat, tool_error *error)
+{
+    const char *dir = plan->checkpoint.dir;
+    memset(text, 0, sizeof *text);
+    if (!tool_strings_add(&text->strings, "architecture", plan->family->name)) return tool_no_memory(error);
+    if (!tokenizer_compile(dir, plan->model.header.vocab, &text->tokenizer, error)) return false;
+    if (!tokenizer_fill_ids(dir, &text->tokenizer, &plan->model.header, error)) return false;
+    if (!chat_format_strings(dir, chat, &text->strings, error)) return false;
+    if (text->tokenizer.failed || text->strings.bytes.failed) return tool_no_memory(error);
+    return true;
+}
 
 /* ---- metadata ------------------------------------------------------------------------------ */
 
@@ -60,7 +82,7 @@ static void write_entry(uint8_t *p, const jmb_tensor *t)
 }
 
 /* Gives every part its place, from the sizes of strings and tokenizer on. */
-static bool plan_place(convert_plan *plan, const convert_text *text, tool_error *error)
+JMB_UNUSED static bool plan_place(convert_plan *plan, const convert_text *text, tool_error *error)
 {
     jmb_header *h = &plan->model.header;
     jmb_parts parts;
@@ -133,6 +155,13 @@ static bool output_check_target(const convert_plan *plan, const char *path, bool
     if (stat(path, &info) == 0 && !S_ISDIR(info.st_mode) && output_is_input(plan, &info))
         return tool_error_set(error, "%s: is part of the input: choose another name", path);
     return output_check_forced(path, force, error);
+}
+
+/* A of its stored logarithm. exp is taken in double: the rounding to float hides the last bit, in which libms
+ * differ. */
+static float pack_minus_exp(float x)
+{
+    return (float)-exp((double)x);
 }
 
 /* ---- tensors ------------------------------------------------------------------------------- */
@@ -215,9 +244,8 @@ static void stream_row(panel_stream *s, const tensor_source *source, uint64_t ro
     }
     pack_floats(out, s->raw + (size_t)(r * source->step) * cols * st_dtype_bytes(source->tensor->dtype),
         source->tensor->dtype, cols);
-    /* exp is taken in double: the rounding to float hides the last bit, in which libms differ */
     if (source->minus_exp)
-        for (i = 0; i < cols; i++) out[i] = (float)-exp((double)out[i]);
+        for (i = 0; i < cols; i++) out[i] = pack_minus_exp(out[i]);
     if (source->lora.module) stream_merge(s, &source->lora, row, out);
 }
 
@@ -344,7 +372,8 @@ static bool write_parts(
 }
 
 /* Writes the model file. On failure there is no file, or the old one. */
-static bool write_model(convert_plan *plan, const convert_text *text, const char *path, bool force, tool_error *error)
+JMB_UNUSED static bool write_model(
+    convert_plan *plan, const convert_text *text, const char *path, bool force, tool_error *error)
 {
     output out;
     bool ok = output_begin(&out, path, error) && write_parts(plan, text, &out, force, error);
