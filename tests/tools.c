@@ -735,6 +735,25 @@ static void check_foreign_log(const char *log)
     check_failure("npc", line, "", 1, "not at 5");
 }
 
+/* What is heard may come from a stranger's log: the terminal gets no control characters of it. */
+static void check_log_with_controls(const char *log)
+{
+    char line[PATH_ROOM + 80], *heard;
+    size_t size;
+    uint8_t *file;
+    snprintf(line, sizeof line, "STORY --characters 1 --frames 1 --simulate 20 --record %s", log);
+    CHECK_THAT(run_text("npc", line, "") == 0, "%s", errors);
+    file = file_need(log, &size);
+    heard = strstr((char *)file, "hears ");
+    test_require(heard && strlen(heard) > 12, "no event in", log);
+    memcpy(heard + 6, "\x1b[\xc2\x9b\x7f", 5);
+    file_write(log, file, size);
+    snprintf(line, sizeof line, "STORY --simulate 20 --replay %s", log);
+    CHECK_THAT(run_text("npc", line, "") == 0, "%s", errors);
+    CHECK_THAT(strstr(output, "[?[???") && !strpbrk(output, "\x1b\x7f") && !strstr(output, "\xc2\x9b"), "%s", output);
+    free(file);
+}
+
 static void test_npc(void)
 {
     char saved[PATH_ROOM], log[PATH_ROOM];
@@ -745,6 +764,7 @@ static void test_npc(void)
     check_replay(log);
     check_damaged_town(saved);
     check_foreign_log(log);
+    check_log_with_controls(log);
     remove(saved);
 }
 
