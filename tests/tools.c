@@ -442,8 +442,8 @@ static void test_chat_kept(void)
         "'%s' does not end with '%s'", inside, after);
     snprintf(input, sizeof input, "/save %s\n/load no/such/file\n/load Makefile\n", kept);
     CHECK(run_text("chat", "STORY", input) == 0);
-    CHECK_THAT(strstr(errors, "exists\n") && !strstr(errors, "--force") && strstr(errors, "no/such/file: ") && strstr(errors, "Makefile: not a saved"),
-        "%s", errors);
+    CHECK_THAT(strstr(errors, "exists\n") && !strstr(errors, "--force") && strstr(errors, "no/such/file: ")
+        && strstr(errors, "Makefile: not a saved"), "%s", errors);
     snprintf(options, sizeof options, "STORY -s Hello! --load %s", kept);
     check_failure("chat", options, "", 2, "-s");
     check_failure("chat", "STORY --load no/such/file -p Hello!", "", 1, "no/such/file");
@@ -772,7 +772,8 @@ static void test_npc(void)
 static void test_lora(void)
 {
     char lora[PATH_ROOM], saved[PATH_ROOM], line[4 * PATH_ROOM], *plain;
-    snprintf(line, sizeof line, "examples/characters/pirate %s --base STORY --type f16 --force", temp_path(lora, "lora"));
+    snprintf(line, sizeof line, "examples/characters/pirate %s --base STORY --type f16 --force",
+        temp_path(lora, "lora"));
     CHECK_THAT(run_text("convert", line, "") == 0, "%s", errors);
     snprintf(line, sizeof line, "STORY --temp 0 -p Hello! --lora %s:0", lora);
     CHECK_THAT(run_text("chat", line, "") == 0, "%s", errors);
