@@ -72,7 +72,7 @@
  * `identity` is SHA-256 of everything before the data with the identity itself zero, and so names the model.
  *
  * A SAVED STATE, little-endian throughout, without gaps
- *     header      320 bytes    JMB_SAVED_FIELDS, in >>state; at 128 for each of 8 adapters u64 hash, f32 scale, u32 zero
+ *     header      320 bytes    JMB_SAVED_FIELDS, in >>state; at 128 for each of 8 adapters u64 hash, f32 scale, zero
  *     tokens      u32 each: evaluated ones but for the first `unknown`, then pending ones
  *     marks       u32 each: their positions, ascending
  *     turns       u32 place, u32 JMB_TURN_ bits, ascending

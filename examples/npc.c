@@ -5,8 +5,9 @@
  * Each persona is a text that is read once, when the game starts: "baked". A character is a fork of one: it costs
  * the model's state and the room to grow. Of the keys and values of what was read it shares full pages, of 256 tokens
  * each, and copies the rest: short personas like these are copied whole. A character that was loaded shares nothing
- * until it forgets and is forked again. Things happen in the town; who hears of one says a line about it. All who speak are worked on together, by scheduler.h, and a frame takes about its
- * budget, whatever the model and however many speak; on a slow machine they talk slower, and say the same.
+ * until it forgets and is forked again. Things happen in the town; who hears of one says a line about it. All who
+ * speak are worked on together, by scheduler.h, and a frame takes about its budget, whatever the model and however
+ * many speak; on a slow machine they talk slower, and say the same.
  *
  * SAVING   A session is saved as bytes. A town is its sessions, saved one after the other, and the game's own
  *          variables; a character goes on in the middle of the word at which it was saved.

@@ -428,8 +428,8 @@ static jamba_session *open_marked(const jamba_model *model)
     return session;
 }
 
-/* Tokens that are run again with other adapters get keys and values anew, in pages that no fork shares: what comes of it
- * is what a state saved before goes on with. */
+/* Tokens that are run again with other adapters get keys and values anew, in pages that no fork shares: what comes of
+ * it is what a state saved before goes on with. */
 static void check_changed(const jamba_model *model, const pair *p, const char *name)
 {
     int32_t *tokens = golden_tokens(name, 300);
@@ -452,14 +452,14 @@ static void check_changed(const jamba_model *model, const pair *p, const char *n
         CHECK(jamba_session_set_adapters(other, p->adapters, both_scales, 2) == JAMBA_OK);
         CHECK_THAT(jamba_session_restore(other, bytes, size) == JAMBA_OK, "%s", jamba_session_error(other)->message);
         CHECK(jamba_step(session, 0) == JAMBA_OK && jamba_step(other, 0) == JAMBA_OK);
-        CHECK_THAT(
-            memcmp(jamba_logits(session), jamba_logits(other), row) == 0, "order %d: restored, it differs", order);
+        CHECK_THAT(memcmp(jamba_logits(session), jamba_logits(other), row) == 0, "order %d: restored, it differs",
+            order);
         jamba_session_free(session);
         session = open_marked(model);
         CHECK(jamba_eval(session, tokens, 295) == JAMBA_OK && jamba_eval(session, tokens, 3) == JAMBA_OK);
         CHECK(jamba_eval(fork, tokens, 3) == JAMBA_OK);
-        CHECK_THAT(
-            memcmp(jamba_logits(session), jamba_logits(fork), row) == 0, "order %d: the fork has changed", order);
+        CHECK_THAT(memcmp(jamba_logits(session), jamba_logits(fork), row) == 0, "order %d: the fork has changed",
+            order);
         jamba_session_free(fork);
         free(bytes);
     }

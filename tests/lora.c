@@ -87,8 +87,8 @@ static void subject_compare(subject *s, const char *path, bool adapted)
         if (adapter) CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_OK);
         CHECK(jamba_eval(session, s->prompt, s->count) == JAMBA_OK);
         worst = test_worst(rows.rows, s->want, s->count * s->vocab);
-        CHECK_THAT(
-            worst <= lora_bound, "%s differs from the reference by %.3g", adapted ? "run time" : "merged", worst);
+        CHECK_THAT(worst <= lora_bound, "%s differs from the reference by %.3g", adapted ? "run time" : "merged",
+            worst);
         printf("lora: %-18s %-9s worst error %.2e\n", s->name, adapted ? "run time" : "merged", worst);
         jamba_session_free(session);
     }

@@ -443,8 +443,7 @@ static void test_chat_kept(void)
     snprintf(input, sizeof input, "/save %s\n/load no/such/file\n/load Makefile\n", kept);
     CHECK(run_text("chat", "STORY", input) == 0);
     CHECK_THAT(strstr(errors, "exists\n") && !strstr(errors, "--force") && strstr(errors, "no/such/file: ")
-            && strstr(errors, "Makefile: not a saved"),
-        "%s", errors);
+        && strstr(errors, "Makefile: not a saved"), "%s", errors);
     snprintf(options, sizeof options, "STORY -s Hello! --load %s", kept);
     check_failure("chat", options, "", 2, "-s");
     check_failure("chat", "STORY --load no/such/file -p Hello!", "", 1, "no/such/file");
@@ -736,6 +735,25 @@ static void check_foreign_log(const char *log)
     check_failure("npc", line, "", 1, "not at 5");
 }
 
+/* What is heard may come from a stranger's log: the terminal gets no control characters of it. */
+static void check_log_with_controls(const char *log)
+{
+    char line[PATH_ROOM + 80], *heard;
+    size_t size;
+    uint8_t *file;
+    snprintf(line, sizeof line, "STORY --characters 1 --frames 1 --simulate 20 --record %s", log);
+    CHECK_THAT(run_text("npc", line, "") == 0, "%s", errors);
+    file = file_need(log, &size);
+    heard = strstr((char *)file, "hears ");
+    test_require(heard && strlen(heard) > 12, "no event in", log);
+    memcpy(heard + 6, "\x1b[\xc2\x9b\x7f", 5);
+    file_write(log, file, size);
+    snprintf(line, sizeof line, "STORY --simulate 20 --replay %s", log);
+    CHECK_THAT(run_text("npc", line, "") == 0, "%s", errors);
+    CHECK_THAT(strstr(output, "[?[???") && !strpbrk(output, "\x1b\x7f") && !strstr(output, "\xc2\x9b"), "%s", output);
+    free(file);
+}
+
 static void test_npc(void)
 {
     char saved[PATH_ROOM], log[PATH_ROOM];
@@ -746,6 +764,7 @@ static void test_npc(void)
     check_replay(log);
     check_damaged_town(saved);
     check_foreign_log(log);
+    check_log_with_controls(log);
     remove(saved);
 }
 
@@ -753,8 +772,8 @@ static void test_npc(void)
 static void test_lora(void)
 {
     char lora[PATH_ROOM], saved[PATH_ROOM], line[4 * PATH_ROOM], *plain;
-    temp_path(lora, "lora");
-    snprintf(line, sizeof line, "examples/characters/pirate %s --base STORY --type f16 --force", lora);
+    snprintf(line, sizeof line, "examples/characters/pirate %s --base STORY --type f16 --force",
+        temp_path(lora, "lora"));
     CHECK_THAT(run_text("convert", line, "") == 0, "%s", errors);
     snprintf(line, sizeof line, "STORY --temp 0 -p Hello! --lora %s:0", lora);
     CHECK_THAT(run_text("chat", line, "") == 0, "%s", errors);
