@@ -4653,7 +4653,7 @@ typedef struct jmb_pass {
     uint32_t capacity;    /* rows that the scratch holds */
     uint32_t wanted;      /* rows whose logits are wanted */
     uint32_t *wanted_row; /* (wanted) */
-    float **logits;       /* (wanted) where they go */
+    float **logits;       /* (wanted) where they go; NULL: nowhere */
     float *scratch;
     uint8_t *codes;   /* quantised rows, see jmb_codes_bytes */
     size_t codes_row; /* bytes between them */
@@ -6880,7 +6880,9 @@ JMB_FN int JMB_K(jmb_outputs_step)(const jmb_tensor *w)
 JMB_FN void JMB_K(jmb_put)(const jmb_pass *p, const jmb_op *op, size_t part, size_t row, size_t i, v16 y)
 {
     const jmb_view *view = &op->out[part];
-    float *out = (op->flags & JMB_OP_LAST ? p->logits[row] : jmb_row(p, view, row)) + i * 16;
+    float *out = op->flags & JMB_OP_LAST ? p->logits[row] : jmb_row(p, view, row);
+    if (!out) return; /* logits of a session that has left */
+    out += i * 16;
     if (op->flags & JMB_OP_ADD) y = v_add(v_load(out), y);
     if ((op->flags & JMB_OP_EXACT) && i * 16 + 16 > view->width) v_store_part(out, y, view->width - i * 16);
     else v_store(out, y);
@@ -9308,8 +9310,8 @@ static void jmb_leave_pass(jamba_session *s)
     if (!span) return;
     span->session = NULL;
     span->adapters = NULL;
-    for (i = 0; i < lead->pass.wanted; i++) /* where nobody reads them */
-        if (lead->pass.wanted_row[i] - span->first < span->rows) lead->pass.logits[i] = lead->candidates;
+    for (i = 0; i < lead->pass.wanted; i++)
+        if (lead->pass.wanted_row[i] - span->first < span->rows) lead->pass.logits[i] = NULL;
     for (i = 0; i < lead->pass.span_count; i++) others = others || lead->pass.spans[i].session;
     if (lead != s) s->holder = NULL;
     if (others) return;
