@@ -69,6 +69,9 @@ $(STORY): $(BUILD)/convert $(wildcard examples/storyteller/*.json examples/story
 		examples/storyteller/*.safetensors)
 	$(BUILD)/convert examples/storyteller $@ --force
 
+$(BUILD)/pirate.jamba-lora: $(BUILD)/convert $(STORY) $(wildcard examples/characters/pirate/*)
+	$(BUILD)/convert examples/characters/pirate $@ --base $(STORY) --type f16 --force
+
 define BUILD_PROGRAM
 	@mkdir -p $(@D)
 	$(COMPILE) -MMD -MP -MF $@.d -MT $@ -o $@ $< $(filter %.o,$^) $(LINK)
