@@ -8624,6 +8624,81 @@ static jamba_result jmb_load(
 #endif
 }
 
+/* ---- small files: adapters and saved states ------------------------------------------------- */
+
+/* The bytes of a source, in place or in memory of their own. */
+typedef struct jmb_bytes {
+    const uint8_t *data;
+    uint64_t size;
+    void *mapping; /* NULL unless mapped */
+    jmb_heap heap;
+} jmb_bytes;
+
+/* Whether a file of `size` bytes that begins so is what is wanted: asked before all of it is read. */
+typedef jamba_result (*jmb_head_fn)(void *user, const uint8_t *head, uint64_t size, jamba_error *error);
+
+enum { JMB_HEAD_BYTES = 320 }; /* of the longest header */
+
+static jamba_result jmb_bytes_read(
+    jmb_bytes *b, const jamba_io *io, jmb_head_fn check, void *user, jamba_error *error)
+{
+    uint8_t head[JMB_HEAD_BYTES], *data;
+    size_t first = io->size < sizeof head ? (size_t)io->size : sizeof head;
+    if (io->read(io->user, 0, head, first) != first)
+        return jmb_fail(error, JAMBA_ERR_IO, 0, "the file could not be read at byte 0");
+    JMB_TRY(check(user, head, io->size, error));
+    data = (uint8_t *)jmb_heap_take_raw(&b->heap, io->size, 1);
+    if (!data) return jmb_no_memory(error);
+    if (io->read(io->user, 0, data, (size_t)io->size) != io->size)
+        return jmb_fail(error, JAMBA_ERR_IO, 0, "the file could not be read");
+    b->data = data;
+    b->size = io->size;
+    return JAMBA_OK;
+}
+
+static jamba_result jmb_bytes_map(
+    jmb_bytes *b, const char *path, jmb_head_fn check, void *user, jamba_error *error)
+{
+    jamba_result result;
+    jmb_file file;
+    jamba_io io;
+    const char *why = jmb_file_open(&file, path);
+    if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", path, why);
+    if (jmb_file_map(&file)) {
+        b->mapping = file.mapping;
+        b->data = (const uint8_t *)file.mapping;
+        b->size = file.size;
+        result = check(user, b->data, b->size, error);
+    } else {
+        io.read = jmb_file_read;
+        io.user = &file;
+        io.size = file.size;
+        result = jmb_bytes_read(b, &io, check, user, error);
+    }
+    jmb_file_close(&file);
+    return result;
+}
+
+/* Whatever comes of it, jmb_bytes_close() follows. */
+static jamba_result jmb_bytes_open(jmb_bytes *b, const jamba_allocator *allocator, const jamba_source *source,
+    jmb_head_fn check, void *user, jamba_error *error)
+{
+    memset(b, 0, sizeof *b);
+    b->heap.allocator = *allocator;
+    JMB_TRY(jmb_check_source(source, error));
+    if (source->path) return jmb_bytes_map(b, source->path, check, user, error);
+    if (!source->data) return jmb_bytes_read(b, &source->io, check, user, error);
+    b->data = (const uint8_t *)source->data;
+    b->size = source->size;
+    return check(user, b->data, b->size, error);
+}
+
+static void jmb_bytes_close(jmb_bytes *b)
+{
+    if (b->mapping) jmb_file_unmap(b->mapping, b->size);
+    jmb_heap_free(&b->heap);
+}
+
 /* ===========================================================================================
  * >>adapter - LoRA: low-rank matrices beside those of a model
  *
@@ -8840,52 +8915,32 @@ static jamba_result jmb_check_adapter_hash(const jamba_adapter *a, jamba_error *
     return JAMBA_OK;
 }
 
-static jamba_result jmb_read_adapter(jamba_adapter *a, const jamba_io *io, jamba_error *error)
+static jamba_result jmb_adapter_head(void *user, const uint8_t *head, uint64_t size, jamba_error *error)
 {
-    uint8_t header[JMB_ADAPTER_BYTES], *data;
-    size_t first = io->size < sizeof header ? (size_t)io->size : sizeof header;
-    if (io->read(io->user, 0, header, first) != first)
-        return jmb_fail(error, JAMBA_ERR_IO, 0, "the adapter could not be read");
-    JMB_TRY(jmb_parse_adapter_header(&a->header, header, io->size, a->model, error)); /* before all is read */
-    data = (uint8_t *)jmb_heap_take_raw(&a->heap, io->size, 1);
+    jamba_adapter *a = (jamba_adapter *)user;
+    return jmb_parse_adapter_header(&a->header, head, size, a->model, error);
+}
+
+/* Keeps the bytes in memory of its own. */
+static jamba_result jmb_take_adapter(jamba_adapter *a, const jmb_bytes *bytes, jamba_error *error)
+{
+    uint8_t *data = (uint8_t *)jmb_heap_take_raw(&a->heap, bytes->size, 1);
     if (!data) return jmb_no_memory(error);
-    if (io->read(io->user, 0, data, (size_t)io->size) != io->size)
-        return jmb_fail(error, JAMBA_ERR_IO, 0, "the adapter could not be read");
+    memcpy(data, bytes->data, (size_t)bytes->size);
     a->data = data;
-    a->size = io->size;
+    a->size = bytes->size;
     JMB_TRY(jmb_parse_adapter_header(&a->header, data, a->size, a->model, error));
     JMB_TRY(jmb_check_adapter_hash(a, error));
     JMB_TRY(jmb_parse_loras(a, error));
     return jmb_link_adapter(a, error);
 }
 
-/* Bytes in memory as a reader. */
-static size_t jmb_memory_read(void *user, uint64_t offset, void *dst, size_t size)
-{
-    memcpy(dst, (const uint8_t *)user + (size_t)offset, size);
-    return size;
-}
-
 static jamba_result jmb_load_adapter(jamba_adapter *a, const jamba_source *source, jamba_error *error)
 {
-    jamba_io io = source->io;
-    jamba_result result;
-    jmb_file file;
-    const char *why;
-    JMB_TRY(jmb_check_source(source, error));
-    if (source->data) {
-        io.read = jmb_memory_read;
-        io.user = (void *)(uintptr_t)source->data;
-        io.size = source->size;
-    }
-    if (!source->path) return jmb_read_adapter(a, &io, error);
-    why = jmb_file_open(&file, source->path);
-    if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", source->path, why);
-    io.read = jmb_file_read;
-    io.user = &file;
-    io.size = file.size;
-    result = jmb_read_adapter(a, &io, error);
-    jmb_file_close(&file);
+    jmb_bytes bytes;
+    jamba_result result = jmb_bytes_open(&bytes, &a->heap.allocator, source, jmb_adapter_head, a, error);
+    if (result == JAMBA_OK) result = jmb_take_adapter(a, &bytes, error);
+    jmb_bytes_close(&bytes);
     return result;
 }
 
@@ -10584,52 +10639,20 @@ static jamba_result jmb_restore(jamba_session *s, const uint8_t *p, uint64_t siz
     return JAMBA_OK;
 }
 
-/* Through memory of its own, which is taken once the header is known to fit. */
-static jamba_result jmb_restore_io(jamba_session *s, const jamba_io *io)
+static jamba_result jmb_saved_head(void *user, const uint8_t *head, uint64_t size, jamba_error *error)
 {
-    jmb_heap heap = { s->allocator, NULL, 0 };
-    uint8_t header[JMB_SAVED_BYTES], *data;
-    size_t first = io->size < sizeof header ? (size_t)io->size : sizeof header;
-    jamba_result result;
     jmb_saved h;
-    if (io->read(io->user, 0, header, first) != first)
-        return jmb_fail(&s->error, JAMBA_ERR_IO, 0, "the saved state could not be read");
-    JMB_TRY(jmb_read_saved(&h, header, io->size, &s->error));
-    JMB_TRY(jmb_saved_fits(s, &h));
-    data = (uint8_t *)jmb_heap_take_raw(&heap, io->size, 1);
-    if (!data) return jmb_no_memory(&s->error);
-    if (io->read(io->user, 0, data, (size_t)io->size) == io->size) result = jmb_restore(s, data, io->size);
-    else result = jmb_fail(&s->error, JAMBA_ERR_IO, 0, "the saved state could not be read");
-    jmb_heap_free(&heap);
-    return result;
-}
-
-static jamba_result jmb_restore_path(jamba_session *s, const char *path)
-{
-    jamba_result result;
-    jamba_io io;
-    jmb_file file;
-    const char *why = jmb_file_open(&file, path);
-    if (why) return jmb_fail(&s->error, JAMBA_ERR_IO, 0, "cannot open %s: %s", path, why);
-    if (jmb_file_map(&file)) {
-        result = jmb_restore(s, (const uint8_t *)file.mapping, file.size);
-        jmb_file_unmap(file.mapping, file.size);
-    } else {
-        io.read = jmb_file_read;
-        io.user = &file;
-        io.size = file.size;
-        result = jmb_restore_io(s, &io);
-    }
-    jmb_file_close(&file);
-    return result;
+    (void)user;
+    return jmb_read_saved(&h, head, size, error);
 }
 
 static jamba_result jmb_restore_source(jamba_session *s, const jamba_source *source)
 {
-    JMB_TRY(jmb_check_source(source, &s->error));
-    if (source->path) return jmb_restore_path(s, source->path);
-    if (source->data) return jmb_restore(s, (const uint8_t *)source->data, source->size);
-    return jmb_restore_io(s, &source->io);
+    jmb_bytes bytes;
+    jamba_result result = jmb_bytes_open(&bytes, &s->allocator, source, jmb_saved_head, NULL, &s->error);
+    if (result == JAMBA_OK) result = jmb_restore(s, bytes.data, bytes.size);
+    jmb_bytes_close(&bytes);
+    return result;
 }
 
 /* ===========================================================================================
