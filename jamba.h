@@ -353,7 +353,8 @@ JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_sessio
  * evaluated stays as it is; tokens that a rewind runs again are run with the adapters of now. Costs time by their
  * ranks, and one allocation for `chunk` rows of them. scales NULL: 1 for each; what has scale 0 is left out. count 0:
  * none. Forks keep them. A saved state says which they were and is restored only where they are set. Fails with
- * JAMBA_ERR_MISMATCH for an adapter of another model, JAMBA_ERR_ARGUMENT in the middle of a token. */
+ * JAMBA_ERR_MISMATCH for an adapter of another model, JAMBA_ERR_ARGUMENT in the middle of a token, JAMBA_ERR_CONTEXT as
+ * jamba_session_rewind(). */
 JAMBA_API jamba_result jamba_session_set_adapters(
     jamba_session *session, jamba_adapter *const *adapters, const float *scales, size_t count);
 /* Of the last failed call on this session. */
@@ -373,7 +374,9 @@ JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size
 JAMBA_API jamba_result jamba_session_mark(jamba_session *session);
 /* Back to where `position` tokens had been fed: the nearest snapshot at or before it is restored, and the tokens in
  * between are queued again; *replay (may be NULL) says how many. 0: the logits are there at once (but at position 0,
- * which has none). Later snapshots are lost. Also drops what is pending, in the middle of a token too. */
+ * which has none). Later snapshots are lost. Also drops what is pending, in the middle of a token too. Takes the time of
+ * a copy of the state. With nothing changed: JAMBA_ERR_ARGUMENT when tokens in between were left out of a saved state,
+ * JAMBA_ERR_CONTEXT when other adapters are set than they ran with and forks hold the pages that they need anew. */
 JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t position, int32_t *replay);
 
 /* ---- evaluation --------------------------------------------------------- */
@@ -450,8 +453,8 @@ typedef enum jamba_form { JAMBA_EXACT = 0, JAMBA_F16, JAMBA_Q8 } jamba_form;
 typedef struct jamba_save_params { /* zero means default, everywhere */
     jamba_form state;              /* of the convolution and SSM state; with F16 and Q8 logits are F16 */
     jamba_form kv;                 /* of keys and values; EXACT: as the session holds them. Never wider than that */
-    bool no_tokens;                /* leaves out the tokens evaluated: then no rewinding to before here but to marks
-                                      and 0, and no repeat penalty for them */
+    bool no_tokens;                /* leaves out the tokens evaluated, the turns and a reply that is being written: no
+                                      rewinding to here or before but to marks and 0, no repeat penalty for them */
     bool no_logits;                /* leaves out the last logits: then a token must be fed before sampling */
     bool marks;                    /* with all marks, otherwise none */
     const jamba_sampler *sampler;  /* NULL: none; for jamba_state_describe() to give back, without its filter */
@@ -571,7 +574,8 @@ typedef struct jamba_reply_params { /* zero means default, everywhere */
  * not terminated, valid until the next call on this session. JAMBA_OK with *length 0: the reply has ended, and stays so
  * until something is said or fed, or the session goes back (to go on with a reply that max_tokens has cut, rewind to
  * where it stands, and allow more). What may be the beginning of a stop string is held back. JAMBA_PENDING: call again.
- *     JAMBA_ERR_CONTEXT leaves session and sampler as they were: after jamba_session_restart() the same reply goes on.
+ *     JAMBA_ERR_CONTEXT leaves session and sampler as they were, but that the reply may be open: after
+ * jamba_session_restart() it goes on.
  *     The end token is not fed, nor is the token that completes a stop string. Tokens before that one which hold its
  * beginning are taken back, if a mark of this reply or a model of attention alone makes that cheap; else they stay.
  *     A model without a chat format goes on with what was fed. */
@@ -600,7 +604,8 @@ JAMBA_API size_t jamba_turns(const jamba_session *session, jamba_turn *out, size
 /* Makes room in a long conversation: what stands before the first message that is not of the system stays, and the
  * last `turns` such messages with all that follows them, replies and half a reply too; what lies between is forgotten.
  * *replay (may be NULL) is how many tokens will be read again: those that follow the mark after the system messages.
- * JAMBA_ERR_CONTEXT, with nothing changed, when that leaves nothing out: ask for fewer turns. */
+ * With nothing changed: JAMBA_ERR_CONTEXT when that leaves nothing out (ask for fewer turns), and the errors of
+ * jamba_session_rewind(). */
 JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t turns, int32_t *replay);
 
 #ifdef __cplusplus
