@@ -374,7 +374,7 @@ JAMBA_API const int32_t *jamba_session_tokens(const jamba_session *session, size
 JAMBA_API jamba_result jamba_session_mark(jamba_session *session);
 /* Back to where `position` tokens had been fed: the nearest snapshot at or before it is restored, and the tokens in
  * between are queued again; *replay (may be NULL) says how many. 0: the logits are there at once (but at position 0,
- * which has none). Later snapshots are lost. Also drops what is pending, in the middle of a token too. Takes the time of
+ * which has none). Later snapshots are lost. Also drops what is pending, in the middle of a token too. Takes as long as
  * a copy of the state. With nothing changed: JAMBA_ERR_ARGUMENT when tokens in between were left out of a saved state,
  * JAMBA_ERR_CONTEXT when other adapters are set than they ran with and forks hold the pages that they need anew. */
 JAMBA_API jamba_result jamba_session_rewind(jamba_session *session, int32_t position, int32_t *replay);
