@@ -66,9 +66,10 @@ static char *read_prompt(const bake *b, size_t *size)
     if (!tool_read_file(b->prompt, SIZE_MAX / 2, &text, size, &error)) tool_die(TOOL, "%s", error.message);
     if (*size > 0 && text[*size - 1] == '\n') text[--*size] = 0;
     if (*size > 0 && text[*size - 1] == '\r') text[--*size] = 0;
-    if (*size == 0) tool_die(TOOL, "%s: holds no text", b->prompt);
-    if (memchr(text, 0, *size)) tool_die(TOOL, "%s: holds a zero byte, it is no text", b->prompt);
-    return (char *)text;
+    if (*size > 0 && !memchr(text, 0, *size)) return (char *)text;
+    free(text);
+    tool_die(TOOL, "%s: %s", b->prompt, *size == 0 ? "holds no text" : "holds a zero byte, it is no text");
+    return NULL;
 }
 
 static jamba_result encode(
@@ -93,13 +94,13 @@ static int32_t *encode_prompt(const bake *b, size_t *count)
         if (!tokens) tool_die(TOOL, "%s: no memory for %zu tokens", b->prompt, *count);
         result = encode(b, text, size, tokens, *count, count, &error);
     }
+    free(text);
     if (result == JAMBA_ERR_TEXT) /* of the text, or the model has no tokenizer */
         tool_die(TOOL, "%s with %s: %s", b->prompt, b->run.path, error.message);
     if (result == JAMBA_ERR_UNSUPPORTED)
         tool_die(TOOL, "%s: %s; leave out --system", b->run.path, error.message);
     if (result != JAMBA_OK) tool_die(TOOL, "%s: %s", b->run.path, error.message);
     if (*count > INT32_MAX) tool_die(TOOL, "%s: %zu tokens are too many", b->prompt, *count);
-    free(text);
     return tokens;
 }
 
@@ -141,13 +142,15 @@ static void write_state(const bake *b)
     uint8_t *data = (uint8_t *)malloc(size);
     jamba_state_info info;
     tool_error error;
+    bool written;
     if (!data) tool_die(TOOL, "no memory for a state of %zu bytes", size);
     if (jamba_session_save_as(b->run.session, &b->save, data, size) != size)
         tool_die(TOOL, "%s: f16 does not hold a number of the state: use exact or q8", b->out);
-    if (!output_file(b->out, data, size, b->force, &error)) tool_die(TOOL, "%s", error.message);
+    written = output_file(b->out, data, size, b->force, &error);
     jamba_state_describe(data, size, &info, NULL);
-    fprintf(stderr, "%s: %s: %d tokens, %zu bytes\n", TOOL, b->out, (int)info.position, size);
     free(data);
+    if (!written) tool_die(TOOL, "%s", error.message);
+    fprintf(stderr, "%s: %s: %d tokens, %zu bytes\n", TOOL, b->out, (int)info.position, size);
 }
 
 int main(int argc, char **argv)
