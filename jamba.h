@@ -4912,7 +4912,7 @@ static uint32_t jmb_linear_tasks(const jmb_pass *p, const jmb_op *op)
 
 static jmb_portion jmb_portion_of(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
-    const int32_t *expert = p->routing.used + 1;
+    const int32_t *expert;
     uint32_t rows = jmb_op_rows(op, p), tasks;
     jmb_portion portion = { 0, 0, 0, 0, 0, 0 };
     if (!jmb_of_experts(op)) {
@@ -4920,6 +4920,7 @@ static jmb_portion jmb_portion_of(const jmb_pass *p, const jmb_op *op, uint32_t 
         jmb_portion_of_part(p, op, rows, task, &portion);
         return portion;
     }
+    expert = p->routing.used + 1;
     for (; task >= (tasks = jmb_part_tasks(p, op, 0, jmb_expert_rows(p, (uint32_t)*expert))); expert++) task -= tasks;
     portion.expert = (uint32_t)*expert;
     jmb_portion_of_part(p, op, jmb_expert_rows(p, portion.expert), task, &portion);
