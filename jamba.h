@@ -4641,7 +4641,7 @@ typedef struct jmb_span {
     uint32_t position;    /* of the first row */
     const int32_t *tokens; /* (rows) */
     float *state;
-    const jmb_adapters *adapters; /* NULL: none */
+    jmb_adapters *adapters; /* NULL: none */
     const float *logits; /* of the last row, where they are wanted */
     jmb_mark *mark;      /* filled at the end of the pass; NULL: none */
     uint8_t **pages; /* KV, each of all layers */
@@ -4844,17 +4844,31 @@ static jmb_tile jmb_whole_tile(const jmb_tensor *w)
     return tile;
 }
 
-/* With one: no more outputs than a slice holds, and rows with the rest of it, in whole tiles of the kernels. `low`:
- * the adapter, or NULL. */
+/* Of one output: bytes of weights, and what each further row of inputs adds; those of its own adapter (`low`, or NULL)
+ * and of sessions' adapters included. */
+typedef struct jmb_output_cost {
+    uint64_t bytes, row;
+} jmb_output_cost;
+
+static jmb_output_cost jmb_cost_of(const jmb_tensor *w, const jmb_tensor *low, uint32_t lora_panels)
+{
+    uint64_t lora = lora_panels * 256 * (jmb_roles[w->role].paired ? 2u : 1u); /* numbers of B */
+    jmb_output_cost cost;
+    cost.bytes = jmb_output_bytes(w) + (low ? jmb_output_bytes(low) : 0) + lora * sizeof(float);
+    cost.row = jmb_output_work(w) + (low ? jmb_output_work(low) : 0) + lora * JMB_WORK_FLOAT / JMB_REUSE;
+    return cost;
+}
+
+/* With one: no more outputs than a slice holds, and rows with the rest of it, in whole tiles of the kernels. */
 static jmb_tile jmb_sliced_tile(const jmb_tensor *w, const jmb_tensor *low, uint32_t lora_panels)
 {
+    jmb_output_cost cost = jmb_cost_of(w, low, lora_panels);
     jmb_tile tile = jmb_whole_tile(w);
-    uint64_t lora = lora_panels * 256 * (jmb_roles[w->role].paired ? 2u : 1u); /* numbers of B for an output */
-    uint64_t bytes = jmb_output_bytes(w) + (low ? jmb_output_bytes(low) : 0) + lora * sizeof(float), left;
-    uint64_t work = jmb_output_work(w) + (low ? jmb_output_work(low) : 0) + lora * JMB_WORK_FLOAT / JMB_REUSE;
-    if (tile.outputs > JMB_SLICE / bytes) tile.outputs = bytes < JMB_SLICE ? (uint32_t)(JMB_SLICE / bytes) : 1;
-    left = tile.outputs * bytes < JMB_SLICE ? JMB_SLICE - tile.outputs * bytes : 0;
-    tile.rows = 1 + (uint32_t)(left / (tile.outputs * work));
+    uint64_t left;
+    if (tile.outputs > JMB_SLICE / cost.bytes)
+        tile.outputs = cost.bytes < JMB_SLICE ? (uint32_t)(JMB_SLICE / cost.bytes) : 1;
+    left = tile.outputs * cost.bytes < JMB_SLICE ? JMB_SLICE - tile.outputs * cost.bytes : 0;
+    tile.rows = 1 + (uint32_t)(left / (tile.outputs * cost.row));
     if (tile.rows > 4) tile.rows = tile.rows > 12 ? tile.rows / 12 * 12 : tile.rows / 4 * 4;
     return tile;
 }
@@ -5047,12 +5061,9 @@ static uint32_t jmb_op_tasks(const jmb_op *op, const jmb_pass *p)
 static uint64_t jmb_tile_work(const jmb_op *op, const jmb_pass *p, uint32_t part)
 {
     jmb_tile tile = jmb_part_tile(p, op, part);
-    uint64_t rows = jmb_op_rows(op, p), bytes = jmb_output_bytes(op->w[part]), row = jmb_output_work(op->w[part]);
-    if (op->low_w[part]) {
-        bytes += jmb_output_bytes(op->low_w[part]);
-        row += jmb_output_work(op->low_w[part]);
-    }
-    return tile.outputs * (bytes + ((rows < tile.rows ? rows : tile.rows) - 1) * row);
+    jmb_output_cost cost = jmb_cost_of(op->w[part], op->low_w[part], p->lora_panels);
+    uint64_t rows = jmb_op_rows(op, p);
+    return tile.outputs * (cost.bytes + ((rows < tile.rows ? rows : tile.rows) - 1) * cost.row);
 }
 
 static uint64_t jmb_linear_work(const jmb_op *op, const jmb_pass *p)
@@ -8826,8 +8837,7 @@ static jamba_result jmb_parse_lora(jamba_adapter *a, uint32_t i, uint64_t *end, 
     l->a.data = a->data + e.a;
     l->b.data = a->data + e.b;
     *end = e.b + l->b.bytes;
-    if (l->a.rows > a->rank && e.role != JMB_ROLE_EMBED) a->rank = l->a.rows;
-    if (l->a.cols > a->rank && e.role == JMB_ROLE_EMBED) a->rank = l->a.cols;
+    if (e.rank > a->rank) a->rank = e.rank;
     JMB_TRY(jmb_check_zero(a->data, at + 28, at + 32, error));
     return jmb_check_zero(a->data, at + 48, at + JMB_ADAPTER_ENTRY, error);
 }
@@ -9019,7 +9029,6 @@ struct jamba_session {
     jmb_mark *marks;         /* (mark_room) by position */
     uint32_t mark_room, mark_count, mark_every;
     uint32_t fork_chunk, fork_marks;
-    jmb_adapters *adapters;  /* NULL: none */
     uint32_t adapted;        /* tokens that were evaluated with others, or none */
     float *candidates;       /* (vocab) sampler: adjusted logits, then probabilities */
     int32_t *order;          /* (vocab) sampler */
@@ -9618,10 +9627,11 @@ static void jmb_pass_fill(jamba_session *lead, jamba_session *const *sessions, s
     p->rows = p->span_count = p->wanted = p->window = 0;
     p->sliced = sliced;
     for (i = 0; i < count && p->rows < most; i++) {
-        uint32_t rows = sessions[i]->fed - sessions[i]->position;
+        jamba_session *s = sessions[i];
+        uint32_t rows = s->fed - s->position;
         if (rows > most - p->rows) rows = most - p->rows;
-        if ((sessions[i]->on_logits || sessions[i]->adapters) && rows > sessions[i]->chunk) rows = sessions[i]->chunk;
-        if (rows) jmb_pass_join(p, sessions[i], rows);
+        if ((s->on_logits || s->own.adapters) && rows > s->chunk) rows = s->chunk;
+        if (rows) jmb_pass_join(p, s, rows);
     }
     p->lora_panels = jmb_lora_panels(p);
     lead->next_op = lead->next_task = 0;
@@ -9718,9 +9728,11 @@ static void jmb_run_slice(jmb_run *run, int count)
 static uint32_t jmb_tasks_at_once(const jmb_run *run)
 {
     const jamba_session *s = run->session;
-    uint64_t each = JMB_SLICE / jmb_phase_work(run->op, &s->pass);
+    uint64_t each;
     if (!run->budget_us) return (uint32_t)INT32_MAX;
-    return run->handed ? (uint32_t)s->executor.width * (uint32_t)(each ? each : 1) : 1;
+    if (!run->handed) return 1;
+    each = JMB_SLICE / jmb_phase_work(run->op, &s->pass);
+    return (uint32_t)s->executor.width * (uint32_t)(each ? each : 1);
 }
 
 /* Phase by phase, on the calling thread or handed to the executor. */
@@ -9901,8 +9913,7 @@ static jmb_adapters jmb_adapters_of(jamba_adapter *const *adapters, const float 
 
 static void jmb_drop_adapters(jamba_session *s)
 {
-    if (s->adapters) s->allocator.free(s->allocator.user, s->adapters, s->adapters->size);
-    s->adapters = NULL;
+    if (s->own.adapters) s->allocator.free(s->allocator.user, s->own.adapters, s->own.adapters->size);
     s->own.adapters = NULL;
 }
 
@@ -9935,7 +9946,6 @@ static jamba_result jmb_set_adapters(jamba_session *s, const jmb_adapters *given
     a->size = (size_t)size;
     a->slots = jmb_lora_slots(s);
     a->low = (float *)(void *)((uint8_t *)a + jmb_round_up(sizeof *a, JMB_ALIGN));
-    s->adapters = a;
     s->own.adapters = a;
     return JAMBA_OK;
 }
@@ -9959,7 +9969,6 @@ static jamba_result jmb_fork_prepare(
     s->holder = NULL;
     s->pass.rows = s->pass.span_count = 0;
     memset(&s->error, 0, sizeof s->error);
-    s->adapters = NULL;
     s->own.adapters = NULL;
     return jmb_session_measure(s, jmb_pages_of(s->context) - s->own.kept / JMB_PAGE, error);
 }
@@ -10425,6 +10434,7 @@ static void jmb_saved_talk(jmb_saved *h, const jamba_session *s)
 
 static jmb_saved jmb_saved_of(const jamba_session *s, const jamba_save_params *params)
 {
+    const jmb_adapters *a = s->own.adapters;
     jmb_saved h;
     uint32_t i;
     memset(&h, 0, sizeof h);
@@ -10439,9 +10449,9 @@ static jmb_saved jmb_saved_of(const jamba_session *s, const jamba_save_params *p
     if (s->logit_rows && !params->no_logits) h.flags |= JMB_SAVED_LOGITS;
     if (params->sampler) jmb_saved_sampler(&h, params->sampler);
     h.adapted = s->adapted;
-    for (i = 0; s->adapters && i < s->adapters->count; i++) {
-        h.adapter_hash[i] = s->adapters->hash[i];
-        h.adapter_scale[i] = s->adapters->scale[i];
+    for (i = 0; a && i < a->count; i++) {
+        h.adapter_hash[i] = a->hash[i];
+        h.adapter_scale[i] = a->scale[i];
     }
     if (!params->no_tokens) jmb_saved_talk(&h, s);
     h.size = jmb_saved_size(s, &h);
@@ -10536,10 +10546,11 @@ static jamba_result jmb_check_saved_hash(const jmb_saved *h, const uint8_t *p, j
 /* Whether the session's adapters are those that the state was saved with. */
 static bool jmb_same_adapters(const jamba_session *s, const jmb_saved *h)
 {
-    uint32_t count = s->adapters ? s->adapters->count : 0, i;
+    const jmb_adapters *a = s->own.adapters;
+    uint32_t count = a ? a->count : 0, i;
     for (i = 0; i < JAMBA_ADAPTERS_MAX; i++)
-        if (h->adapter_hash[i] != (i < count ? s->adapters->hash[i] : 0)
-            || (i < count && jmb_bits_of(h->adapter_scale[i]) != jmb_bits_of(s->adapters->scale[i])))
+        if (h->adapter_hash[i] != (i < count ? a->hash[i] : 0)
+            || (i < count && jmb_bits_of(h->adapter_scale[i]) != jmb_bits_of(a->scale[i])))
             return false;
     return true;
 }
@@ -11819,7 +11830,7 @@ JAMBA_API jamba_result jamba_session_fork_estimate(const jamba_session *source, 
     memset(out, 0, sizeof *out);
     JMB_TRY(jmb_fork_prepare(&s, source, tokens, NULL));
     *out = s.memory;
-    if (source->adapters) out->scratch += (size_t)jmb_adapters_bytes(&s, source->adapters);
+    if (source->own.adapters) out->scratch += (size_t)jmb_adapters_bytes(&s, source->own.adapters);
     return JAMBA_OK;
 }
 
@@ -11833,7 +11844,7 @@ JAMBA_API jamba_result jamba_session_fork(
     if (!source) return jmb_fail(error, JAMBA_ERR_ARGUMENT, 0, "a fork needs a session to begin from");
     JMB_TRY(jmb_fork_prepare(&prepared, source, tokens, error));
     JMB_TRY(jmb_session_make(out, &prepared, error));
-    if (source->adapters) result = jmb_set_adapters(*out, source->adapters, error);
+    if (source->own.adapters) result = jmb_set_adapters(*out, source->own.adapters, error);
     if (result == JAMBA_OK) {
         jmb_fork_copy(*out, source);
     } else {
@@ -11875,7 +11886,7 @@ JAMBA_API void jamba_session_describe(const jamba_session *session, jamba_sessio
     out->width = session->executor.width;
     out->marks = (int32_t)session->mark_count;
     out->memory = session->memory;
-    if (session->adapters) out->memory.scratch += session->adapters->size;
+    if (session->own.adapters) out->memory.scratch += session->own.adapters->size;
 }
 
 JAMBA_API const jamba_error *jamba_session_error(const jamba_session *session)

@@ -5,7 +5,6 @@
  * process, so that sanitizers see them; exit codes and signals are tested on the program. */
 #include "tiny.h"
 
-#include <dirent.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -37,16 +36,6 @@ static bool convert_type(const char *dir, uint32_t type, tool_error *error)
     o.type = type;
     o.force = true;
     return convert_merged(&o, error);
-}
-
-static int files_in(const char *folder)
-{
-    DIR *dir = opendir(folder);
-    int count = 0;
-    const struct dirent *entry;
-    while (dir && (entry = readdir(dir)) != NULL) count += entry->d_name[0] != '.';
-    if (dir) closedir(dir);
-    return count;
 }
 
 /* The folder fails with one line that has `words`, and no file is left. */

@@ -5,7 +5,6 @@
  * without leaving a file, and folders cut short or changed byte by byte. */
 #include "tiny.h"
 
-#include <dirent.h>
 
 #define main convert_main
 #include "../tools/convert.c"
@@ -107,16 +106,6 @@ static void write_adapter(const adapter_case *c)
 }
 
 /* ---- conversions ---------------------------------------------------------------------------------------------- */
-
-static int files_in(const char *folder)
-{
-    DIR *dir = opendir(folder);
-    int count = 0;
-    const struct dirent *entry;
-    while (dir && (entry = readdir(dir)) != NULL) count += entry->d_name[0] != '.';
-    if (dir) closedir(dir);
-    return count;
-}
 
 /* A folder to a model of f32, with `merge` or without. */
 static bool convert_folder(const char *dir, const char *merge, const char *path, tool_error *error)

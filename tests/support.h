@@ -6,6 +6,7 @@
 
 #include "test.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -83,6 +84,17 @@ TEST_UNUSED static const char *temp_path(char path[PATH_ROOM], const char *name)
     mkdir(path, 0777);
     snprintf(path, PATH_ROOM, "%s/tmp/%s/%s", test_state.build, test_state.program, name);
     return path;
+}
+
+/* Files of a folder, but hidden ones. */
+TEST_UNUSED static int files_in(const char *folder)
+{
+    DIR *dir = opendir(folder);
+    int count = 0;
+    const struct dirent *entry;
+    while (dir && (entry = readdir(dir)) != NULL) count += entry->d_name[0] != '.';
+    if (dir) closedir(dir);
+    return count;
 }
 
 /* ---- child processes -------------------------------------------------------------------------- */
