@@ -631,10 +631,13 @@ JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t tur
 #include <string.h>
 
 #if (defined(__GNUC__) && !defined(__clang__))
-/* gcc contracts a * b + c even between intrinsics; every fused product here is explicit. Its coalescing of
- * variables puts two moves beside each integer dot product of a tile. */
+/* gcc contracts a * b + c even between intrinsics; every fused product here is explicit. -std=c99 makes sums of floats
+ * double on some machines. Coalescing of variables puts two moves beside each integer dot product of a tile. */
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=off", "no-fast-math", "no-tree-coalesce-vars")
+#if defined(__s390__)
+#pragma GCC optimize("excess-precision=fast")
+#endif
 #elif defined(__clang__)
 #if !defined(__wasm__) /* which has no float_control */
 #pragma float_control(push)
@@ -647,6 +650,14 @@ JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t tur
 #include <omp.h>
 #endif
 
+/* The x87 rounds to 80 bits. gcc inlines no intrinsics that were declared for it: those are then done without. */
+#if defined(__i386__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SSE2_MATH__)
+#if defined(_IMMINTRIN_H_INCLUDED) && !defined(JAMBA_NO_SIMD)
+#define JAMBA_NO_SIMD
+#endif
+#pragma GCC target("sse,fpmath=sse") /* SSE2 would promise the intrinsics a type that it brings only as a flag */
+#define JMB_SSE_MATH 1
+#endif
 #if (defined(__x86_64__) || defined(_M_X64) || defined(__i386__) || defined(_M_IX86)) && !defined(__TINYC__)
 #define JMB_X86 1
 #include <immintrin.h>
@@ -657,6 +668,9 @@ JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t tur
 #endif
 #else
 #define JMB_X86 0
+#endif
+#if defined(JMB_SSE_MATH)
+#pragma GCC target("sse2,fpmath=sse")
 #endif
 #if JMB_X86 && !defined(JAMBA_NO_SIMD)
 #define JMB_X86_KERNELS 1
@@ -745,6 +759,14 @@ JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t tur
 #define JMB_COUNT_UP(p) (++*(p))
 #define JMB_COUNT_DOWN(p) (--*(p))
 #define JMB_COUNT_OF(p) (*(p))
+#endif
+
+/* Whether floats are known to lie in memory as they do in files; where they do not, or who knows, bytes are put
+ * together (v_load_le). */
+#if (defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__) || defined(_WIN32)
+#define JMB_LITTLE_ENDIAN 1
+#else
+#define JMB_LITTLE_ENDIAN 0
 #endif
 
 /* How this file finds itself again. */
@@ -910,6 +932,16 @@ static uint32_t jmb_bits_of(float value)
     uint32_t bits;
     memcpy(&bits, &value, 4);
     return bits;
+}
+
+static float jmb_load_f32(const uint8_t *p)
+{
+    return jmb_float_of(jmb_load_u32(p));
+}
+
+static void jmb_store_f32(uint8_t *p, float value)
+{
+    jmb_store_u32(p, jmb_bits_of(value));
 }
 
 /* By bits, so that it holds under -ffast-math too. */
@@ -1796,7 +1828,7 @@ static jmb_parts jmb_place_parts(const jmb_header *h)
 #define JMB_READ_u16(p) jmb_load_u16(p)
 #define JMB_READ_u32(p) jmb_load_u32(p)
 #define JMB_READ_u64(p) jmb_load_u64(p)
-#define JMB_READ_f32(p) jmb_float_of(jmb_load_u32(p))
+#define JMB_READ_f32(p) jmb_load_f32(p)
 
 static void jmb_read_header(jmb_header *h, const uint8_t *p)
 {
@@ -4755,8 +4787,7 @@ static uint32_t jmb_window_pages(const jmb_pass *p)
 /* One KV head's share of one page. */
 typedef struct jmb_kv_head {
     jamba_kv_type type;
-    const uint8_t *k, *v;
-    float *k_scale, *v_scale; /* q8: a scale for each key */
+    uint8_t *k, *v, *k_scale, *v_scale; /* little-endian, as tensors are; q8: an f32 scale for each key */
     size_t dim, stride;
 } jmb_kv_head;
 
@@ -4775,8 +4806,8 @@ static jmb_kv_head jmb_kv_head_of(const jmb_pass *p, const jmb_op *op, const jmb
     h.stride = jmb_pad16(h.dim);
     h.k = at + ((size_t)op->kv_at + head * JMB_PAGE * (h.dim + h.stride)) * bytes;
     h.v = h.k + JMB_PAGE * h.dim * bytes;
-    h.k_scale = (float *)(void *)(at + (size_t)p->page_elements * bytes) + op->scale_at + head * 2 * JMB_PAGE;
-    h.v_scale = h.k_scale + JMB_PAGE;
+    h.k_scale = at + (size_t)p->page_elements * bytes + ((size_t)op->scale_at + head * 2 * JMB_PAGE) * 4;
+    h.v_scale = h.k_scale + JMB_PAGE * 4;
     return h;
 }
 
@@ -5142,7 +5173,7 @@ static float jmb_weight(const jmb_tensor *t, size_t row, size_t col)
     const uint8_t *panel = t->data + row / 16 * (size_t)jmb_panel_bytes(t->type, t->cols);
     size_t r = row % 16;
     switch (t->type) {
-    case JMB_F32: return jmb_float_of(jmb_load_u32(panel + (col * 16 + r) * 4));
+    case JMB_F32: return jmb_load_f32(panel + (col * 16 + r) * 4);
     case JMB_F16: return jmb_f16_to_float(jmb_load_u16(panel + (col / 2 * 32 + r * 2 + col % 2) * 2));
     case JMB_BF16: return jmb_float_of(jmb_load_u16(panel + (col / 2 * 32 + r * 2 + col % 2) * 2) << 16);
     case JMB_Q4: {
@@ -5352,6 +5383,7 @@ typedef struct jmb_kernels {
 #define v_set1 JMB_K(jmb_v_set1)
 #define v_load JMB_K(jmb_v_load)
 #define v_store JMB_K(jmb_v_store)
+#define v_load_le JMB_K(jmb_v_load_le)
 #define v_load_f16 JMB_K(jmb_v_load_f16)
 #define v_pair_f16 JMB_K(jmb_v_pair_f16)
 #define v_pair_bf16 JMB_K(jmb_v_pair_bf16)
@@ -5436,7 +5468,7 @@ typedef __m512i vb64;
 JMB_FN v16 v_set1(float x) { return _mm512_set1_ps(x); }
 JMB_FN v16 v_load(const float *p) { return _mm512_loadu_ps(p); }
 JMB_FN void v_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
-JMB_FN v16 v_load_f16(const uint16_t *p)
+JMB_FN v16 v_load_f16(const uint8_t *p)
 {
     return _mm512_maskz_cvtph_ps(JMB_ALL, _mm256_loadu_si256((const __m256i *)(const void *)p));
 }
@@ -5550,10 +5582,10 @@ JMB_FN void v_store(float *p, v16 a)
     _mm256_storeu_ps(p, a.lo);
     _mm256_storeu_ps(p + 8, a.hi);
 }
-JMB_FN v16 v_load_f16(const uint16_t *p)
+JMB_FN v16 v_load_f16(const uint8_t *p)
 {
     return v_make(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)),
-        _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 8))));
+        _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(p + 16))));
 }
 JMB_FN v16 v_add(v16 a, v16 b) { return v_make(_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)); }
 JMB_FN v16 v_sub(v16 a, v16 b) { return v_make(_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)); }
@@ -5717,9 +5749,9 @@ JMB_FN void v_store(float *p, v16 a)
     JMB_UNROLLED
     for (i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.q[i]);
 }
-JMB_FN v16 v_load_f16(const uint16_t *p)
+JMB_FN v16 v_load_f16(const uint8_t *p)
 {
-    JMB_EACH(v16, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))));
+    JMB_EACH(v16, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)(const void *)(p + 8 * i)))));
 }
 JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(v16, vaddq_f32(a.q[i], b.q[i])); }
 JMB_FN v16 v_sub(v16 a, v16 b) { JMB_EACH(v16, vsubq_f32(a.q[i], b.q[i])); }
@@ -5906,7 +5938,7 @@ JMB_FN v128_t JMB_K(jmb_v_half)(v128_t h)
     f = wasm_v128_or(f, wasm_v128_and(special, wasm_i32x4_const_splat(0x7f800000)));
     return wasm_v128_or(f, sign);
 }
-JMB_FN v16 v_load_f16(const uint16_t *p) { JMB_EACH(v16, JMB_K(jmb_v_half)(wasm_u32x4_load16x4(p + 4 * i))); }
+JMB_FN v16 v_load_f16(const uint8_t *p) { JMB_EACH(v16, JMB_K(jmb_v_half)(wasm_u32x4_load16x4(p + 8 * i))); }
 JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_add(a.q[i], b.q[i])); }
 JMB_FN v16 v_sub(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_sub(a.q[i], b.q[i])); }
 JMB_FN v16 v_mul(v16 a, v16 b) { JMB_EACH(v16, wasm_f32x4_mul(a.q[i], b.q[i])); }
@@ -6095,7 +6127,7 @@ JMB_FN float JMB_K(jmb_fma1)(float a, float b, float c)
 JMB_FN v16 v_set1(float x) { JMB_EACH(x); }
 JMB_FN v16 v_load(const float *p) { JMB_EACH(p[i]); }
 JMB_FN void v_store(float *p, v16 a) { memcpy(p, a.f, sizeof a.f); }
-JMB_FN v16 v_load_f16(const uint16_t *p) { JMB_EACH(jmb_f16_to_float(p[i])); }
+JMB_FN v16 v_load_f16(const uint8_t *p) { JMB_EACH(jmb_f16_to_float(jmb_load_u16(p + 2 * i))); }
 JMB_FN v16 v_add(v16 a, v16 b) { JMB_EACH(a.f[i] + b.f[i]); }
 JMB_FN v16 v_sub(v16 a, v16 b) { JMB_EACH(a.f[i] - b.f[i]); }
 JMB_FN v16 v_mul(v16 a, v16 b) { JMB_EACH(a.f[i] * b.f[i]); }
@@ -6185,6 +6217,19 @@ JMB_FN v16 vi_float(vi16 a) { JMB_EACH((float)a.i[i]); }
 #endif
 #undef JMB_EACH
 
+/* Sixteen numbers of a file or of the KV cache, which are little-endian on every machine; v_load takes its own. */
+JMB_FN v16 v_load_le(const uint8_t *p)
+{
+#if JMB_PASS == 1 && !JMB_LITTLE_ENDIAN
+    float f[16];
+    int i;
+    for (i = 0; i < 16; i++) f[i] = jmb_load_f32(p + 4 * i);
+    return v_load(f);
+#else
+    return v_load((const float *)(const void *)p);
+#endif
+}
+
 #if JMB_PASS != 3
 /* y 2^n, rounded once, for y in [1/2, 2): in two factors, so that n may reach past either end of the exponent
  * and the result overflows to infinity or becomes subnormal as it should. */
@@ -6213,6 +6258,14 @@ JMB_FN v16 JMB_K(jmb_load_part)(const float *p, size_t n)
     return v_load(buffer);
 }
 #define v_load_part JMB_K(jmb_load_part)
+
+JMB_FN v16 JMB_K(jmb_load_part_le)(const uint8_t *p, size_t n)
+{
+    float buffer[16] = { 0 };
+    memcpy(buffer, p, n * sizeof *buffer);
+    return v_load_le((const uint8_t *)buffer);
+}
+#define v_load_part_le JMB_K(jmb_load_part_le)
 
 JMB_FN void JMB_K(jmb_store_part)(float *p, v16 a, size_t n)
 {
@@ -6407,11 +6460,12 @@ JMB_KERNEL void JMB_K(jmb_run_sum)(const jmb_pass *p, const jmb_op *op, uint32_t
 JMB_KERNEL void JMB_K(jmb_run_norm)(const jmb_pass *p, const jmb_op *op, uint32_t task)
 {
     size_t row = op->flags & JMB_OP_LAST ? p->wanted_row[task] : task, i, width = op->in.width;
-    const float *x = jmb_row(p, &op->in, row), *w = (const float *)(const void *)op->w[0]->data;
+    const float *x = jmb_row(p, &op->in, row);
+    const uint8_t *w = op->w[0]->data;
     float *y = jmb_row(p, &op->out[0], task);
     v16 scale = JMB_K(jmb_rms)(x, width, op->eps);
-    for (i = 0; i + 16 <= width; i += 16) v_store(y + i, v_mul(v_mul(v_load(x + i), scale), v_load(w + i)));
-    if (i < width) v_store(y + i, v_mul(v_mul(v_load_part(x + i, width - i), scale), v_load(w + i)));
+    for (i = 0; i + 16 <= width; i += 16) v_store(y + i, v_mul(v_mul(v_load(x + i), scale), v_load_le(w + i * 4)));
+    if (i < width) v_store(y + i, v_mul(v_mul(v_load_part(x + i, width - i), scale), v_load_le(w + i * 4)));
 }
 
 /* n <= 64 floats, zero beyond. */
@@ -6554,7 +6608,7 @@ JMB_FN void JMB_K(jmb_tile_f32)(
     for (k = 0; k < cols; k++) {
         JMB_UNROLL
         for (i = 0; i < m; i++) {
-            v16 w = v_load((const float *)(const void *)(panels->at[i] + k * 64));
+            v16 w = v_load_le(panels->at[i] + k * 64);
             JMB_UNROLL
             for (t = 0; t < n; t++) sum[i * n + t] = v_fma(w, v_set1(x[t][k]), sum[i * n + t]);
         }
@@ -6601,8 +6655,7 @@ JMB_FN const int32_t *JMB_K(jmb_code_sums)(const uint8_t *codes, size_t blocks)
 /* out += (exact integer sum of a block) * (scale of the weights * scale of the row) */
 JMB_FN v16 JMB_K(jmb_add_block)(v16 out, vi16 sum, const uint8_t *scales, float row_scale)
 {
-    v16 scale = v_load_f16((const uint16_t *)(const void *)scales);
-    return v_fma(vi_float(sum), v_mul(scale, v_set1(row_scale)), out);
+    return v_fma(vi_float(sum), v_mul(v_load_f16(scales), v_set1(row_scale)), out);
 }
 
 JMB_FN void JMB_K(jmb_tile_q8)(
@@ -6856,7 +6909,7 @@ JMB_KERNEL void JMB_K(jmb_panel_outputs)(
     const jmb_part_in *l, size_t first, int count, const size_t *rows, size_t at, int n, v16 *y)
 {
     v16 low[JMB_STREAMS * JMB_TILE_ROWS];
-    const float *bias = l->bias ? (const float *)(const void *)l->bias->data + first * 16 : NULL;
+    const uint8_t *bias = l->bias ? l->bias->data + first * 64 : NULL;
     int i, t;
     JMB_K(jmb_panels_times)(l->w, first, count, &l->in, rows, n, y);
     if (l->low_w) {
@@ -6866,7 +6919,7 @@ JMB_KERNEL void JMB_K(jmb_panel_outputs)(
     }
     if (l->adapted) JMB_K(jmb_add_loras)(l, first, count, at, n, y);
     for (i = 0; bias && i < count; i++)
-        for (t = i * JMB_TILE_ROWS; t < i * JMB_TILE_ROWS + n; t++) y[t] = v_add(y[t], v_load(bias + i * 16));
+        for (t = i * JMB_TILE_ROWS; t < i * JMB_TILE_ROWS + n; t++) y[t] = v_add(y[t], v_load_le(bias + i * 64));
 }
 
 /* Outputs i, i + 1, ... of 16 lanes, `count` of them, for n rows: panels, or act(gate) * up of pairs. Laid out as
@@ -7069,17 +7122,17 @@ JMB_FN void JMB_K(jmb_conv_tile)(
     const jmb_pass *p, const jmb_op *op, size_t part, const jmb_span *span, float *state, size_t at)
 {
     size_t taps = op->block->d_conv, row, j;
-    const float *w = (const float *)(const void *)op->w[part]->data + at * taps;
-    v16 bias = op->bias[part] ? v_load((const float *)(const void *)op->bias[part]->data + at) : v_set1(0);
+    const uint8_t *w = op->w[part]->data + at * taps * 4;
+    v16 bias = op->bias[part] ? v_load_le(op->bias[part]->data + at * 4) : v_set1(0);
     for (row = span->first; row < span->first + span->rows; row++) {
         float *u = jmb_row(p, &op->out[part], row) + at;
         v16 newest = v_load(u), sum = bias;
         for (j = 0; j + 1 < taps; j++) {
             v16 past = v_load(state + j * 16);
-            sum = v_fma(v_load(w + j * 16), past, sum);
+            sum = v_fma(v_load_le(w + j * 64), past, sum);
             if (j > 0) v_store(state + (j - 1) * 16, past);
         }
-        sum = v_fma(v_load(w + j * 16), newest, sum);
+        sum = v_fma(v_load_le(w + j * 64), newest, sum);
         if (taps > 1) v_store(state + (taps - 2) * 16, newest);
         v_store(u, JMB_K(jmb_activation)(sum, op->block->act));
     }
@@ -7157,7 +7210,7 @@ typedef struct JMB_K(jmb_scan_block) {
 
 JMB_FN void JMB_K(jmb_scan_fetch)(jmb_scan_in *s, const jmb_pass *p, const jmb_op *op, size_t at, size_t first)
 {
-    v16 bias = v_load((const float *)(const void *)op->bias[0]->data + at);
+    v16 bias = v_load_le(op->bias[0]->data + at * 4);
     size_t i;
     s->stride = op->out[2].stride;
     s->b = jmb_row(p, &op->out[2], first) + s->heads.first;
@@ -7177,13 +7230,13 @@ JMB_FN void JMB_K(jmb_scan_fetch)(jmb_scan_in *s, const jmb_pass *p, const jmb_o
 
 /* h = exp(dt A) h + dt u B, y += h C for `count` states from n on, over the rows of a block. `mixed`: the
  * channels may belong to several heads. */
-JMB_FN void JMB_K(jmb_scan_tile)(jmb_scan_in *s, const float *a, float *h, size_t n, int count, bool mixed)
+JMB_FN void JMB_K(jmb_scan_tile)(jmb_scan_in *s, const uint8_t *a, float *h, size_t n, int count, bool mixed)
 {
     const float *b = s->b + n, *c = s->c + n;
     v16 state[JMB_SCAN_STATES];
     size_t row;
     int i;
-    a += n * 16;
+    a += n * 64;
     h += n * 16;
     JMB_UNROLL
     for (i = 0; i < count; i++) state[i] = v_load(h + i * 16);
@@ -7191,7 +7244,7 @@ JMB_FN void JMB_K(jmb_scan_tile)(jmb_scan_in *s, const float *a, float *h, size_
         v16 dt = v_load(s->dt + row * 16), dtu = v_load(s->dtu + row * 16), y = v_load(s->y + row * 16);
         JMB_UNROLL
         for (i = 0; i < count; i++) {
-            v16 decay = JMB_K(jmb_exp2)(v_mul(dt, v_load(a + i * 16)));
+            v16 decay = JMB_K(jmb_exp2)(v_mul(dt, v_load_le(a + i * 64)));
             v16 in = v_mul(dtu, mixed ? JMB_K(jmb_of_heads)(b + i, &s->heads) : v_set1(b[i]));
             state[i] = v_fma(state[i], decay, in);
             y = v_fma(state[i], mixed ? JMB_K(jmb_of_heads)(c + i, &s->heads) : v_set1(c[i]), y);
@@ -7207,8 +7260,8 @@ JMB_FN void JMB_K(jmb_scan_tile)(jmb_scan_in *s, const float *a, float *h, size_
 JMB_FN void JMB_K(jmb_scan_channels)(const jmb_pass *p, const jmb_op *op, const jmb_span *span, size_t at)
 {
     size_t d_state = op->block->d_state, first = span->first, stop = first + span->rows, n, i;
-    const float *a = (const float *)(const void *)op->w[0]->data + at * d_state;
-    v16 skip = v_load((const float *)(const void *)op->w[1]->data + at);
+    const uint8_t *a = op->w[0]->data + at * d_state * 4;
+    v16 skip = v_load_le(op->w[1]->data + at * 4);
     float *h = span->state + op->state_at + at * d_state;
     jmb_scan_in s;
     JMB_K(jmb_find_heads)(op->block, at, &s.heads);
@@ -7249,8 +7302,8 @@ JMB_FN void JMB_K(jmb_scan2_fetch)(jmb_scan2_in *s, const jmb_pass *p, const jmb
 {
     const jmb_block *m = op->block;
     size_t group = head / (m->heads / m->n_groups), i;
-    v16 a = v_set1(((const float *)(const void *)op->w[0]->data)[head]), dt;
-    v16 bias = v_set1(((const float *)(const void *)op->bias[0]->data)[head]);
+    v16 a = v_set1(jmb_load_f32(op->w[0]->data + head * 4)), dt;
+    v16 bias = v_set1(jmb_load_f32(op->bias[0]->data + head * 4));
     s->stride = op->out[2].stride;
     s->b = jmb_row(p, &op->out[2], first) + group * m->d_state;
     s->c = jmb_row(p, &op->out[3], first) + group * m->d_state;
@@ -7344,7 +7397,7 @@ JMB_FN void JMB_K(jmb_scan2_head)(const jmb_pass *p, const jmb_op *op, const jmb
     size_t width = op->block->d_inner / op->block->heads, d_state = op->block->d_state, i;
     size_t first = span->first, stop = first + span->rows;
     float *state = span->state + op->state_at + head * jmb_pad16(width) * d_state;
-    v16 skip = v_set1(((const float *)(const void *)op->w[1]->data)[head]);
+    v16 skip = v_set1(jmb_load_f32(op->w[1]->data + head * 4));
     jmb_scan2_in s;
     for (; first < stop; first += s.rows) {
         s.rows = stop - first < JMB_SCAN_ROWS ? stop - first : JMB_SCAN_ROWS;
@@ -7368,14 +7421,15 @@ JMB_KERNEL void JMB_K(jmb_run_scan2)(const jmb_pass *p, const jmb_op *op, uint32
 JMB_KERNEL void JMB_K(jmb_run_gate)(const jmb_pass *p, const jmb_op *op, uint32_t row)
 {
     size_t width = op->block->d_inner / op->block->n_groups, g, i;
-    const float *w = (const float *)(const void *)op->w[0]->data, *z = jmb_row(p, &op->in, row);
+    const uint8_t *w = op->w[0]->data;
+    const float *z = jmb_row(p, &op->in, row);
     float *y = jmb_row(p, &op->out[0], row);
     for (i = 0; i < op->block->d_inner; i += 16) v_store(y + i, v_mul(v_load(y + i), v_silu(v_load(z + i))));
     for (g = 0; g < op->block->n_groups; g++) {
         v16 scale = JMB_K(jmb_rms)(y + g * width, width, op->eps);
         for (i = g * width; i < (g + 1) * width; i += 16) {
             size_t n = (g + 1) * width - i < 16 ? (g + 1) * width - i : 16;
-            v_store_part(y + i, v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part(w + i, n)), n);
+            v_store_part(y + i, v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part_le(w + i * 4, n)), n);
         }
     }
 }
@@ -7402,11 +7456,11 @@ JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t ro
     const jmb_block *b = op->block;
     uint32_t group = b->heads / b->kv_heads;
     float sine[JMB_MAX_HEAD_DIM / 2 + 16], cosine[JMB_MAX_HEAD_DIM / 2 + 16];
-    const float *frequency = (const float *)(const void *)op->w[0]->data;
+    const uint8_t *frequency = op->w[0]->data;
     size_t half = b->head_dim / 2, i;
     v16 position = v_set1((float)at), s, c;
     for (i = 0; i < half; i += 16) {
-        JMB_K(jmb_sincos)(v_mul(position, v_load(frequency + i)), &s, &c);
+        JMB_K(jmb_sincos)(v_mul(position, v_load_le(frequency + i * 4)), &s, &c);
         v_store(sine + i, s);
         v_store(cosine + i, c);
     }
@@ -7418,20 +7472,18 @@ JMB_KERNEL void JMB_K(jmb_rope)(const jmb_pass *p, const jmb_op *op, uint32_t ro
 /* Where a head of one key and value goes. */
 JMB_FN void JMB_K(jmb_keep_f32)(const jmb_kv_head *h, size_t key, const float *k, const float *v)
 {
-    float *to_k = (float *)(void *)h->k + key / 16 * h->dim * 16 + key % 16;
-    float *to_v = (float *)(void *)h->v + key * h->stride;
+    uint8_t *to_k = h->k + (key / 16 * h->dim * 16 + key % 16) * 4, *to_v = h->v + key * h->stride * 4;
     size_t i;
-    for (i = 0; i < h->dim; i++) to_k[i * 16] = k[i];
-    for (i = 0; i < h->stride; i++) to_v[i] = i < h->dim ? v[i] : 0;
+    for (i = 0; i < h->dim; i++) jmb_store_f32(to_k + i * 64, k[i]);
+    for (i = 0; i < h->stride; i++) jmb_store_f32(to_v + i * 4, i < h->dim ? v[i] : 0);
 }
 
 JMB_FN void JMB_K(jmb_keep_f16)(const jmb_kv_head *h, size_t key, const float *k, const float *v)
 {
-    uint16_t *to_k = (uint16_t *)(void *)h->k + key / 16 * h->dim * 16 + key % 16;
-    uint16_t *to_v = (uint16_t *)(void *)h->v + key * h->stride;
+    uint8_t *to_k = h->k + (key / 16 * h->dim * 16 + key % 16) * 2, *to_v = h->v + key * h->stride * 2;
     size_t i;
-    for (i = 0; i < h->dim; i++) to_k[i * 16] = (uint16_t)jmb_float_to_f16(k[i]);
-    for (i = 0; i < h->stride; i++) to_v[i] = i < h->dim ? (uint16_t)jmb_float_to_f16(v[i]) : 0;
+    for (i = 0; i < h->dim; i++) jmb_store_u16(to_k + i * 32, jmb_float_to_f16(k[i]));
+    for (i = 0; i < h->stride; i++) jmb_store_u16(to_v + i * 2, i < h->dim ? jmb_float_to_f16(v[i]) : 0);
 }
 
 /* s8 codes of one head, `stride` of them; returns their scale. */
@@ -7457,9 +7509,9 @@ JMB_FN void JMB_K(jmb_keep_q8)(const jmb_kv_head *h, size_t key, const float *k,
 {
     int8_t codes[JMB_MAX_HEAD_DIM], *to_k = (int8_t *)h->k + key / 16 * h->dim * 16 + key % 16;
     size_t i;
-    h->k_scale[key] = JMB_K(jmb_code_head)(k, h->dim, codes);
+    jmb_store_f32(h->k_scale + key * 4, JMB_K(jmb_code_head)(k, h->dim, codes));
     for (i = 0; i < h->dim; i++) to_k[i * 16] = codes[i];
-    h->v_scale[key] = JMB_K(jmb_code_head)(v, h->dim, (int8_t *)h->v + key * h->stride);
+    jmb_store_f32(h->v_scale + key * 4, JMB_K(jmb_code_head)(v, h->dim, (int8_t *)h->v + key * h->stride));
 }
 
 /* One KV head of one row. The cache holds rotated keys, rounded to its type; prefill reads them back like decode does.
@@ -7490,14 +7542,13 @@ JMB_FN void JMB_K(jmb_widen)(const uint8_t *kv, jamba_kv_type type, size_t from,
     size_t i;
     switch (type) {
     case JAMBA_KV_F32:
-        for (i = 0; i < count; i++) v_store(to + i * 16, v_load((const float *)(const void *)kv + from + i * step));
+        for (i = 0; i < count; i++) v_store(to + i * 16, v_load_le(kv + (from + i * step) * 4));
         break;
     case JAMBA_KV_Q8:
         for (i = 0; i < count; i++) v_store(to + i * 16, v_load_i8((const int8_t *)kv + from + i * step));
         break;
     default:
-        for (i = 0; i < count; i++)
-            v_store(to + i * 16, v_load_f16((const uint16_t *)(const void *)kv + from + i * step));
+        for (i = 0; i < count; i++) v_store(to + i * 16, v_load_f16(kv + (from + i * step) * 2));
         break;
     }
 }
@@ -7556,7 +7607,7 @@ JMB_KERNEL void JMB_K(jmb_scores)(const jmb_kv_head *h, float scale, jmb_queries
         }
         for (t = 0; t < a->n; t++) {
             v16 lane = JMB_K(jmb_iota)((float)key);
-            if (h->type == JAMBA_KV_Q8) sum[t] = v_mul(sum[t], v_load(h->k_scale + key));
+            if (h->type == JAMBA_KV_Q8) sum[t] = v_mul(sum[t], v_load_le(h->k_scale + key * 4));
             sum[t] = v_mul(sum[t], v_set1(scale));
             v_store(a->score[t] + key, v_select_gt(v_set1((float)a->keys[t]), lane, sum[t], v_set1(-3e38f)));
         }
@@ -7576,7 +7627,7 @@ JMB_FN void JMB_K(jmb_weights)(const jmb_kv_head *h, float *score, size_t keys, 
         w = v_exp(v_sub(v_load(score + key), top));
         w = v_select_gt(limit, JMB_K(jmb_iota)((float)key), w, v_set1(0));
         sum = v_add(sum, w);
-        v_store(score + key, h->type == JAMBA_KV_Q8 ? v_mul(w, v_load(h->v_scale + key)) : w);
+        v_store(score + key, h->type == JAMBA_KV_Q8 ? v_mul(w, v_load_le(h->v_scale + key * 4)) : w);
     }
     partial[h->stride + 1] = v_sum(sum);
 }
@@ -8616,12 +8667,11 @@ static jamba_result jmb_load_plan(jamba_model *model, jamba_error *error)
     return JAMBA_OK;
 }
 
-static bool jmb_little_endian(void)
+/* Not so where intermediate results are wider, as on the x87. */
+static bool jmb_rounds_to_float(void)
 {
-    const uint16_t one = 1;
-    uint8_t first;
-    memcpy(&first, &one, 1);
-    return first == 1;
+    volatile float large = 16777216.0f, one = 1.0f;
+    return (large + one) - large == 0.0f;
 }
 
 static jamba_result jmb_load(
@@ -8630,15 +8680,13 @@ static jamba_result jmb_load(
     model->kernels = jmb_choose_kernels(params->cpu);
     if (!model->kernels)
         return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "this CPU or build lacks the instruction set asked for");
-    if (!jmb_little_endian()) return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "model files need a little-endian CPU");
-#if (defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0) || (defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0)
-    return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0, "floats are not single precision: use -msse2 -mfpmath=sse");
-#else
+    if (!jmb_rounds_to_float())
+        return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 0,
+            "this build computes in more than single precision: compile with -msse2 -mfpmath=sse");
     JMB_TRY(jmb_open_source(model, source, params, error));
     JMB_TRY(jmb_load_metadata(model, error));
     JMB_TRY(jmb_load_plan(model, error));
     return params->verify ? jmb_verify_tensors(model, params, error) : JAMBA_OK;
-#endif
 }
 
 /* ---- small files: adapters and saved states ------------------------------------------------- */
@@ -9993,8 +10041,7 @@ static void jmb_fork_copy(jamba_session *s, const jamba_session *source)
  * >>state - a session's content as bytes, and back
  *
  * One walk over the content measures, writes and reads it, so that the three agree. What the bytes say
- * is checked before the walk reads them; from there on nothing can fail. Numbers are copied as they lie
- * in memory: only little-endian machines have sessions (jmb_load).
+ * is checked before the walk reads them; from there on nothing can fail.
  * =========================================================================================== */
 
 enum { JMB_SAVED_VERSION = 1, JMB_SAVED_BYTES = 320 };
@@ -10022,7 +10069,7 @@ static const uint8_t jmb_saved_magic[8] = { 0x89, 'J', 'M', 'S', '\r', '\n', 0x1
 
 #define JMB_WRITE_u32(p, value) jmb_store_u32(p, value)
 #define JMB_WRITE_u64(p, value) jmb_store_u64(p, value)
-#define JMB_WRITE_f32(p, value) jmb_store_u32(p, jmb_bits_of(value))
+#define JMB_WRITE_f32(p, value) jmb_store_f32(p, value)
 
 typedef struct jmb_saved {
 #define JMB_X(type, name, at) jmb_##type name;
@@ -10046,11 +10093,11 @@ static jamba_kv_type jmb_form_type(jamba_form form, jamba_kv_type own)
 static void jmb_get_numbers(
     jamba_kv_type type, const uint8_t *at, size_t step, const uint8_t *scale, size_t n, float *x)
 {
-    float unit = type == JAMBA_KV_Q8 ? jmb_float_of(jmb_load_u32(scale)) : 1.0f;
+    float unit = type == JAMBA_KV_Q8 ? jmb_load_f32(scale) : 1.0f;
     size_t i;
     switch (type) {
     case JAMBA_KV_F32:
-        for (i = 0; i < n; i++) x[i] = jmb_float_of(jmb_load_u32(at + i * step * 4));
+        for (i = 0; i < n; i++) x[i] = jmb_load_f32(at + i * step * 4);
         break;
     case JAMBA_KV_Q8:
         for (i = 0; i < n; i++) x[i] = (float)(int8_t)at[i * step] * unit;
@@ -10070,10 +10117,10 @@ static bool jmb_put_numbers(const jmb_kernels *kernels, jamba_kv_type type, cons
     size_t i;
     switch (type) {
     case JAMBA_KV_F32:
-        for (i = 0; i < n; i++) jmb_store_u32(at + i * step * 4, jmb_bits_of(x[i]));
+        for (i = 0; i < n; i++) jmb_store_f32(at + i * step * 4, x[i]);
         break;
     case JAMBA_KV_Q8:
-        jmb_store_u32(scale, jmb_bits_of(kernels->code(x, n, codes)));
+        jmb_store_f32(scale, kernels->code(x, n, codes));
         for (i = 0; i < n; i++) at[i * step] = (uint8_t)codes[i];
         break;
     default:
@@ -10104,6 +10151,16 @@ static uint8_t *jmb_walk_next(jmb_walk *w, uint64_t size)
     uint8_t *next = w->data ? w->data + (size_t)w->at : NULL;
     w->at = jmb_add(w->at, size);
     return next;
+}
+
+static void jmb_walk_u32(jmb_walk *w, int32_t *numbers, uint64_t count)
+{
+    uint8_t *next = jmb_walk_next(w, count * 4);
+    uint64_t i;
+    for (i = 0; next && i < count; i++, next += 4) {
+        if (w->reads) numbers[i] = (int32_t)jmb_load_u32(next);
+        else jmb_store_u32(next, (uint32_t)numbers[i]);
+    }
 }
 
 static void jmb_walk_bytes(jmb_walk *w, void *memory, uint64_t size)
@@ -10161,10 +10218,10 @@ static jmb_kv_tile jmb_tile_of(const jamba_session *s, const jmb_op *op, size_t 
     t.type = h.type;
     t.dim = h.dim;
     t.stride = h.stride;
-    t.k = (uint8_t *)(uintptr_t)h.k + first * h.dim * bytes;
-    t.v = (uint8_t *)(uintptr_t)h.v + first * h.stride * bytes;
-    t.k_scale = (uint8_t *)(void *)(h.k_scale + first);
-    t.v_scale = (uint8_t *)(void *)(h.v_scale + first);
+    t.k = h.k + first * h.dim * bytes;
+    t.v = h.v + first * h.stride * bytes;
+    t.k_scale = h.k_scale + first * 4;
+    t.v_scale = h.v_scale + first * 4;
     return t;
 }
 
@@ -10340,8 +10397,8 @@ static void jmb_walk_reply(jmb_walk *w)
     jmb_reply *r = &w->session->reply;
     uint32_t size = w->saved->text ? w->saved->text - 1 : 0;
     if (!w->saved->text) return;
-    jmb_walk_bytes(w, &r->stream.held_count, 4);
-    jmb_walk_bytes(w, &r->stream.started, 4);
+    jmb_walk_u32(w, &r->stream.held_count, 1);
+    jmb_walk_u32(w, &r->stream.started, 1);
     jmb_walk_bytes(w, r->stream.held, 4);
     jmb_walk_bytes(w, r->text + (w->reads ? 0 : r->given), size);
 }
@@ -10359,7 +10416,7 @@ static uint64_t jmb_walk_all(jmb_walk *w)
     const uint8_t *positions;
     uint32_t i;
     w->at = JMB_SAVED_BYTES;
-    jmb_walk_bytes(w, s->tokens + w->saved->unknown, (uint64_t)jmb_saved_tokens(w->saved) * 4);
+    jmb_walk_u32(w, s->tokens + w->saved->unknown, jmb_saved_tokens(w->saved));
     positions = jmb_walk_marks(w);
     jmb_walk_turns(w);
     jmb_walk_reply(w);
@@ -10469,7 +10526,7 @@ static void jmb_write_saved(jmb_saved *h, uint8_t *p)
 #undef JMB_X
     for (i = 0; i < JAMBA_ADAPTERS_MAX; i++) {
         jmb_store_u64(p + JMB_SAVED_ADAPTERS + i * 16, h->adapter_hash[i]);
-        jmb_store_u32(p + JMB_SAVED_ADAPTERS + i * 16 + 8, jmb_bits_of(h->adapter_scale[i]));
+        jmb_store_f32(p + JMB_SAVED_ADAPTERS + i * 16 + 8, h->adapter_scale[i]);
     }
     h->hash = jmb_saved_hash(p, h->size);
     jmb_store_u64(p + 24, h->hash);
@@ -10520,7 +10577,7 @@ static jamba_result jmb_read_saved(jmb_saved *h, const uint8_t *p, uint64_t size
 #undef JMB_X
     for (i = 0; i < JAMBA_ADAPTERS_MAX; i++) {
         h->adapter_hash[i] = jmb_load_u64(p + JMB_SAVED_ADAPTERS + i * 16);
-        h->adapter_scale[i] = jmb_float_of(jmb_load_u32(p + JMB_SAVED_ADAPTERS + i * 16 + 8));
+        h->adapter_scale[i] = jmb_load_f32(p + JMB_SAVED_ADAPTERS + i * 16 + 8);
     }
     if (h->version != JMB_SAVED_VERSION)
         return jmb_fail(error, JAMBA_ERR_UNSUPPORTED, 8,
@@ -12286,6 +12343,7 @@ JAMBA_API jamba_result jamba_choose(jamba_session *session, const char *const *o
 #undef v_set1
 #undef v_load
 #undef v_store
+#undef v_load_le
 #undef v_load_f16
 #undef v_pair_f16
 #undef v_pair_bf16
@@ -12314,6 +12372,7 @@ JAMBA_API jamba_result jamba_choose(jamba_session *session, const char *const *o
 #undef vi_dot
 #undef vi_float
 #undef v_load_part
+#undef v_load_part_le
 #undef v_store_part
 #undef v_sum
 #undef v_highest
@@ -12328,6 +12387,9 @@ JAMBA_API jamba_result jamba_choose(jamba_session *session, const char *const *o
 #undef jmb_queries_of
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC pop_options
+#if defined(JMB_SSE_MATH) /* gcc cannot call the static functions above from code for the x87 */
+#pragma GCC target("sse2,fpmath=sse")
+#endif
 #elif defined(__clang__) && !defined(__wasm__)
 #pragma float_control(pop)
 #endif

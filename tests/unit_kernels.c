@@ -102,7 +102,7 @@ typedef struct lanes_in {
     float a[16], b[16], c[16];
     float whole[16], power[16]; /* integers in [-126, 127] and [-252, 254] */
     float mantissa[16];         /* in [1/2, 2) */
-    uint16_t half[16];
+    uint8_t half[32];
     uint8_t bytes[64];
     int8_t codes[4];
     int32_t sum; /* of the codes */
@@ -235,7 +235,7 @@ static void lanes_operands(long round, lanes_in *in)
         in->whole[i] = (float)((int)(random_bits() % 254) - 126);
         in->power[i] = (float)((int)(random_bits() % 507) - 252);
         in->mantissa[i] = jmb_float_of((126u << 23) + (random_bits() >> 8));
-        in->half[i] = (uint16_t)(round * 16 + i); /* each of them */
+        jmb_store_u16(in->half + 2 * i, (uint32_t)(round * 16 + i)); /* each of them */
     }
     for (i = 0; i < 64; i++) in->bytes[i] = (uint8_t)random_bits();
     for (in->sum = 0, i = 0; i < 4; i++) {
@@ -377,7 +377,7 @@ static void check_quantise(void)
     for (i = 0; i < 64; i++) x[i] = (float)uniform(-3, 3);
     x[17] = -4.0f;
     jmb_quantise_block_scalar(x, 64, codes, &scale, sums);
-    CHECK(scale == 4.0f / 127.0f);
+    CHECK(scale == (float)(4.0f / 127.0f));
     CHECK(codes[17] == -127);
     for (i = 0; i < 64; i++) {
         expected += codes[i];

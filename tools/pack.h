@@ -17,11 +17,19 @@ typedef struct pack_report {
     uint64_t too_large; /* weights or scales that f16 cannot hold */
 } pack_report;
 
+static bool pack_little_endian(void)
+{
+    const uint16_t one = 1;
+    uint8_t first;
+    memcpy(&first, &one, 1);
+    return first == 1;
+}
+
 /* Little-endian numbers in memory to the host's, and back. */
 static void pack_swap_bytes(uint8_t *p, size_t count, size_t size)
 {
     size_t i, j;
-    if (jmb_little_endian()) return;
+    if (pack_little_endian()) return;
     for (i = 0; i < count; i++, p += size)
         for (j = 0; j < size / 2; j++) {
             uint8_t byte = p[j];

@@ -6,6 +6,11 @@
 #ifndef TOOL_H
 #define TOOL_H
 
+/* -std=c99 makes sums of floats double there: weights would be rounded twice, and the file would be another one. */
+#if defined(__s390__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("excess-precision=fast")
+#endif
+
 #ifndef JAMBA_H
 #define JAMBA_IMPLEMENTATION
 #define JAMBA_STATIC
