@@ -844,20 +844,23 @@ JMB_UNUSED static void jmb_format(char *buffer, size_t capacity, const char *for
     va_end(args);
 }
 
-/* Fills `error` (may be NULL) and returns `code`, so that a failure is one line. */
-static jamba_result jmb_fail(jamba_error *error, jamba_result code, uint64_t offset, const char *format, ...)
+/* Fills `error`, which may be NULL. */
+static void jmb_fill_error(jamba_error *error, jamba_result code, uint64_t offset, const char *format, ...)
 {
-    if (error) {
-        jmb_text_out out = { error->message, 0, sizeof error->message };
-        va_list args;
-        va_start(args, format);
-        jmb_format_args(&out, format, args);
-        va_end(args);
-        error->code = code;
-        error->offset = offset;
-    }
-    return code;
+    jmb_text_out out = { NULL, 0, sizeof error->message };
+    va_list args;
+    if (!error) return;
+    out.data = error->message;
+    va_start(args, format);
+    jmb_format_args(&out, format, args);
+    va_end(args);
+    error->code = code;
+    error->offset = offset;
 }
+
+/* The same, and gives `code`, so that a failure is one line. A macro: static analysers do not see what a function of
+ * variable arguments returns, and would follow every failure as if it were none. */
+#define jmb_fail(error, code, ...) (jmb_fill_error(error, code, __VA_ARGS__), (code))
 
 /* The one place for arithmetic on sizes that come from outside: saturates, so that a sum or product
  * that overflows is too large for every later comparison. */
@@ -3891,8 +3894,10 @@ static void jmb_stream_byte(jmb_text_sink *sink, const jmb_tokenizer *t, jamba_t
         state = jmb_hold_byte(stream->held, &stream->held_count, byte);
     }
     if (state < 0) jmb_stream_flush(sink, t, stream);
-    if (state > 0) jmb_sink_add(sink, stream->held, (size_t)stream->held_count);
-    if (state > 0) stream->held_count = 0;
+    if (state > 0) {
+        jmb_sink_add(sink, stream->held, (size_t)stream->held_count);
+        stream->held_count = 0;
+    }
 }
 
 /* A token of JMB_TEXT_RAW. */
@@ -5140,8 +5145,9 @@ static uint64_t jmb_op_work(const jmb_op *op, const jmb_pass *p)
 static uint64_t jmb_phase_work(const jmb_op *op, const jmb_pass *p)
 {
     uint64_t work = 0;
-    uint32_t i;
-    for (i = 0; i < op->chain; i++) work += jmb_op_work(op + i, p);
+    uint32_t i = 0;
+    do work += jmb_op_work(op + i, p);
+    while (++i < op->chain);
     return work;
 }
 
@@ -9569,7 +9575,7 @@ static jamba_result jmb_restore_mark(jamba_session *s, uint32_t target)
     s->mark_count = count;
     if (m && m->position == from) memcpy(s->own.state, m->state, state * sizeof(float));
     else memset(s->own.state, 0, state * sizeof(float));
-    s->logit_rows = from == target ? 1 : 0;
+    s->logit_rows = m && from == target ? 1 : 0;
     if (s->logit_rows) memcpy(s->logits, m->logits, vocab * sizeof(float));
     s->position = from;
     jmb_drop_fed(s, target);

@@ -113,7 +113,6 @@ static think_mode parse_think(const char *text)
     for (int i = 0; text && i < 3; i++)
         if (strcmp(text, names[i]) == 0) return (think_mode)i;
     tool_usage(TOOL, USAGE, "--think needs show, dim or hide, not", text ? text : "nothing");
-    return THINK_SHOW;
 }
 
 /* FILE, or FILE:SCALE where no file has that name. */

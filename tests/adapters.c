@@ -183,8 +183,8 @@ static void merge(uint8_t *model_bytes, const jamba_model *model, const plan_ent
                     size_t at = pairs == 2 ? row / 16 * 32 + pair * 16 + row % 16 : row;
                     double sum = 0;
                     for (k = 0; k < e->rank; k++)
-                        sum += e->embed ? (double)jmb_weight(&l.a, row, k) * jmb_weight(&l.b, col, k)
-                                        : (double)jmb_weight(&l.b, at, k) * jmb_weight(&l.a, k, col);
+                        sum += e->embed ? (double)jmb_weight(&l.a, row, k) * (double)jmb_weight(&l.b, col, k)
+                                        : (double)jmb_weight(&l.b, at, k) * (double)jmb_weight(&l.a, k, col);
                     put_number(model_bytes + e->w->offset, e->w, at, col,
                         (float)((double)jmb_weight(e->w, at, col) + (double)scale * sum));
                 }

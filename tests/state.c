@@ -464,7 +464,7 @@ static void check_bad_number(const family *f, float bad, jamba_form form)
         float got = b->own.state[17];
         if (form == JAMBA_EXACT) CHECK(jmb_bits_of(got) == jmb_bits_of(bad));
         else if (!jmb_finite(bad)) CHECK_THAT(!jmb_finite(got), "%g became %g", (double)bad, (double)got);
-        else CHECK_NEAR(got, bad, fabs((double)bad) / 127 + 1e-30);
+        else CHECK_NEAR((double)got, (double)bad, fabs((double)bad) / 127 + 1e-30);
     }
     free(saved.data);
     jamba_session_free(a);
@@ -1153,18 +1153,18 @@ typedef struct drift {
 /* KL(p || q) of the distributions of two rows of logits. */
 static double divergence(const float *p, const float *q, size_t vocab)
 {
-    double top_p = p[0], top_q = q[0], sum_p = 0, sum_q = 0, sum = 0;
+    double top_p = (double)p[0], top_q = (double)q[0], sum_p = 0, sum_q = 0, sum = 0;
     size_t i;
     for (i = 0; i < vocab; i++) {
-        if (p[i] > top_p) top_p = p[i];
-        if (q[i] > top_q) top_q = q[i];
+        if ((double)p[i] > top_p) top_p = (double)p[i];
+        if ((double)q[i] > top_q) top_q = (double)q[i];
     }
     for (i = 0; i < vocab; i++) {
-        sum_p += exp(p[i] - top_p);
-        sum_q += exp(q[i] - top_q);
+        sum_p += exp((double)p[i] - top_p);
+        sum_q += exp((double)q[i] - top_q);
     }
     for (i = 0; i < vocab; i++) {
-        double log_p = p[i] - top_p - log(sum_p), log_q = q[i] - top_q - log(sum_q);
+        double log_p = (double)p[i] - top_p - log(sum_p), log_q = (double)q[i] - top_q - log(sum_q);
         sum += exp(log_p) * (log_p - log_q);
     }
     return sum;

@@ -53,11 +53,11 @@ typedef struct score {
 static void score_token(void *user, int32_t position, const float *logits)
 {
     score *s = (score *)user;
-    double top = logits[0], sum = 0;
+    double top = (double)logits[0], sum = 0;
     size_t i;
     if ((size_t)position + 1 >= s->count) return;
     for (i = 1; i < s->vocab; i++)
-        if (logits[i] > top) top = logits[i];
+        if ((double)logits[i] > top) top = (double)logits[i];
     for (i = 0; i < s->vocab; i++) sum += exp((double)logits[i] - top);
     s->loss += log(sum) + top - (double)logits[s->tokens[position + 1]];
     s->scored++;

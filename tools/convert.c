@@ -29,18 +29,17 @@ static uint32_t parse_type(const char *text)
     for (i = 0; i < JMB_TYPES; i++)
         if (strcmp(text, jmb_type_names[i]) == 0) return i;
     tool_usage(tool, usage, "--type needs f32, f16, bf16, q8 or q4, not", text);
-    return JMB_Q8;
 }
 
 static void parse_dt_limit(options *o, const char *text)
 {
     const char *comma = text ? strchr(text, ',') : NULL;
     char low[32] = "";
-    double most = FLT_MAX;
+    double most = (double)FLT_MAX;
     bool ok = comma && (size_t)(comma - text) < sizeof low;
     if (ok) memcpy(low, text, (size_t)(comma - text));
     ok = ok && tool_parse_float(low, 0, most, &o->dt_min);
-    if (ok && strcmp(comma + 1, "inf") == 0) o->dt_max = INFINITY;
+    if (ok && strcmp(comma + 1, "inf") == 0) o->dt_max = (double)INFINITY;
     else ok = ok && tool_parse_float(comma + 1, o->dt_min, most, &o->dt_max);
     o->limit_dt = true;
     if (!ok) tool_usage(tool, usage, "--dt-limit needs MIN,MAX such as 0.001,inf, not", text ? text : "nothing");

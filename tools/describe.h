@@ -238,7 +238,7 @@ JMB_UNUSED static bool adapter_image_open(adapter_image *image, const char *path
     memset(image, 0, sizeof *image);
     if (!tool_read_file(path, SIZE_MAX / 2, &image->bytes, &size, error)) return false;
     if (adapter_image_parse(image, size, &problem) == JAMBA_OK) return true;
-    tool_error_set(error, "%s: %s (byte %llu)", path, problem.message, (unsigned long long)problem.offset);
+    tool_error_fill(error, "%s: %s (byte %llu)", path, problem.message, (unsigned long long)problem.offset);
     adapter_image_close(image);
     return false;
 }

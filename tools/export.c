@@ -100,9 +100,9 @@ static bool folder_finish(const char *part, const char *path, bool force, tool_e
     if (ok && there && rename(path, old) != 0)
         ok = tool_error_set(error, "%s: cannot rename: %s", path, strerror(errno));
     else if (ok && rename(part, path) != 0) {
-        tool_error_set(error, "%s: cannot rename: %s", part, strerror(errno));
+        tool_error_fill(error, "%s: cannot rename: %s", part, strerror(errno));
         if (there && rename(old, path) != 0)
-            tool_error_set(error, "%s: the old folder is now %s: %s", path, old, strerror(errno));
+            tool_error_fill(error, "%s: the old folder is now %s: %s", path, old, strerror(errno));
         ok = false;
     } else if (ok && there) folder_remove(old);
     free(old);

@@ -178,7 +178,7 @@ static const config_key mamba2_keys[] = {
     { "conv_kernel", NULL, KEY_SIZE, SET_D_CONV, 4, 1, JMB_MAX_CONV },
     { "use_conv_bias", NULL, KEY_FLAG, SET_CONV_BIAS, 1, 0, 1 },
     { "use_bias", NULL, KEY_FLAG, SET_PROJ_BIAS, 0, 0, 1 },
-    { "time_step_limit", NULL, KEY_LIMIT, SET_DT_MIN, 0, 0, INFINITY },
+    { "time_step_limit", NULL, KEY_LIMIT, SET_DT_MIN, 0, 0, (double)INFINITY },
     SILU_KEY,
     { NULL, NULL, KEY_UNUSED, SETTINGS, 0, 0, 0 }
 };
@@ -723,7 +723,7 @@ static bool config_read_act(convert_plan *plan, const config_key *key, const jso
 static bool config_limit_number(const json_value *v, double *out)
 {
     if (json_is_string(json_get(v, "__float__"), "Infinity") && json_count(v) == 1) {
-        *out = INFINITY;
+        *out = (double)INFINITY;
         return true;
     }
     return json_number(v, out);
@@ -734,7 +734,7 @@ static bool config_read_limit(convert_plan *plan, const config_key *key, const j
     double *limit = &plan->settings[key->which];
     bool ok = json_kind(v) == JSON_ARRAY && json_count(v) == 2 && config_limit_number(json_at(v, 0), &limit[0])
         && config_limit_number(json_at(v, 1), &limit[1]);
-    return (ok && limit[0] >= 0 && limit[0] <= limit[1] && limit[0] < FLT_MAX)
+    return (ok && limit[0] >= 0 && limit[0] <= limit[1] && limit[0] < (double)FLT_MAX)
         || tool_error_set(error, "%s: %s is not a list of two numbers, the second not below the first",
             plan->config_path, key->name);
 }
@@ -932,7 +932,7 @@ static bool zamba2_derive(convert_plan *plan, const json_value *root, tool_error
     s[SET_INNER_EPS] = 1e-5; /* whatever rms_norm_eps says */
     s[SET_CONV_BIAS] = 1;    /* whatever use_conv_bias says */
     s[SET_MLP_BIAS] = s[SET_PROJ_BIAS];
-    s[SET_DT_MAX] = INFINITY;
+    s[SET_DT_MAX] = (double)INFINITY;
     return zamba2_derive_heads(plan, error) && zamba_derive_attention(plan, error)
         && zamba_read_layers(plan, list, zamba2_is_hybrid, error)
         && zamba2_check_ids(plan, json_get(root, "hybrid_layer_ids"), error);
@@ -1383,7 +1383,10 @@ static bool plan_share_block(convert_plan *plan, uint32_t ordinal, uint32_t kind
     const rule_group *group;
     const name_rule *rule;
     bool differs = false, same;
-    while (plan->model.blocks[block].kind != kind) block++, base++;
+    while (plan->model.blocks[block].kind != kind) {
+        block++;
+        base++;
+    }
     for (group = plan->family->groups; group->rules; group++) {
         if (group->kind != (kind | HYBRID)) continue;
         for (rule = group->rules; rule->name; rule++)

@@ -215,7 +215,7 @@ JMB_UNUSED static bool output_check_forced(const char *path, bool force, tool_er
     tool_error other;
     if (output_check_path(path, force, error)) return true;
     if (!force && output_check_path(path, true, &other))
-        tool_error_set(error, "%s: exists: give --force to replace it", path);
+        tool_error_fill(error, "%s: exists: give --force to replace it", path);
     return false;
 }
 

@@ -208,7 +208,11 @@ static void pattern_count(pattern_walk *w, uint32_t *least, uint32_t *most)
     if (*w->p == '{') {
         w->p++;
         *least = pattern_number(w, 0);
-        *most = *w->p == ',' ? (w->p++, pattern_number(w, PATTERN_MANY)) : *least;
+        *most = *least;
+        if (*w->p == ',') {
+            w->p++;
+            *most = pattern_number(w, PATTERN_MANY);
+        }
         if (*w->p != '}' || *most < *least) pattern_fail(w);
     } else if (*w->p != '*' && *w->p != '+' && *w->p != '?') return;
     if (!w->failed) w->p++;

@@ -43,7 +43,6 @@ static uint32_t argument_type(const char *name)
     for (uint32_t type = JMB_F32 + 1; name && type < JMB_TYPES; type++)
         if (strcmp(name, jmb_type_names[type]) == 0) return type;
     tool_usage(TOOL, USAGE, "--ablate needs f16, bf16, q8 or q4, not", name ? name : "nothing");
-    return JMB_F32;
 }
 
 static void parse_arguments(score *s, char **argv)
@@ -142,11 +141,11 @@ typedef struct distribution {
 
 static distribution distribution_of(const float *logits, int32_t vocab)
 {
-    distribution d = { logits[0], 0, 0 };
+    distribution d = { (double)logits[0], 0, 0 };
     double sum = 0;
     for (int32_t i = 1; i < vocab; i++)
         if ((double)logits[i] > d.maximum) {
-            d.maximum = logits[i];
+            d.maximum = (double)logits[i];
             d.likeliest = i;
         }
     for (int32_t i = 0; i < vocab; i++) sum += exp((double)logits[i] - d.maximum);

@@ -29,8 +29,10 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define TOOL_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define TOOL_NORETURN __attribute__((noreturn))
 #else
 #define TOOL_PRINTF(text, first)
+#define TOOL_NORETURN
 #endif
 
 /* ---- errors -------------------------------------------------------------------------------- */
@@ -83,17 +85,18 @@ JMB_UNUSED static void tool_print_json_string(const char *text)
     putchar('"');
 }
 
-/* Always false, so that a failure is one line. */
 TOOL_PRINTF(2, 3)
-JMB_UNUSED static bool tool_error_set(tool_error *error, const char *format, ...)
+JMB_UNUSED static void tool_error_fill(tool_error *error, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
     vsnprintf(error->message, sizeof error->message, format, args);
     va_end(args);
     tool_clean_text(error->message);
-    return false;
 }
+
+/* The same, and false, so that a failure is one line. A macro as jmb_fail is, and for the same reason. */
+#define tool_error_set(error, ...) (tool_error_fill(error, __VA_ARGS__), false)
 
 JMB_UNUSED static bool tool_no_memory(tool_error *error)
 {
@@ -102,7 +105,7 @@ JMB_UNUSED static bool tool_no_memory(tool_error *error)
 
 /* One line on stderr, exit 1. */
 TOOL_PRINTF(2, 3)
-JMB_UNUSED static void tool_die(const char *tool, const char *format, ...)
+TOOL_NORETURN JMB_UNUSED static void tool_die(const char *tool, const char *format, ...)
 {
     tool_error error;
     va_list args;
@@ -115,7 +118,8 @@ JMB_UNUSED static void tool_die(const char *tool, const char *format, ...)
 }
 
 /* Wrong usage: what is wrong and the usage text on stderr, exit 2. */
-JMB_UNUSED static void tool_usage(const char *tool, const char *usage, const char *problem, const char *argument)
+TOOL_NORETURN JMB_UNUSED static void tool_usage(
+    const char *tool, const char *usage, const char *problem, const char *argument)
 {
     char clean[256];
     snprintf(clean, sizeof clean, "%s", argument ? argument : "");
@@ -323,8 +327,8 @@ JMB_UNUSED static bool tool_read_stream(
         buffer.size += got;
     }
     if (buffer.failed) tool_no_memory(error);
-    else if (ferror(stream)) tool_error_set(error, "%s: cannot read: %s", name, strerror(errno));
-    else if (buffer.size > limit) tool_error_set(error, "%s: larger than %zu bytes", name, limit);
+    else if (ferror(stream)) tool_error_fill(error, "%s: cannot read: %s", name, strerror(errno));
+    else if (buffer.size > limit) tool_error_fill(error, "%s: larger than %zu bytes", name, limit);
     else if (tool_buffer_u8(&buffer, 0)) {
         *data = buffer.data;
         *size = buffer.size - 1;

@@ -227,7 +227,7 @@ static void stream_merge(const panel_stream *s, const lora_part *part, uint64_t 
     uint32_t k;
     memset(s->sums, 0, cols * sizeof *s->sums);
     for (k = 0; k < part->rank; k++) {
-        double left = lora_left(part, row, k);
+        double left = (double)lora_left(part, row, k);
         for (i = 0; i < cols; i++) s->sums[i] += left * (double)lora_right(part, k, i);
     }
     for (i = 0; i < cols; i++) out[i] = (float)((double)out[i] + s->sums[i]);
