@@ -983,8 +983,12 @@ static void jmb_default_free(void *user, void *ptr, size_t size)
 
 static jamba_allocator jmb_allocator_or_default(const jamba_allocator *given)
 {
-    jamba_allocator standard = { jmb_default_alloc, jmb_default_free, NULL };
-    return given ? *given : standard;
+    jamba_allocator standard;
+    if (given) return *given;
+    standard.alloc = jmb_default_alloc; /* not an initialiser: gcc for ARM would keep it in a writable section */
+    standard.free = jmb_default_free;
+    standard.user = NULL;
+    return standard;
 }
 
 /* Blocks of one owner, freed together. */
@@ -3421,6 +3425,27 @@ static uint32_t jmb_next_added(jmb_splitter *s, size_t *start, size_t *stop)
     return JMB_NO_TOKEN;
 }
 
+/* Text without added tokens, which may be empty, and the token behind it, if one is to be put there. */
+typedef struct jmb_stretch {
+    const jmb_unit *text;
+    size_t size;
+    uint32_t token;
+    bool last;
+} jmb_stretch;
+
+static jmb_stretch jmb_next_stretch(jmb_splitter *s)
+{
+    jmb_stretch part;
+    size_t start, stop;
+    uint32_t token = jmb_next_added(s, &start, &stop);
+    part.text = s->text + s->done;
+    part.size = start > s->done ? start - s->done : 0;
+    part.token = start < stop ? token : JMB_NO_TOKEN;
+    part.last = token == JMB_NO_TOKEN;
+    s->done = stop;
+    return part;
+}
+
 /* ---- merging ------------------------------------------------------------------------------- */
 
 #define JMB_END 0xffffffffu
@@ -3645,27 +3670,33 @@ static bool jmb_encode_words(jmb_encoder *e, const jmb_unit *text, size_t size, 
     return true;
 }
 
-/* Cuts added tokens out of a text and hands the stretches between them to `rest`. */
-static bool jmb_encode_split(jmb_encoder *e, const jmb_trie *trie, const jmb_unit *text, size_t size, bool first,
-    bool (*rest)(jmb_encoder *e, const jmb_unit *text, size_t size, bool first))
+/* Cuts the added tokens out that match in normalised text. */
+static bool jmb_encode_normalised(jmb_encoder *e, const jmb_unit *text, size_t size, bool first)
 {
-    jmb_splitter s = { e->t, trie, text, size, 0, 0, 0 };
-    uint32_t token;
+    jmb_splitter s = { e->t, &e->t->normalised, text, size, 0, 0, 0 };
+    jmb_stretch part;
     do {
-        size_t start, stop;
-        token = jmb_next_added(&s, &start, &stop);
-        if (s.done < start && !rest(e, text + s.done, start - s.done, first && s.done == 0)) return false;
-        if (start < stop && !jmb_put_token(e, token)) return false;
-        s.done = stop;
-    } while (token != JMB_NO_TOKEN);
+        part = jmb_next_stretch(&s);
+        if (part.size > 0 && !jmb_encode_words(e, part.text, part.size, first && part.text == text)) return false;
+        if (part.token != JMB_NO_TOKEN && !jmb_put_token(e, part.token)) return false;
+    } while (!part.last);
     return true;
 }
 
-/* Text between added tokens that match as written. */
-static bool jmb_encode_stretch(jmb_encoder *e, const jmb_unit *text, size_t size, bool first)
+/* The same for those that match as written. */
+static bool jmb_encode_raw(jmb_encoder *e, const jmb_unit *text, size_t size, bool first)
 {
-    text = jmb_normalise(e, text, &size);
-    return text && jmb_encode_split(e, &e->t->normalised, text, size, first, jmb_encode_words);
+    jmb_splitter s = { e->t, &e->t->raw, text, size, 0, 0, 0 };
+    jmb_stretch part;
+    do {
+        part = jmb_next_stretch(&s);
+        if (part.size > 0) {
+            const jmb_unit *normal = jmb_normalise(e, part.text, &part.size);
+            if (!normal || !jmb_encode_normalised(e, normal, part.size, first && part.text == text)) return false;
+        }
+        if (part.token != JMB_NO_TOKEN && !jmb_put_token(e, part.token)) return false;
+    } while (!part.last);
+    return true;
 }
 
 /* Part of one text. */
@@ -3705,7 +3736,7 @@ static bool jmb_encode_pieces(
     if (!text) return false;
     for (i = 0; i < count; i++)
         out = jmb_put_units(out, pieces[i].text, pieces[i].length, pieces[i].special ? (unsigned)JMB_UNIT_SPECIAL : 0u);
-    return jmb_encode_split(e, &e->t->raw, text, total, begins, jmb_encode_stretch);
+    return jmb_encode_raw(e, text, total, begins);
 }
 
 /* Hands out `size` items of `item` bytes under the rule for *count and capacity in the API. */
@@ -5375,10 +5406,11 @@ typedef struct jmb_kernels {
  * those that come to 0..d-1.
  * =========================================================================================== */
 
-/* Plain C leaves inlining to the compiler: forced, it would take most of this file's compile time. */
+/* Plain C leaves inlining to the compiler: forced, it would take most of this file's compile time. So do builds that
+ * do not optimise: each inlined function would add its own variables to the caller's stack. */
 #undef JMB_FN
-#if JMB_PASS == 1
-#define JMB_FN static JMB_UNUSED
+#if JMB_PASS == 1 || ((defined(__GNUC__) || defined(__clang__)) && !defined(__OPTIMIZE__))
+#define JMB_FN static JMB_UNUSED JMB_PASS_TARGET
 #else
 #define JMB_FN JMB_INLINE JMB_PASS_TARGET
 #endif

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.." || exit 1
 build=${1:-build}
 out=$build/compile
 rm -rf "$out" && mkdir -p "$out" || exit 1
-warnings="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror"
+warnings="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wvla -Werror"
 jobs=$(nproc 2>/dev/null || echo 2)
 passed=0 failed=0 skipped=0
 
@@ -66,12 +66,25 @@ for i in "${!c_compilers[@]}"; do
         for level in 0 1 2 3; do
             for mode in "" -DJAMBA_STATIC; do
                 name="${c_compilers[$i]}-$std-O$level$mode"
-                queue "$name" "$compiler -std=$std -O$level $mode $warnings -I. -c -o $out/$name.o $source"
+                graph=
+                [ "$name" = "gcc-c99-O$level" ] && graph=-fcallgraph-info=su
+                queue "$name" "$compiler -std=$std -O$level $mode $warnings $graph -I. -c -o $out/$name.o $source"
             done
         done
     done
     queue "${c_compilers[$i]}-openmp" "${c_compilers[$i]} -std=c99 -O2 -fopenmp $warnings -I. -c -o $out/openmp.$i.o $source"
     queue "${c_compilers[$i]}-native" "${c_compilers[$i]} -O2 -march=native $warnings -I. -c -o $out/native.$i.o $source"
+done
+for target in aarch64-linux-gnu arm-linux-gnueabihf i686-linux-gnu; do
+    name=$target-c99-O0
+    flags="-Walloca -fcallgraph-info=su"
+    [ $target = i686-linux-gnu ] && flags="$flags -msse2 -mfpmath=sse" # without which nothing loads
+    if command -v $target-gcc >/dev/null; then
+        queue "$name" "$target-gcc -std=c99 -O0 $warnings $flags -I. -c -o $out/$name.o $source"
+    else
+        echo "SKIP compile: no $target-gcc here"
+        skipped=$((skipped + 1))
+    fi
 done
 run_queue
 printf '#define JAMBA_STATIC\n#include "jamba.h"\n' >"$out/alone.c"
@@ -95,11 +108,20 @@ for i in "${!c_compilers[@]}"; do
 done
 run_queue
 
+# ---- stack ----
+tests/stack.sh "$out"/*-c99-O?.ci >"$out/stack.log"
+status=$?
+grep -v passed "$out/stack.log"
+result "stack and recursion" $status "$out/stack.log"
+
 # ---- symbols: nothing writable, no call that a library in a host must not make ----
 echo "compile: sections and symbols"
-allowed="^(malloc|free|bcmp|mem(cpy|move|set|cmp|chr)|str(len|cmp|chr|ncmp)|open|close|read|lseek|l?seek64|fstat|mmap|munmap\
-|clock_gettime|gettimeofday|sched_yield|madvise|__errno_location|sqrtf?|fmaf?|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_\
-|__gxx_personality_v0)$"
+libc="malloc|free|mem(cpy|move|set|cmp)|str(len|cmp|ncmp)"
+system="open|close|read|lseek|fstat|mmap|munmap|madvise|clock_gettime|gettimeofday|sched_yield|__errno_location"
+compiler="sqrtf|fmaf|bcmp|__stack_chk_fail|_GLOBAL_OFFSET_TABLE_|__gxx_personality_v0" # its own calls
+arm="getauxval|fegetenv|fesetenv|__aarch64_(cas8|ldadd4)_acq_rel|__aeabi_(u?idiv(mod)?|uldivmod|d2ulz|f2lz|[u]?l2[df])"
+i686="__u(div|mod)di3"
+allowed="^($libc|$system|$compiler|$arm|$i686)$"
 for object in "$out"/*-c99-O?.o "$out"/*-c++11-O?.o; do
     [[ $(basename "$object") == user-* ]] && continue # of a program, not of the library
     size -A "$object" | grep -v '^\.data\.rel\.local\.DW\.ref\.__gxx' |
