@@ -131,15 +131,47 @@ static int call_madvise(void *memory, size_t size, int advice)
 #define madvise call_madvise
 #endif
 
+#if defined(FAULTS_SITES)
+static int fault_site; /* line of the last allocation */
+#endif
+
 #include "tiny.h"
 
 #include "../tools/machine.h"
+
+/* ---- allocation sites ------------------------------------------------------------------------------------- */
+
+/* tests/faults.sh compiles a copy of jamba.h that notes the line of each of its allocations here. */
+#if defined(FAULTS_SITES)
+enum { SITE_LINES = 20000 };
+static bool site_seen[SITE_LINES], site_failed[SITE_LINES];
+
+static void *site_alloc(void *user, size_t size, size_t align)
+{
+    void *memory = counter_alloc(user, size, align);
+    site_seen[fault_site] = true;
+    if (!memory) site_failed[fault_site] = true;
+    return memory;
+}
+
+static void test_sites(void)
+{
+    int line, failed = 0;
+    for (line = 0; line < SITE_LINES; line++) {
+        failed += site_failed[line];
+        CHECK_THAT(site_failed[line] || !site_seen[line], "jamba.h:%d: has never failed", line);
+    }
+    printf("%d of %d allocation sites have failed\n", failed, FAULTS_SITES);
+    CHECK(failed == FAULTS_SITES);
+}
+#endif
 
 /* ---- the stage ------------------------------------------------------------------------------------------- */
 
 enum { CONTEXT = 96, TOKENS = 24 };
 
 static char story_path[PATH_ROOM], pirate_path[PATH_ROOM], state_path[PATH_ROOM];
+static char tiny_file[PATH_ROOM], nfc_path[PATH_ROOM], mamba_path[PATH_ROOM]; /* other tokenizers; no attention */
 static uint8_t *story_data, *pirate_data;
 static size_t story_size, pirate_size;
 
@@ -236,6 +268,9 @@ static void stage_open(stage *s)
 {
     memset(s, 0, sizeof *s);
     s->allocator = counter_open(&s->memory);
+#if defined(FAULTS_SITES)
+    s->allocator.alloc = site_alloc;
+#endif
     s->params.allocator = &s->allocator;
 }
 
@@ -251,6 +286,8 @@ static void stage_close(stage *s)
 
 static const int32_t tokens[TOKENS] = { 1, 4, 477, 262, 1733, 502, 360, 722, 548, 360, 818, 370, 360, 1817, 276, 5, 262,
     4, 478, 262, 712, 659, 360, 555 };
+
+static const int32_t few[4] = { 1, 5, 3, 2 };
 
 static jamba_session *make_session(const jamba_model *model)
 {
@@ -285,12 +322,17 @@ static void stage_keep(stage *s)
     file_write(state_path, s->before, s->before_size);
 }
 
+static void stage_load(stage *s, const char *path)
+{
+    stage_open(s);
+    s->model = load_model(jamba_from_file(path), &s->params);
+    test_require(s->model != NULL, "no model", path);
+}
+
 static void stage_converse(stage *s)
 {
     int i;
-    stage_open(s);
-    s->model = load_model(jamba_from_memory(story_data, story_size), &s->params);
-    test_require(s->model != NULL, "no model", "");
+    stage_load(s, story_path);
     for (i = 0; i < 2; i++)
         test_require(jamba_adapter_load(&s->adapter[i], s->model, jamba_from_memory(pirate_data, pirate_size), NULL)
             == JAMBA_OK, "no adapter", "");
@@ -440,6 +482,10 @@ static void test_load(void)
         s.source = sources[i];
         stage_memory(&s, run_model, undo_model, 17);
     }
+    s.source = jamba_from_file(tiny_file);
+    stage_memory(&s, run_model, undo_model, 17);
+    s.source = jamba_from_file(nfc_path);
+    stage_memory(&s, run_model, undo_model, 19);
     s.source = sources[0];
     s.params.no_mmap = s.params.verify = true;
     stage_memory(&s, run_model, undo_model, 18);
@@ -469,7 +515,7 @@ static void test_session(void)
     stage s;
     stage_converse(&s);
     stage_memory(&s, run_create, undo_session, 2);
-    stage_memory(&s, run_fork, undo_session, 3);
+    stage_memory(&s, run_fork, undo_session, 3); /* with adapters */
 #if FAULTY_CALLS
     s.source = jamba_from_file(state_path);
     system_calls.no_mapping = true;
@@ -479,12 +525,31 @@ static void test_session(void)
     stage_close(&s);
 }
 
+/* Of recurrent state alone. */
+static void test_recurrent(void)
+{
+    stage s;
+    stage_load(&s, mamba_path);
+    s.session = make_session(s.model);
+    CHECK(jamba_eval(s.session, few, 4) == JAMBA_OK && jamba_session_mark(s.session) == JAMBA_OK);
+    stage_keep(&s);
+    stage_memory(&s, run_create, undo_session, 1);
+    stage_memory(&s, run_fork, undo_session, 1);
+    stage_close(&s);
+}
+
 static void test_text(void)
 {
     stage s;
-    stage_converse(&s);
+    stage_load(&s, story_path);
     stage_memory(&s, run_encode, NULL, 5);
     stage_memory(&s, run_chat_encode, NULL, 6);
+    stage_close(&s);
+    stage_load(&s, tiny_file);
+    stage_memory(&s, run_encode, NULL, 3);
+    stage_close(&s);
+    stage_load(&s, nfc_path);
+    stage_memory(&s, run_encode, NULL, 5);
     stage_close(&s);
 }
 
@@ -836,11 +901,30 @@ static void test_soak(int cycles)
 
 /* ---- the program ------------------------------------------------------------------------------------------------------ */
 
-/* The storyteller and an adapter of it. */
+/* The tiny model with bytes as tokens, with NFC, and with an added token that is looked for after it. */
+static void make_nfc(void)
+{
+    static const char json[] = "{\"version\":\"1.0\",\"added_tokens\":["
+        "{\"id\":3,\"content\":\"e\xcc\x81\",\"special\":false,\"normalized\":true,\"lstrip\":false,\"rstrip\":false,"
+        "\"single_word\":false}],\"normalizer\":{\"type\":\"NFC\"},"
+        "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
+        "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
+        "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]}}";
+    char folder[PATH_ROOM], path[PATH_ROOM];
+    tiny_write(temp_path(folder, "nfc"), false);
+    file_write(tiny_path(path, folder, "tokenizer.json"), json, strlen(json));
+    test_require(convert(folder, "nfc", "bf16", nfc_path), "convert", folder);
+}
+
+/* The storyteller and an adapter of it; others for what it lacks. */
 static void make_files(void)
 {
     const char *arguments[] = { "examples/characters/pirate", NULL, "--base", NULL, "--force", NULL };
-    char errors[1000];
+    char errors[1000], folder[PATH_ROOM];
+    tiny_write(temp_path(folder, "tiny"), false);
+    test_require(convert(folder, "tiny", "bf16", tiny_file), "convert", folder);
+    make_nfc();
+    test_require(convert("tests/cases/mamba2", "mamba2", "bf16", mamba_path), "convert", "mamba2");
     test_require(convert("examples/storyteller", "storyteller", "q8", story_path), "convert", "storyteller");
     arguments[1] = temp_path(pirate_path, "pirate.jamba-lora");
     arguments[3] = story_path;
@@ -859,11 +943,15 @@ int main(int argc, char **argv)
         { "memory: load", test_load },
         { "memory: adapters", test_adapter },
         { "memory: sessions", test_session },
+        { "memory: recurrent sessions", test_recurrent },
         { "memory: text", test_text },
         { "memory: conversations", test_talk },
         { "memory: as if nothing had been", test_afterwards },
         { "memory: not needed", test_without_memory },
         { "callbacks that read", test_reads },
+#if defined(FAULTS_SITES)
+        { "allocation sites", test_sites },
+#endif
 #if FAULTY_CALLS
         { "system calls", test_calls },
         { "a forked process", test_fork },
