@@ -13,7 +13,7 @@ ledger=tests/ledger.tsv
 failed=0
 mkdir -p "$work" || exit 1
 
-# campaign NAME COUNTED COMMAND...: runs it; COUNTED: an awk program that finds the number of cases in its output
+# campaign NAME COUNTED COMMAND...: runs it; COUNTED: awk that finds the number of cases in its output
 campaign() {
     name=$1 counted=$2
     shift 2
@@ -32,16 +32,11 @@ awk -v count="$work/sites" -f tests/faults_sites.awk jamba.h >"$work/jamba.h" &&
     exit 1
 
 campaign "allocation sites of jamba.h that failed" '/allocation sites have failed/ { print $1 " of " $3 }' \
-    "$build/tests/faults.sites"
-campaign "library: every allocation and system call; loads" '/loads$/ { print $2 }' \
+    "$build/tests/faults.sites" --verbose
+campaign "library: loads, after every allocation and system call" '/[0-9] loads$/ { print $2 }' \
     env SOAK=10000 "$build/tests/faults" --verbose
-campaign "tools: runs with a fault, of every call" '/runs with a fault/ { print $1 }' \
-    env FAULTS=all "$build/tests/tool_faults" --filter faults
-campaign "tools: runs killed at every call" '/runs with a fault/ { print $1 }' \
-    env FAULTS=all "$build/tests/tool_faults" --filter "killed calls"
-campaign "tools: random kills" 'END { print 1500 }' env FAULTS=all "$build/tests/tool_faults" --filter " kills"
-for part in "killed anywhere" "large files" "full " "storm" "order of writing"; do
-    campaign "tools: $part" 'END { split($0, n, " "); print n[1] }' \
+for part in faults "killed calls" " kills: " "killed anywhere" "large files" "full disks" "storm"; do
+    campaign "tools: $part" '/ runs of tools$/ { print $1 }' \
         env FAULTS=all "$build/tests/tool_faults" --filter "$part"
 done
 exit $failed

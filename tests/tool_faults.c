@@ -25,6 +25,7 @@
 #endif
 
 static bool everything; /* FAULTS=all */
+static long tool_runs;
 
 /* ---- what is run ------------------------------------------------------------------------------------------- */
 
@@ -201,6 +202,7 @@ typedef struct play {
 static void play_run(play *p)
 {
     const char *arguments[11];
+    tool_runs++;
     scenario_arguments(p->s, arguments);
     p->code = tool_run_with(p->s->tool, arguments, scenario_input(p->s), "/dev/null", p->errors, sizeof p->errors);
 }
@@ -430,19 +432,16 @@ static void open_preload(void)
 /* Runs the scenario where no file may be larger than `limit`; `ignored`: SIGXFSZ already is. */
 static void run_limited(play *p, size_t limit, bool ignored)
 {
+    const char *arguments[11], *input = scenario_input(p->s); /* which is written here */
     struct rlimit before, now;
     test_require(getrlimit(RLIMIT_FSIZE, &before) == 0, "getrlimit", "");
     now = before;
-    scenario_input(p->s); /* which is written here */
     now.rlim_cur = (rlim_t)limit;
     signal(SIGXFSZ, ignored ? SIG_IGN : SIG_DFL);
+    tool_runs++;
+    scenario_arguments(p->s, arguments);
     test_require(setrlimit(RLIMIT_FSIZE, &now) == 0, "setrlimit", "");
-    {
-        const char *arguments[11];
-        scenario_arguments(p->s, arguments);
-        p->code = tool_run_with(p->s->tool, arguments, p->s->input ? input_path : "/dev/null", "/dev/null", p->errors,
-            sizeof p->errors);
-    }
+    p->code = tool_run_with(p->s->tool, arguments, input, "/dev/null", p->errors, sizeof p->errors);
     setrlimit(RLIMIT_FSIZE, &before);
     signal(SIGXFSZ, SIG_DFL);
 }
@@ -480,6 +479,7 @@ static void run_shell(play *p, const char *command)
     size_t size;
     int status;
     fflush(stdout);
+    tool_runs++;
     status = system(command);
     text = file_read(temp_path(log, "log"), &size);
     snprintf(p->errors, sizeof p->errors, "%s", text ? (const char *)text : "");
@@ -492,18 +492,18 @@ static void run_shell(play *p, const char *command)
 static void run_on_disk(play *p, size_t bytes)
 {
     char log[PATH_ROOM], copy[PATH_ROOM];
-    const char *arguments[11];
+    const char *arguments[11], *input;
     tiny_bytes command = { NULL, 0, 0 };
     size_t i;
-    scenario_input(p->s);
+    input = scenario_input(p->s);
     mkdir(temp_path(copy, "copy"), 0777);
     empty_folder(copy);
     tiny_print(&command, "unshare -rm sh -c 'cp -a %s/. %s/ && mount -t tmpfs -o size=%zu none %s && cp -a %s/. %s/ "
         "&& { rm -rf %s/* && %s/%s", place, copy, bytes, place, copy, place, copy, test_state.build, p->s->tool);
     scenario_arguments(p->s, arguments);
     for (i = 0; arguments[i]; i++) tiny_print(&command, " %s", arguments[i]);
-    tiny_print(&command, " <%s >/dev/null 2>%s; code=$?; cp -a %s/. %s/; exit $code; }'", p->s->input ? input_path
-        : "/dev/null", temp_path(log, "log"), place, copy);
+    tiny_print(&command, " <%s >/dev/null 2>%s; code=$?; cp -a %s/. %s/; exit $code; }'", input,
+        temp_path(log, "log"), place, copy);
     tiny_add(&command, "", 1);
     run_shell(p, (const char *)command.data);
     free(command.data);
@@ -579,6 +579,7 @@ static bool run_and_kill(const play *p, double seconds)
     wait.tv_sec = (time_t)seconds;
     wait.tv_nsec = (long)((seconds - (double)wait.tv_sec) * 1e9);
     fflush(stdout);
+    tool_runs++;
     child = fork();
     if (child == 0) {
         int null = open("/dev/null", O_RDWR);
@@ -822,5 +823,6 @@ int main(int argc, char **argv)
     each_with("the order of writing", "strace -o /dev/null true 2>/dev/null", "no strace", test_protocol);
     each_with("killed anywhere", "strace -o /dev/null true 2>/dev/null", "no strace", test_killed_anywhere);
 #endif
+    if (tool_runs) printf("%ld runs of tools\n", tool_runs);
     return test_summary();
 }
