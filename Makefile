@@ -23,13 +23,14 @@ LINK        := $(LDFLAGS) $(LDLIBS) $(LIBS)
 CXX_EXAMPLES := $(if $(shell command -v $(firstword $(CXX))),$(wildcard examples/*.cc))
 
 PROGRAMS := $(patsubst %,$(BUILD)/%,$(basename $(notdir $(wildcard tools/*.c examples/*.c) $(CXX_EXAMPLES))))
-TESTS    := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/api_second.c tests/real_size.c,$(wildcard tests/*.c)))
+TESTS    := $(patsubst %.c,$(BUILD)/%,$(filter-out tests/api_second.c tests/faults_preload.c \
+            tests/real_size.c,$(wildcard tests/*.c)))
 # Tests that see only the interface; they share one object with the implementation.
 APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' tests/*.c))
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test real-size bench bench-peer bench-sessions lint install clean help FORCE
+.PHONY: all run test faults real-size bench bench-peer bench-sessions lint install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -38,6 +39,9 @@ run: $(BUILD)/chat $(STORY) ## build what it takes, convert examples/storyteller
 
 test: all $(TESTS) ## build and run the tests
 	@tests/run $(BUILD)
+
+faults: all $(BUILD)/tests/faults $(BUILD)/tests/tool_faults ## every fault, kill and full disk for library and tools (takes half an hour)
+	@CC="$(CC)" tests/faults.sh "$(BUILD)"
 
 real-size: all $(BUILD)/real_size ## convert and run random models of 1.2 and 3 billion weights (takes 10 GB and minutes)
 	@$(BUILD)/real_size "$(BUILD)" Zamba2-1.2B Jamba-Reasoning-3B
@@ -97,6 +101,13 @@ $(BUILD)/tests/%: tests/%.c $(BUILD)/flags
 	$(BUILD_PROGRAM)
 
 $(APITESTS): $(BUILD)/tests/api_second.o
+
+$(BUILD)/tests/tool_faults: | $(BUILD)/faults_preload.so
+
+# Without the flags of the user, as those may be a sanitizer's; nothing where there is no glibc.
+$(BUILD)/faults_preload.so: tests/faults_preload.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(CC) -std=c99 -O1 -Wall -Wextra -shared -fPIC -o $@ $< || touch $@
 
 $(BUILD)/tests/%.o: tests/%.c $(BUILD)/flags
 	@mkdir -p $(@D)

@@ -1169,7 +1169,8 @@ static const char *jmb_file_open(jmb_file *file, const char *path)
 {
     struct stat info;
     memset(file, 0, sizeof *file);
-    file->handle = open(path, O_RDONLY | O_NONBLOCK | JMB_CLOEXEC); /* a pipe must not block */
+    do file->handle = open(path, O_RDONLY | O_NONBLOCK | JMB_CLOEXEC); /* a pipe must not block */
+    while (file->handle < 0 && errno == EINTR);
     if (file->handle < 0)
         return errno == ENOENT ? "no such file" : errno == EACCES ? "no permission" : "it cannot be read";
     if (fstat(file->handle, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < 0) {
@@ -1198,6 +1199,7 @@ static size_t jmb_file_read(void *user, uint64_t offset, void *dst, size_t size)
     while (done < size) {
         size_t part = size - done > ((size_t)1 << 30) ? (size_t)1 << 30 : size - done;
         ssize_t got = read(file->handle, (uint8_t *)dst + done, part);
+        if (got < 0 && errno == EINTR) continue; /* by a signal of the host's */
         if (got <= 0) break;
         done += (size_t)got;
     }
@@ -8575,16 +8577,23 @@ struct jamba_model {
     uint64_t size;
 };
 
-/* Reads `size` bytes at 0 into the heap in pieces, with progress between them. */
-static jamba_result jmb_read_all(
-    jamba_model *model, const jamba_io *io, const jamba_model_params *params, jamba_error *error)
+#define JMB_UNNAMED "the file" /* what comes through callbacks */
+
+static jamba_result jmb_fail_read(jamba_error *error, uint64_t at, const char *name)
+{
+    return jmb_fail(error, JAMBA_ERR_IO, at, "%s could not be read at byte %l", name, at);
+}
+
+/* Reads all of a source into the heap in pieces, with progress between them. `name` is for messages. */
+static jamba_result jmb_read_all(jamba_model *model, const jamba_io *io, const char *name,
+    const jamba_model_params *params, jamba_error *error)
 {
     uint8_t *data, header[JMB_HEADER_BYTES];
     jmb_metadata first;
     uint64_t at;
     memset(&first, 0, sizeof first);
     if (io->size >= sizeof header && io->read(io->user, 0, header, sizeof header) != sizeof header)
-        return jmb_fail(error, JAMBA_ERR_IO, 0, "the file could not be read at byte 0");
+        return jmb_fail_read(error, 0, name);
     JMB_TRY(jmb_parse_header(&first, header, io->size, error)); /* before reading what is no model */
     data = (uint8_t *)jmb_heap_take_raw(&model->heap, io->size, 1);
     if (!data) return jmb_no_memory(error);
@@ -8592,7 +8601,7 @@ static jamba_result jmb_read_all(
     for (at = 0; at < io->size;) {
         size_t part = io->size - at < (1u << 26) ? (size_t)(io->size - at) : (size_t)1 << 26;
         if (io->read(io->user, at, data + at, part) != part)
-            return jmb_fail(error, JAMBA_ERR_IO, at, "the file could not be read at byte %l", at);
+            return jmb_fail_read(error, at, name);
         at += part;
         if (params->progress && !params->progress(params->progress_user, "read", at, io->size))
             return jmb_fail(error, JAMBA_ERR_ABORTED, 0, "loading was stopped by the progress callback");
@@ -8617,7 +8626,7 @@ static jamba_result jmb_open_path(
         io.read = jmb_file_read;
         io.user = &file;
         io.size = file.size;
-        result = jmb_read_all(model, &io, params, error);
+        result = jmb_read_all(model, &io, path, params, error);
     }
     jmb_file_close(&file);
     return result;
@@ -8650,7 +8659,7 @@ static jamba_result jmb_open_source(
     if (source->path) return jmb_open_path(model, source->path, params, error);
     if (source->data) return jmb_open_memory(model, source->data, source->size, error);
     model->size = source->io.size;
-    return jmb_read_all(model, &source->io, params, error);
+    return jmb_read_all(model, &source->io, JMB_UNNAMED, params, error);
 }
 
 /* Metadata is copied before it is checked, so that a mapped file that changes meanwhile cannot slip
@@ -8743,17 +8752,15 @@ typedef jamba_result (*jmb_head_fn)(void *user, const uint8_t *head, uint64_t si
 enum { JMB_HEAD_BYTES = 320 }; /* of the longest header */
 
 static jamba_result jmb_bytes_read(
-    jmb_bytes *b, const jamba_io *io, jmb_head_fn check, void *user, jamba_error *error)
+    jmb_bytes *b, const jamba_io *io, const char *name, jmb_head_fn check, void *user, jamba_error *error)
 {
     uint8_t head[JMB_HEAD_BYTES], *data;
     size_t first = io->size < sizeof head ? (size_t)io->size : sizeof head;
-    if (io->read(io->user, 0, head, first) != first)
-        return jmb_fail(error, JAMBA_ERR_IO, 0, "the file could not be read at byte 0");
+    if (io->read(io->user, 0, head, first) != first) return jmb_fail_read(error, 0, name);
     JMB_TRY(check(user, head, io->size, error));
     data = (uint8_t *)jmb_heap_take_raw(&b->heap, io->size, 1);
     if (!data) return jmb_no_memory(error);
-    if (io->read(io->user, 0, data, (size_t)io->size) != io->size)
-        return jmb_fail(error, JAMBA_ERR_IO, 0, "the file could not be read");
+    if (io->read(io->user, 0, data, (size_t)io->size) != io->size) return jmb_fail_read(error, 0, name);
     b->data = data;
     b->size = io->size;
     return JAMBA_OK;
@@ -8776,7 +8783,7 @@ static jamba_result jmb_bytes_map(
         io.read = jmb_file_read;
         io.user = &file;
         io.size = file.size;
-        result = jmb_bytes_read(b, &io, check, user, error);
+        result = jmb_bytes_read(b, &io, path, check, user, error);
     }
     jmb_file_close(&file);
     return result;
@@ -8790,7 +8797,7 @@ static jamba_result jmb_bytes_open(jmb_bytes *b, const jamba_allocator *allocato
     b->heap.allocator = *allocator;
     JMB_TRY(jmb_check_source(source, error));
     if (source->path) return jmb_bytes_map(b, source->path, check, user, error);
-    if (!source->data) return jmb_bytes_read(b, &source->io, check, user, error);
+    if (!source->data) return jmb_bytes_read(b, &source->io, JMB_UNNAMED, check, user, error);
     b->data = (const uint8_t *)source->data;
     b->size = source->size;
     return check(user, b->data, b->size, error);

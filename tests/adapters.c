@@ -576,46 +576,6 @@ static void check_arguments(const jamba_model *model, const jamba_model *other, 
     jamba_adapter_free(adapter);
 }
 
-/* Every allocation fails in turn, of loading, setting and forking. */
-static void check_no_memory(const char *path, const image *file)
-{
-    counter c;
-    jamba_allocator allocator = counter_open(&c);
-    jamba_model_params params;
-    jamba_model *model;
-    jamba_adapter *adapter = NULL;
-    jamba_session *session = NULL, *fork = NULL;
-    int before, failing;
-    memset(&params, 0, sizeof params);
-    params.allocator = &allocator;
-    model = load_model(jamba_from_file(path), &params);
-    if (!CHECK(model != NULL)) return;
-    before = c.live;
-    for (failing = 1; adapter == NULL && failing < 20; failing++) {
-        jamba_result result;
-        c.fail_at = c.calls + failing;
-        result = jamba_adapter_load(&adapter, model, jamba_from_memory(file->bytes, file->size), NULL);
-        CHECK(result == JAMBA_OK || (result == JAMBA_ERR_MEMORY && adapter == NULL && c.live == before));
-    }
-    c.fail_at = 0;
-    CHECK(adapter != NULL && jamba_session_create(&session, model, NULL, NULL) == JAMBA_OK);
-    c.fail_at = c.calls + 1;
-    CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_ERR_MEMORY);
-    c.fail_at = 0;
-    CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_OK);
-    before = c.live;
-    for (failing = 1; fork == NULL && failing < 20; failing++) {
-        c.fail_at = c.calls + failing;
-        if (jamba_session_fork(&fork, session, 0, NULL) != JAMBA_OK) CHECK(fork == NULL && c.live == before);
-    }
-    c.fail_at = 0;
-    jamba_session_free(fork);
-    jamba_session_free(session);
-    jamba_adapter_free(adapter);
-    jamba_model_free(model);
-    CHECK(c.live == 0 && c.wrong == 0);
-}
-
 static bool want_few(const plan_entry *e, const jamba_model *model)
 {
     (void)model;
@@ -636,7 +596,6 @@ static void test_refusals(void)
         file = make_adapter(model, entries, list_entries(model, entries, want_few), JMB_F16, 1);
         check_damage(model, &file);
         check_arguments(model, other, &file);
-        check_no_memory(path, &file);
         free(file.bytes);
     }
     jamba_model_free(model);

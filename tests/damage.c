@@ -1,4 +1,4 @@
-/* damage.c - damaged model files, failing memory and failing reads
+/* damage.c - damaged model files
  *
  * Every prefix and every changed metadata byte of a small model gives its error or a model that can be
  * used; the hash that guards the metadata is repaired in half of the sweeps, so that the checks behind
@@ -395,143 +395,12 @@ static void test_directory_rules(void)
     free(data);
 }
 
-/* ---- failing memory ------------------------------------------------------------------------------------- */
-
-enum { ATTEMPTS = 3000 }; /* more than any of these calls allocates */
-
-static void check_load_without_memory(jamba_source source, bool stay_failed)
-{
-    int n;
-    for (n = 1; n < ATTEMPTS; n++) {
-        counter c;
-        jamba_allocator allocator = counter_open(&c);
-        jamba_model_params params;
-        jamba_model *model = NULL;
-        jamba_error error;
-        jamba_result result;
-        memset(&params, 0, sizeof params);
-        params.allocator = &allocator;
-        c.fail_at = n;
-        c.stay_failed = stay_failed;
-        result = jamba_model_load(&model, source, &params, &error);
-        if (result != JAMBA_OK) check_failure(result, model, &error, "load without memory");
-        CHECK_THAT(result == (c.calls >= n ? JAMBA_ERR_MEMORY : JAMBA_OK), "allocation %d: %s", n, error.message);
-        jamba_model_free(model);
-        CHECK_THAT(c.live == 0 && c.wrong == 0, "allocation %d: %d blocks left", n, c.live);
-        if (c.calls < n) break;
-    }
-    CHECK_THAT(n > 5 && n < ATTEMPTS, "the load makes %d allocations", n - 1);
-}
+/* ---- sizes and stops ---------------------------------------------------------------------------------------- */
 
 static size_t read_piece(void *user, uint64_t offset, void *dst, size_t size)
 {
     memcpy(dst, (const uint8_t *)user + offset, size);
     return size;
-}
-
-static void test_load_memory(void)
-{
-    uint8_t *room = exact_copy(file, file_size), *unaligned = (uint8_t *)malloc(file_size + 65);
-    jamba_io io;
-    int stay;
-    io.read = read_piece;
-    io.user = file;
-    io.size = file_size;
-    unaligned += 1;
-    memcpy(unaligned, file, file_size);
-    for (stay = 0; stay < 2; stay++) {
-        check_load_without_memory(jamba_from_file(model_path), stay == 1);
-        check_load_without_memory(jamba_from_memory(room, file_size), stay == 1);
-        check_load_without_memory(jamba_from_memory(unaligned, file_size), stay == 1);
-        check_load_without_memory(jamba_from_io(io), stay == 1);
-    }
-    free(unaligned - 1);
-    free(room);
-}
-
-/* create and encode, on a model whose allocator fails from now on. */
-static void test_call_memory(void)
-{
-    static const char text[] = "abcdefgh <s> ijkl abcd \xc3\xa9\xe2\x82\xac";
-    counter c;
-    jamba_allocator allocator = counter_open(&c);
-    jamba_model_params params;
-    jamba_model *model;
-    jamba_session *session;
-    jamba_error error;
-    jamba_result result;
-    int n, before, live;
-    memset(&params, 0, sizeof params);
-    params.allocator = &allocator;
-    model = load_model(jamba_from_memory(file, file_size), &params);
-    if (!CHECK(model != NULL)) return;
-    live = c.live;
-    c.fail_at = c.calls + 1;
-    CHECK(jamba_session_create(&session, model, NULL, &error) == JAMBA_ERR_MEMORY && session == NULL);
-    CHECK(error.code == JAMBA_ERR_MEMORY && error.message[0]);
-    CHECK(jamba_session_create(&session, model, NULL, &error) == JAMBA_OK);
-    jamba_session_free(session);
-    for (n = 1; n < ATTEMPTS; n++) {
-        int32_t tokens[64];
-        size_t count = 999;
-        before = c.calls;
-        c.fail_at = before + n;
-        c.stay_failed = n % 2 == 1;
-        result = jamba_encode(model, text, sizeof text - 1, JAMBA_TEXT_SPECIAL, tokens, 64, &count, &error);
-        CHECK(c.live == live && c.wrong == 0);
-        if (c.calls - before < n) break;
-        CHECK_THAT(result == JAMBA_ERR_MEMORY && error.code == JAMBA_ERR_MEMORY, "allocation %d: %d", n, (int)result);
-    }
-    CHECK(result == JAMBA_OK && n < ATTEMPTS);
-    jamba_model_free(model);
-    CHECK(c.live == 0);
-}
-
-/* ---- failing reads ---------------------------------------------------------------------------------------- */
-
-typedef struct bad_reader {
-    int calls, fail_at;
-    size_t short_by;
-} bad_reader;
-
-static size_t read_badly(void *user, uint64_t offset, void *dst, size_t size)
-{
-    bad_reader *r = (bad_reader *)user;
-    memcpy(dst, file + offset, size);
-    return ++r->calls == r->fail_at ? size - (r->short_by < size ? r->short_by : size) : size;
-}
-
-static void test_reads(void)
-{
-    static const size_t shorts[] = { 1, 100, SIZE_MAX };
-    size_t i;
-    int n;
-    for (i = 0; i < 3; i++) {
-        for (n = 1; n < 100; n++) {
-            bad_reader reader = { 0, 0, 0 };
-            counter c;
-            jamba_allocator allocator = counter_open(&c);
-            jamba_model_params params;
-            jamba_model *model = NULL;
-            jamba_error error;
-            jamba_io io;
-            jamba_result result;
-            memset(&params, 0, sizeof params);
-            params.allocator = &allocator;
-            reader.fail_at = n;
-            reader.short_by = shorts[i];
-            io.read = read_badly;
-            io.user = &reader;
-            io.size = file_size;
-            result = jamba_model_load(&model, jamba_from_io(io), &params, &error);
-            if (result != JAMBA_OK) check_failure(result, model, &error, "read");
-            CHECK_THAT(result == (reader.calls >= n ? JAMBA_ERR_IO : JAMBA_OK), "read %d gives %d", n, (int)result);
-            jamba_model_free(model);
-            CHECK(c.live == 0);
-            if (reader.calls < n) break;
-        }
-        CHECK(n > 1 && n < 100);
-    }
 }
 
 /* A size that the caller only claims. */
@@ -627,9 +496,6 @@ int main(int argc, char **argv)
         { "header rules", test_header_rules },
         { "program rules", test_program_rules },
         { "directory rules", test_directory_rules },
-        { "load without memory", test_load_memory },
-        { "create and encode without memory", test_call_memory },
-        { "failing reads", test_reads },
         { "short files", test_claimed_sizes },
         { "stopped loads", test_stopped_loads },
         { "files that are no model", test_odd_files },

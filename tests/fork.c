@@ -254,28 +254,12 @@ static void test_refusals(subject *s)
     jamba_session_free(fork);
 }
 
-/* Whichever allocation fails: an error, nothing kept, the source as it was. */
-static void test_no_memory(subject *s)
-{
-    jamba_session *source = session_at(s, TOKENS_MAX, 300), *fork;
-    int made = s->counter.live, failing;
-    jamba_error error;
-    for (failing = 1; failing <= made; failing++) {
-        s->counter.fail_at = s->counter.calls + failing;
-        CHECK(jamba_session_fork(&fork, source, 10, &error) == JAMBA_ERR_MEMORY && fork == NULL);
-        CHECK(error.code == JAMBA_ERR_MEMORY && s->counter.live == made);
-    }
-    s->counter.fail_at = 0;
-    goes_on(s, source, 300, 310);
-    jamba_session_free(source);
-}
-
 int main(int argc, char **argv)
 {
     static const char *const names[] = { "jamba-moe", "mamba2", "zamba2-abc", "llama" };
     static void (*const tests[])(subject *) = { test_cost, test_crowd, test_orders, test_reserve, test_below,
-        test_refusals, test_no_memory };
-    static const char *const titles[] = { "cost", "crowd", "orders", "reserve", "below", "refusals", "no memory" };
+        test_refusals };
+    static const char *const titles[] = { "cost", "crowd", "orders", "reserve", "below", "refusals" };
     size_t i, j;
     test_start(argc, argv);
     for (i = 0; i < sizeof names / sizeof *names; i++) {

@@ -446,4 +446,59 @@ TEST_UNUSED static jamba_allocator counter_open(counter *c)
     return allocator;
 }
 
+/* ---- fault loops ---------------------------------------------------------------------------------- */
+
+/* A kind of call that can be made to fail: at call number *fail_at, and where *stay_failed at all later ones. */
+typedef struct fault {
+    int *calls, *fail_at;
+    bool *stay_failed;
+} fault;
+
+TEST_UNUSED static fault counter_fault(counter *c)
+{
+    fault f;
+    f.calls = &c->calls;
+    f.fail_at = &c->fail_at;
+    f.stay_failed = &c->stay_failed;
+    return f;
+}
+
+/* What is tried with a fault ahead; leaves nothing behind when it is done. */
+typedef jamba_result (*fault_work)(void *user, jamba_error *error);
+
+enum { FAULTS_MAX = 5000 }; /* more than any work makes calls */
+
+/* One attempt, whose n-th call fails. Whether there was such a call. */
+TEST_UNUSED static bool fail_once(fault f, int n, fault_work work, void *user, jamba_result expected)
+{
+    jamba_error error;
+    jamba_result result;
+    int before = *f.calls;
+    bool met;
+    memset(&error, 0, sizeof error);
+    *f.fail_at = before + n;
+    result = work(user, &error);
+    *f.fail_at = 0;
+    met = *f.calls - before >= n;
+    if (!met) expected = JAMBA_OK;
+    CHECK_THAT(result == expected && error.code == expected && (error.message[0] != 0) == (expected != JAMBA_OK),
+        "call %d%s: %s, not %s: '%s'", n, *f.stay_failed ? " and later" : "", jamba_result_name(result),
+        jamba_result_name(expected), error.message);
+    return met;
+}
+
+/* Lets call 1, 2, 3 ... of the work fail, alone and then with all that follow, until it is done without such a call.
+ * Each attempt must give `expected`. Returns how many calls failed alone. */
+TEST_UNUSED static int fail_each(fault f, fault_work work, void *user, jamba_result expected)
+{
+    int stay, n = 0, alone = 0;
+    for (stay = 0; stay < 2; stay++) {
+        *f.stay_failed = stay == 1;
+        for (n = 1; n < FAULTS_MAX && fail_once(f, n, work, user, expected); n++) alone += stay == 0;
+        CHECK_THAT(n < FAULTS_MAX, "no end after %d calls", n);
+    }
+    *f.stay_failed = false;
+    return alone;
+}
+
 #endif

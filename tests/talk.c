@@ -1154,48 +1154,6 @@ static void test_choose_errors(void)
     jamba_session_free(session);
 }
 
-/* Every allocation of a choice and of a message fails once: no leak, nothing changed. */
-static void test_no_memory(void)
-{
-    counter c;
-    jamba_allocator allocator = counter_open(&c);
-    jamba_model_params model_params;
-    jamba_session_params params;
-    jamba_session *session;
-    jamba_model *model;
-    int32_t choice;
-    int live, first, i;
-    shot before;
-    memset(&model_params, 0, sizeof model_params);
-    memset(&params, 0, sizeof params);
-    model_params.allocator = &allocator;
-    params.context = 64;
-    if (!CHECK((model = load_model(jamba_from_file(story_path), &model_params)) != NULL))
-        return;
-    CHECK(jamba_session_create(&session, model, &params, NULL) == JAMBA_OK);
-    say(session, "user", "Hello!");
-    CHECK(jamba_step(session, 0) == JAMBA_OK);
-    before = shot_take(session);
-    live = c.live;
-    for (i = 1; i < 1000; i++) {
-        first = c.calls;
-        c.fail_at = first + i;
-        if (jamba_choose(session, options, OPTIONS, NULL, NULL, &choice) != JAMBA_ERR_MEMORY) break;
-        CHECK(c.live == live);
-    }
-    CHECK_THAT(i > 20 && i < 1000 && c.live == live, "%d allocations", i);
-    for (i = 1; i < 1000; i++) {
-        c.fail_at = c.calls + i;
-        if (jamba_say(session, "user", "Hello!") != JAMBA_ERR_MEMORY) break;
-        CHECK(c.live == live);
-        if (i == 1) CHECK(shot_same(&before, session));
-    }
-    CHECK_THAT(i > 3 && i < 1000 && c.live == live, "%d allocations", i);
-    jamba_session_free(session);
-    jamba_model_free(model);
-    CHECK(c.live == 0 && c.wrong == 0);
-}
-
 /* ---- random conversations ---------------------------------------------------------------------------------- */
 
 typedef struct chat {
@@ -1506,7 +1464,6 @@ int main(int argc, char **argv)
         { "choices: read together", test_choose_together },
         { "choices drawn", test_choose_drawn },
         { "choices: wrong arguments", test_choose_errors },
-        { "out of memory", test_no_memory },
     };
     const char *wanted = getenv("CHATS");
     int chats = wanted ? atoi(wanted) : 2000;

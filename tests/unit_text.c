@@ -666,24 +666,30 @@ static void test_many_marks(void)
 
 /* ---- memory ------------------------------------------------------------------------------------- */
 
-/* Fails allocation 1, 2, 3 ... until everything works. Returns how many there are. */
-static int fail_each(jamba_result (*run)(const text_model *m, const jamba_allocator *a), const text_model *m)
+/* Work on a model's tokenizer with failing memory. */
+typedef struct memory_work {
+    jamba_result (*run)(const text_model *m, const jamba_allocator *a);
+    const text_model *model;
+    counter memory;
+    jamba_allocator allocator;
+} memory_work;
+
+static jamba_result memory_attempt(void *user, jamba_error *error)
 {
-    int n;
-    for (n = 1; n < 200; n++) {
-        counter c;
-        jamba_allocator a = counter_open(&c);
-        jamba_result result;
-        c.fail_at = n;
-        result = run(m, &a);
-        CHECK(c.live == 0 && c.wrong == 0);
-        if (c.calls < n) {
-            CHECK(result == JAMBA_OK);
-            return n - 1;
-        }
-        CHECK_THAT(result == JAMBA_ERR_MEMORY, "allocation %d failed: %s", n, jamba_result_name(result));
-    }
-    return n;
+    memory_work *w = (memory_work *)user;
+    jamba_result result = w->run(w->model, &w->allocator);
+    CHECK(w->memory.live == 0 && w->memory.wrong == 0);
+    return result == JAMBA_OK ? result : jmb_fail(error, result, 0, "failed");
+}
+
+/* Every allocation fails in turn. Returns how many there are. */
+static int fail_run(jamba_result (*run)(const text_model *m, const jamba_allocator *a), const text_model *m)
+{
+    memory_work w;
+    w.run = run;
+    w.model = m;
+    w.allocator = counter_open(&w.memory);
+    return fail_each(counter_fault(&w.memory), memory_attempt, &w, JAMBA_ERR_MEMORY);
 }
 
 static jamba_result run_load(const text_model *m, const jamba_allocator *a)
@@ -713,9 +719,9 @@ static jamba_result run_encode_marks(const text_model *m, const jamba_allocator 
 
 static void test_failing_memory(const text_model *m)
 {
-    CHECK(fail_each(run_load, m) >= 8);
-    CHECK(fail_each(run_encode, m) >= 5);
-    if (m->t->flags & JMB_TEXT_RAW) CHECK(fail_each(run_encode_marks, m) >= 6);
+    CHECK(fail_run(run_load, m) >= 8);
+    CHECK(fail_run(run_encode, m) >= 5);
+    if (m->t->flags & JMB_TEXT_RAW) CHECK(fail_run(run_encode_marks, m) >= 6);
 }
 
 /* ---- damaged sections ----------------------------------------------------------------------------- */
@@ -1479,7 +1485,7 @@ static void check_format(const char *folder, const char *name, const char *want,
         got = jmb_find_string(&c.metadata, "chat.begin");
         CHECK_THAT(want ? format && strcmp(format, want) == 0 : !format, "format %s", format ? format : "none");
         CHECK_THAT(strcmp(got ? got : "-", begin) == 0, "begin %s", got ? got : "-");
-        if (format) CHECK(fail_each(run_chat, (const text_model *)(const void *)&c) >= 6);
+        if (format) CHECK(fail_run(run_chat, (const text_model *)(const void *)&c) >= 6);
     }
     tool_buffer_free(&c.strings.bytes);
     text_close(&c.text);

@@ -466,5 +466,6 @@ int main(int argc, char **argv)
     free(b.tokens);
     for (int i = 1; i < b.batch; i++) jamba_session_free(b.sessions[i]);
     run_close(&b.run);
+    if (fflush(stdout) != 0 || ferror(stdout)) tool_die(TOOL, "standard output: cannot write: %s", strerror(errno));
     return 0;
 }

@@ -55,19 +55,22 @@ static bool folder_is_export(const char *path, char other[256])
     return mine;
 }
 
-/* Removes a folder that is an export, and nothing else. */
+enum { FOLDER_ROOM = 4096 }; /* of a path that exists */
+
+/* Removes a folder that is an export, and nothing else. Takes no memory, which may be why; a signal handler calls it. */
 static void folder_remove(const char *path)
 {
-    char part[64];
-    size_t i, half;
-    for (i = 0; i < EXPORT_NAMES; i++)
-        for (half = 0; half < 2; half++) {
-            char *name;
-            snprintf(part, sizeof part, "%s%s", export_names[i], half ? ".part" : "");
-            name = tool_path_join(path, part);
-            if (name) unlink(name);
-            free(name);
-        }
+    char name[FOLDER_ROOM + 64];
+    size_t length = strlen(path), i;
+    if (length >= FOLDER_ROOM) return;
+    memcpy(name, path, length);
+    name[length] = '/';
+    for (i = 0; i < EXPORT_NAMES; i++) {
+        strcpy(name + length + 1, export_names[i]);
+        unlink(name);
+        strcat(name, ".part");
+        unlink(name);
+    }
     rmdir(path);
 }
 
@@ -75,11 +78,13 @@ static bool folder_check(const char *path, bool force, tool_error *error)
 {
     struct stat info;
     char other[256];
-    if (lstat(path, &info) != 0) return true;
+    bool there, unused = output_is_free(path, &info, &there, error);
+    if (!there) return unused;
     if (!force) return tool_error_set(error, "%s: exists: give --force to replace it", path);
     if (!S_ISDIR(info.st_mode)) return tool_error_set(error, "%s: is not a folder", path);
-    return folder_is_export(path, other)
-        || tool_error_set(error, "%s: holds %s, which no export writes: choose another name", path, other);
+    if (folder_is_export(path, other)) return true;
+    if (!other[0]) return tool_error_set(error, "%s: cannot read: %s", path, strerror(errno));
+    return tool_error_set(error, "%s: holds %s, which no export writes: choose another name", path, other);
 }
 
 /* A new folder at `path`; one of a run that was killed goes first. */
@@ -91,12 +96,14 @@ static bool folder_create(const char *path, tool_error *error)
     return mkdir(path, 0777) == 0 || tool_error_set(error, "%s: cannot create: %s", path, strerror(errno));
 }
 
-/* Gives the finished folder its name; an old one steps aside first and is removed last. */
+/* Gives the finished folder its name; an old one steps aside first and is removed last. What a run that was killed then
+ * has left aside goes before. */
 static bool folder_finish(const char *part, const char *path, bool force, tool_error *error)
 {
-    char *old = folder_beside(path, ".old");
+    char *old = folder_beside(path, ".old"), *beside = output_folder(path), other[256];
     bool there = tool_file_exists(path), ok = old != NULL || tool_no_memory(error);
     ok = ok && folder_check(path, force, error);
+    if (ok && there && folder_is_export(old, other)) folder_remove(old);
     if (ok && there && rename(path, old) != 0)
         ok = tool_error_set(error, "%s: cannot rename: %s", path, strerror(errno));
     else if (ok && rename(part, path) != 0) {
@@ -104,7 +111,11 @@ static bool folder_finish(const char *part, const char *path, bool force, tool_e
         if (there && rename(old, path) != 0)
             tool_error_fill(error, "%s: the old folder is now %s: %s", path, old, strerror(errno));
         ok = false;
-    } else if (ok && there) folder_remove(old);
+    } else if (ok) {
+        if (beside) output_sync_folder(beside);
+        if (there) folder_remove(old);
+    }
+    free(beside);
     free(old);
     return ok;
 }
@@ -234,6 +245,14 @@ static bool write_folder(const export_plan *e, const char *dir, uint64_t *inexac
     return ok;
 }
 
+/* The folder that a signal removes. */
+static const char *volatile export_part;
+
+static void remove_part(void)
+{
+    if (export_part) folder_remove(export_part);
+}
+
 /* ---- the whole ----------------------------------------------------------------------------- */
 
 static bool run(const export_plan *e, const char *dir, bool force, tool_error *error)
@@ -241,12 +260,14 @@ static bool run(const export_plan *e, const char *dir, bool force, tool_error *e
     char *part = folder_beside(dir, ".part");
     uint64_t inexact = 0;
     bool created, ok = part != NULL || tool_no_memory(error);
+    output_also_remove = remove_part;
+    output_watch_signals();
+    export_part = part;
     ok = ok && folder_check(dir, force, error) && folder_create(part, error);
     created = ok;
-    output_folder_to_remove = created ? part : NULL;
     ok = ok && write_folder(e, part, &inexact, error) && compare_folder(part, e, error)
         && folder_finish(part, dir, force, error);
-    output_folder_to_remove = NULL;
+    export_part = NULL;
     if (created && !ok) folder_remove(part);
     if (ok && inexact > 0)
         fprintf(stderr, "%s: numbers of A that are -exp of no float: %llu; the nearest were written\n", tool,

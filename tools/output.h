@@ -22,13 +22,13 @@ typedef struct output {
 
 /* What the signal handler removes. */
 static const char *volatile output_to_remove;
-/* A folder made for the file, or NULL. */
-static const char *volatile output_folder_to_remove;
+/* Removes what else there is, or NULL; calls only what a signal handler may. */
+static void (*volatile output_also_remove)(void);
 
 static void output_on_signal(int number)
 {
     if (output_to_remove) unlink(output_to_remove);
-    if (output_folder_to_remove) rmdir(output_folder_to_remove);
+    if (output_also_remove) output_also_remove();
     signal(number, SIG_DFL);
     raise(number);
 }
@@ -156,7 +156,9 @@ static bool output_write_at(const output *out, uint64_t offset, const uint8_t *p
 
 static bool output_sync(const output *out, tool_error *error)
 {
-    return fsync(out->file) == 0 || output_fail(out, "cannot sync", error);
+    while (fsync(out->file) != 0)
+        if (errno != EINTR) return output_fail(out, "cannot sync", error);
+    return true;
 }
 
 /* A rename is only safe on disk once its folder is. Where folders cannot be synced nothing is lost by it. */
@@ -174,7 +176,7 @@ static bool output_finish(output *out, tool_error *error)
     struct stat mine, there;
     if (fstat(out->file, &mine) != 0 || lstat(out->temporary, &there) != 0 || mine.st_ino != there.st_ino)
         return tool_error_set(error, "%s: was removed or replaced while it was written", out->temporary);
-    if (close(out->file) != 0) {
+    if (close(out->file) != 0 && errno != EINTR) { /* which closes it all the same */
         out->file = -1;
         return output_fail(out, "cannot close", error);
     }
@@ -197,11 +199,20 @@ static void output_free(output *out)
     out->file = -1;
 }
 
+/* Whether nothing has this name; false with an error where the disk does not tell, or there is something. */
+static bool output_is_free(const char *path, struct stat *info, bool *there, tool_error *error)
+{
+    *there = lstat(path, info) == 0;
+    if (*there) return false;
+    return errno == ENOENT || errno == ENOTDIR || tool_error_set(error, "%s: %s", path, strerror(errno));
+}
+
 /* Whether OUT may be written. */
 static bool output_check_path(const char *path, bool force, tool_error *error)
 {
     struct stat link, info;
-    if (lstat(path, &link) != 0) return true;
+    bool there, unused = output_is_free(path, &link, &there, error);
+    if (!there) return unused;
     if (stat(path, &info) != 0) info = link;
     if (S_ISDIR(info.st_mode)) return tool_error_set(error, "%s: is a folder: give the name of a file", path);
     if (!S_ISREG(info.st_mode) && !S_ISLNK(info.st_mode))

@@ -308,10 +308,11 @@ JMB_UNUSED static char *tool_path_join(const char *dir, const char *name)
     return path;
 }
 
+/* True also where the disk does not tell: what opens it then says why, and no file passes for one that is not there. */
 JMB_UNUSED static bool tool_file_exists(const char *path)
 {
     struct stat info;
-    return stat(path, &info) == 0;
+    return stat(path, &info) == 0 || (errno != ENOENT && errno != ENOTDIR);
 }
 
 /* Reads a stream to its end, at most `limit` bytes. *data is followed by a 0 byte that does not
