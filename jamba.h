@@ -8619,7 +8619,7 @@ static jamba_result jmb_open_path(
     const char *why = jmb_file_open(&file, path);
     if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", path, why);
     model->size = file.size;
-    if (!params->no_mmap && !(params->huge_pages && JMB_HUGE_PAGES) && jmb_file_map(&file)) {
+    if (!params->no_mmap && (!params->huge_pages || !JMB_HUGE_PAGES) && jmb_file_map(&file)) {
         model->mapping = file.mapping;
         model->data = (const uint8_t *)file.mapping;
     } else {

@@ -694,7 +694,7 @@ static bool config_read_number(convert_plan *plan, const config_key *key, const 
         plan->settings[key->which] = no_token;
         return true;
     }
-    if (!ok || !(value >= key->low && value <= key->high)) return config_fail_range(plan, key, error);
+    if (!ok || value < key->low || value > key->high) return config_fail_range(plan, key, error);
     plan->settings[key->which] = value;
     return true;
 }

@@ -310,18 +310,12 @@ static char *lora_base_name(const char *name, size_t prefix, size_t suffix)
 
 static const char lora_prefix[] = "base_model.model.";
 
-/* The tensor of the same name but for its end. */
+/* The tensor of the same name but for its end; `t` has at most PATTERN_TEXT characters. */
 static const st_tensor *lora_partner(const lora_set *set, const st_tensor *t, const char *end, const char *other)
 {
-    size_t length = strlen(t->name) - strlen(end);
-    char *name = (char *)malloc(length + strlen(other) + 1);
-    const st_tensor *found;
-    if (!name) return NULL;
-    memcpy(name, t->name, length);
-    strcpy(name + length, other);
-    found = st_find(&set->checkpoint, name);
-    free(name);
-    return found;
+    char name[PATTERN_TEXT + 32];
+    snprintf(name, sizeof name, "%.*s%s", (int)(strlen(t->name) - strlen(end)), t->name, other);
+    return st_find(&set->checkpoint, name);
 }
 
 /* Takes a tensor that is A or B of a pair; the other half must be there. */

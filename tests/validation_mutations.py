@@ -1,0 +1,304 @@
+"""Mistakes made on purpose in the code that checks what a file says: the tests must notice each of them.
+
+    python3 tests/validation_mutations.py [BUILD] [--count N] [--seed N] [--only NUMBER]
+
+The code is what tests/coverage.py calls the readers. A mistake turns a comparison round or shifts it by one,
+swaps && and ||, changes a constant by one, or drops a check. All of them are compiled into one copy of the source,
+each behind its number (`MUTANT_IS(7) ? wrong : right`), so that a test program is compiled once; the environment variable
+MUTANT chooses one. First every test runs by itself without a mistake and tells which ones it comes by; then each
+mistake is made while those tests run that come by it, the quickest first, until one fails.
+
+Prints what survived, and last: killed, of how many, per cent. Exit 1 below 95 per cent.
+"""
+import argparse
+import os
+import queue
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from coverage import reader_ranges  # noqa: E402
+
+TESTS = ["malformed", "damage", "unit_text", "adapters", "state", "convert_damage", "lora_convert", "families",
+         "talk", "fork", "golden", "lora", "faults"]
+TOOLS = ["convert", "inspect", "logits", "tokenize"]
+GOAL = 95.0
+FLAGS = ["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-D_DEFAULT_SOURCE", "-D_FILE_OFFSET_BITS=64", "-O1", "-w",
+         "-DJMB_UNROLLED="]
+JOBS = int(os.environ.get("JOBS", os.cpu_count()))
+
+# Mistakes that change nothing anyone can observe: file, the line's text, the mistake, why.
+EQUIVALENT = []
+
+CHOICE = """
+#include <stdio.h>
+#include <stdlib.h>
+static int mutant_chosen;
+static unsigned char mutant_met[%d];
+#define MUTANT_IS(n) (mutant_met[n] = 1, mutant_chosen == (n))
+__attribute__((constructor)) static void mutant_choose(void)
+{
+    const char *text = getenv("MUTANT");
+    mutant_chosen = text ? atoi(text) : 0;
+}
+__attribute__((destructor)) static void mutant_tell(void)
+{
+    const char *path = getenv("MUTANTS_MET");
+    FILE *file = path ? fopen(path, "ab") : NULL;
+    unsigned i;
+    for (i = 0; file && i < sizeof mutant_met; i++) if (mutant_met[i]) fprintf(file, "%%u\\n", i);
+    if (file) fclose(file);
+}
+"""
+
+INERT = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|^[ \t]*#(?:[^\n\\]|\\.|\\\n)*', re.S | re.M)
+TOKEN = re.compile(r"<<=?|>>=?|->|<=|>=|==|!=|&&|\|\||<|>|(?<![\w.])(?:0x[0-9a-fA-F]+|\d+)[uUlL]*(?![\w.])")
+SWAPS = {"<": ["<=", ">="], "<=": ["<", ">"], ">": [">=", "<="], ">=": [">", "<"], "==": ["!="], "!=": ["=="],
+         "&&": ["||"], "||": ["&&"]}
+SITE = re.compile(r"\b(if|while|for|JMB_TRY)\s*\(|\breturn\b|(?<![=!<>])=(?!=)")
+
+
+def blank(match):
+    return re.sub(r"[^\n]", " ", match.group())
+
+
+def close_of(mask, at):
+    """The place behind the bracket that closes the one at `at`."""
+    depth = 0
+    while True:
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(mask[at], 0)
+        at += 1
+        if depth == 0:
+            return at
+
+
+def end_of(mask, at, stops):
+    """The next of `stops`, or closing bracket, that is in no bracket of its own."""
+    while mask[at] not in stops and mask[at] not in ")]}":
+        at = close_of(mask, at) if mask[at] in "([{" else at + 1
+    return at
+
+
+def bodies(mask, first, last):
+    """Function bodies: from a brace on a line of its own to one in the first column."""
+    for match in re.finditer(r"^\{$.*?^\}$", mask, re.S | re.M):
+        if first <= mask.count("\n", 0, match.start()) + 1 <= last:
+            yield match.start(), match.end()
+
+
+def expressions(mask, begin, end):
+    """(start, end, what) of each expression that a choice may stand for."""
+    for match in SITE.finditer(mask, begin, end):
+        word, at = match.group(1), match.end()
+        if word == "for":
+            at = end_of(mask, at, ";") + 1
+            yield at, end_of(mask, at, ";"), "while"
+        elif word:
+            yield at, close_of(mask, at - 1) - 1, word
+        elif match.group() == "return":
+            yield at, end_of(mask, at, ";"), "return"
+        else:
+            line = mask[mask.rfind("\n", 0, at) + 1:at]
+            rest = mask[at:end_of(mask, at, ",;")]
+            if not re.search(r"\b(static|for)\b|\[\d*\w*\]\s*=$", line) and not rest.lstrip().startswith("{"):
+                yield at, at + len(rest), "="
+
+
+def shifted(number):
+    digits = re.match(r"0x[0-9a-fA-F]+|\d+", number).group()
+    value, suffix = int(digits, 0) if digits.startswith("0x") else int(digits), number[len(digits):]
+    return [f"{v}{suffix}" for v in (value + 1, value - 1) if v >= 0]
+
+
+def variants(text, mask, start, end, what):
+    """(description, text) of each mistake in one expression."""
+    body = text[start:end]
+    if re.match(r"\s*(jmb_fail|jmb_bad_\w+|tool_fail\w*|json_fail|\w+_fail\w*)\(", body) or not body.strip():
+        return
+    if what == "JMB_TRY":
+        yield "the check dropped", f"(({body}), JAMBA_OK)"
+    if what == "if" and re.match(r"\)\s*(\{\s*)?return\b", mask[end:end + 200]):
+        yield "the check dropped", "0"
+    for match in TOKEN.finditer(mask, start, end):
+        old = match.group()
+        for new in SWAPS.get(old, shifted(old) if old[0].isdigit() else []):
+            yield f"{old} becomes {new}", text[start:match.start()] + new + text[match.end():end]
+
+
+class Mutant:
+    def __init__(self, name, line, source, what, start, end, text):
+        self.name, self.line, self.source, self.what = name, line, source, what
+        self.start, self.end, self.text = start, end, text
+        self.number = 0
+
+    def __str__(self):
+        return f"{self.name}:{self.line}: {self.what}: {self.source.strip()[:100]}"
+
+    def excuse(self):
+        for name, source, what, why in EQUIVALENT:
+            if name == self.name and source in self.source and what == self.what:
+                return why
+        return None
+
+
+def find_mutants():
+    found, texts = [], {}
+    for name, first, last, _ in reader_ranges():
+        with open(name, encoding="utf-8") as file:
+            text = texts[name] = file.read()
+        mask, lines = INERT.sub(blank, text), text.splitlines()
+        for begin, finish in bodies(mask, first, last):
+            for start, end, what in expressions(mask, begin, finish):
+                for description, changed in variants(text, mask, start, end, what):
+                    line = mask.count("\n", 0, start + len(mask[start:end]) - len(mask[start:end].lstrip())) + 1
+                    found.append(Mutant(name, line, lines[line - 1], description, start, end, changed))
+    return found, texts
+
+
+def write_source(folder, chosen, texts):
+    """The source with every chosen mistake behind its number."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder + "/source/tests")
+    for part in ("tools", "examples"):
+        shutil.copytree(part, f"{folder}/source/{part}")
+    for file in os.listdir("tests"):
+        if file.endswith((".c", ".h")):
+            shutil.copy(f"tests/{file}", f"{folder}/source/tests/")
+    with open(f"{folder}/choice.h", "w", encoding="utf-8") as file:
+        file.write(CHOICE % (len(chosen) + 1))
+    for name, text in texts.items():
+        spans = {}
+        for mutant in chosen:
+            if mutant.name == name:
+                spans.setdefault((mutant.start, mutant.end), []).append(mutant)
+        for (start, end), mutants in sorted(spans.items(), reverse=True):
+            choice = f"({text[start:end]})"
+            for mutant in mutants:
+                choice = f"(MUTANT_IS({mutant.number}) ? ({mutant.text}) : {choice})"
+            text = f"{text[:start]} {choice}{text[end:]}"
+        with open(f"{folder}/source/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def compile_one(folder, source, out, more=()):
+    command = [os.environ.get("CC", "gcc"), *FLAGS, "-include", f"{folder}/choice.h", f"-I{folder}/source",
+               "-o", out, f"{folder}/source/{source}", *more, "-lm", "-pthread"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[:3000]}")
+
+
+def compile_all(folder):
+    os.makedirs(folder + "/tests")
+    library = f"{folder}/api_second.o"
+    compile_one(folder, "tests/api_second.c", library, ["-c"])
+    jobs = [(f"tools/{tool}.c", f"{folder}/{tool}", []) for tool in TOOLS]
+    for test in [t for t in TESTS if os.path.exists(f"tests/{t}.c")]:
+        with open(f"tests/{test}.c", encoding="utf-8") as file:
+            api = "define SUPPORT_API_ONLY" in file.read()
+        jobs.append((f"tests/{test}.c", f"{folder}/tests/{test}", [library] if api else []))
+    with ThreadPoolExecutor(JOBS) as pool:
+        list(pool.map(lambda job: compile_one(folder, *job), jobs))
+    return [out for _, out, _ in jobs if "/tests/" in out]
+
+
+def run_test(program, name, mutant, seconds, met=None):
+    """Whether the test passed; its output does not matter."""
+    environment = dict(os.environ, MUTANT=str(mutant), LAWS="20", CHATS="20")
+    if met:
+        environment["MUTANTS_MET"] = met
+    command = f"ulimit -v 8000000; exec '{program}' --filter \"$NAME\""
+    try:
+        return subprocess.run(["sh", "-c", command], env=dict(environment, NAME=name), timeout=seconds,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def list_tests(program):
+    text = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout
+    prefix = os.path.basename(program) + ": "
+    return sorted({line[len(prefix):] for line in text.splitlines() if line.startswith(prefix)})
+
+
+def learn(folder, program):
+    """(seconds, program, name, numbers of the mistakes it comes by) of each test of one program."""
+    tests = []
+    for name in list_tests(program):
+        met = f"{folder}/{os.path.basename(program)}.met"
+        open(met, "w").close()
+        begun = time.monotonic()
+        if not run_test(program, name, 0, 600, met):
+            print(f"left out, it fails without a mistake: {program} --filter '{name}'")
+            continue
+        with open(met, encoding="utf-8") as file:
+            tests.append((time.monotonic() - begun, program, name, {int(line) for line in file}))
+    return tests
+
+
+def make_room(folder):
+    """A folder for each thread, with links to the programs: tests write into the folder of their own program."""
+    free = queue.Queue()
+    for thread in range(JOBS):
+        room = f"{folder}/{thread}"
+        os.makedirs(room + "/tests")
+        for part in ("", "/tests"):
+            for file in os.scandir(folder + part):
+                if file.is_file() and os.access(file, os.X_OK):
+                    os.link(file.path, f"{room}{part}/{file.name}")
+        free.put(room)
+    return free
+
+
+def kill(tests, free, mutant):
+    """(the test that fails, how many came by it)"""
+    near, room, by = [test for test in tests if mutant.number in test[3]], free.get(), None
+    for seconds, program, name, _ in near:
+        if not run_test(f"{room}/tests/{os.path.basename(program)}", name, mutant.number, 20 + 10 * seconds):
+            by = f"{os.path.basename(program)}: {name}"
+            break
+    free.put(room)
+    return by, len(near)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("build", nargs="?", default="build")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int)
+    arguments = parser.parse_args()
+    folder = os.path.join(arguments.build, "mutations-validation")
+    begun = time.monotonic()
+    found, texts = find_mutants()
+    print(f"{len(found)} mistakes can be made")
+    random.Random(arguments.seed).shuffle(found)
+    chosen = [mutant for mutant in found if not mutant.excuse()][:arguments.count]
+    for number, mutant in enumerate(chosen, 1):
+        mutant.number = number
+    write_source(folder, chosen, texts)
+    programs = compile_all(folder)
+    print(f"compiled after {time.monotonic() - begun:.0f} s", flush=True)
+    with ThreadPoolExecutor(JOBS) as pool:
+        tests = sorted(sum(pool.map(lambda program: learn(folder, program), programs), []), key=lambda test: test[0])
+        print(f"{len(tests)} tests, learnt after {time.monotonic() - begun:.0f} s", flush=True)
+        tried = [m for m in chosen if arguments.only in (None, m.number)]
+        free = make_room(folder)
+        results = list(pool.map(lambda mutant: kill(tests, free, mutant), tried))
+    killed = 0
+    for mutant, (by, near) in zip(tried, results):
+        killed += by is not None
+        if by is None:
+            print(f"survived {mutant.number}{'' if near else ' (no test comes by it)'}: {mutant}")
+    rate = 100.0 * killed / len(tried)
+    print(f"{killed} of {len(tried)} killed: {rate:.1f} per cent; {time.monotonic() - begun:.0f} s")
+    sys.exit(0 if rate >= GOAL else 1)
+
+
+if __name__ == "__main__":
+    main()
