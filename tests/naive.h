@@ -32,6 +32,9 @@ typedef struct naive_model {
     bool keep_activations; /* q8: do not round them (to see that rounding matters) */
     jamba_kv_type kv;      /* what the keys and values are rounded to; f16 is 0, so naive_open() sets f32 */
     double nearest_tie;    /* least distance of a rounded number from a boundary between two codes, in codes */
+    double nearest_choice; /* least difference in weight between an expert taken and one left out */
+    double noise;          /* products are off by up to this much of the sum of what they add up; 0: exact */
+    uint64_t random;       /* state of the noise's generator */
     double eps;
     naive_block *blocks;
     naive_tensor *tensors;
@@ -321,8 +324,13 @@ static void naive_product(naive_model *m, const naive_tensor *t, const double *w
     if (t->type >= JMB_Q8 && !m->keep_activations) naive_round(m, x, t->cols, 64, rounded);
     else memcpy(rounded, x, t->cols * sizeof *rounded);
     for (row = 0; row < t->rows; row++) {
-        double sum = 0;
-        for (col = 0; col < t->cols; col++) sum += w[row * t->cols + col] * rounded[col];
+        double sum = 0, size = 0;
+        for (col = 0; col < t->cols; col++) {
+            double term = w[row * t->cols + col] * rounded[col];
+            sum += term;
+            size += fabs(term);
+        }
+        if (m->noise > 0) sum += m->noise * size * ((double)(random_next(&m->random) >> 11) / 4503599627370496.0 - 1);
         y[row] = sum;
     }
     free(rounded);
@@ -649,7 +657,7 @@ static double *naive_expert(naive_model *m, const naive_block *b, unsigned index
 static double *naive_moe(naive_model *m, const naive_block *b, const double *a)
 {
     double *weight = naive_linear(m, JMB_ROLE_ROUTER, b->unit, 0, a);
-    double *out = (double *)calloc(m->hidden, sizeof *out), sum = 0;
+    double *out = (double *)calloc(m->hidden, sizeof *out), sum = 0, least = 0;
     size_t k, e, i;
     bool *chosen = (bool *)calloc(b->experts, sizeof *chosen);
     naive_softmax(weight, b->experts);
@@ -658,8 +666,11 @@ static double *naive_moe(naive_model *m, const naive_block *b, const double *a)
         for (e = 0; e < b->experts; e++)
             if (!chosen[e] && (best == b->experts || weight[e] > weight[best])) best = e;
         chosen[best] = true;
-        sum += weight[best];
+        least = weight[best];
+        sum += least;
     }
+    for (e = 0; e < b->experts; e++)
+        if (!chosen[e] && least - weight[e] < m->nearest_choice) m->nearest_choice = least - weight[e];
     for (e = 0; e < b->experts; e++) {
         double *y;
         if (!chosen[e]) continue;
@@ -723,6 +734,67 @@ TEST_UNUSED static void naive_step(naive_model *m, int32_t token, double *logits
     free(last);
     free(x);
     free(a);
+}
+
+/* ---- sequences that can be compared ------------------------------------------------------------- */
+
+/* Codes from a boundary. Single precision moves an activation by about 1e-7 of its size, a code of 8 bits by 1e-5,
+ * the last bit of an f16 by 2e-4 and more. */
+TEST_UNUSED static const double clear_of_ties = 5e-5, clear_of_f16_ties = 2e-3;
+TEST_UNUSED static const double clear_of_choices = 1e-5; /* in an expert's weight */
+
+/* A sequence whose rounded numbers all keep `clear` of ties, and its choices of experts. Returns how long it has become
+ * after so many tries. */
+TEST_UNUSED static size_t naive_choose(naive_model *naive, double clear, int32_t *tokens, size_t count, int tries)
+{
+    size_t size = naive_state(naive, NULL, false), i;
+    double *before = (double *)malloc((size + 1) * sizeof *before), *logits;
+    uint64_t random = 3;
+    logits = (double *)malloc(naive->vocab * sizeof *logits);
+    naive_reset(naive);
+    for (i = 0; i < count && tries > 0; tries--) {
+        naive_state(naive, before, false);
+        tokens[i] = (int32_t)(random_next(&random) % naive->vocab);
+        naive->nearest_tie = naive->nearest_choice = 1;
+        naive_step(naive, tokens[i], logits);
+        if (naive->nearest_tie >= clear && naive->nearest_choice >= clear_of_choices) {
+            i++;
+        } else {
+            naive->position--;
+            naive_state(naive, before, true);
+        }
+    }
+    free(before);
+    free(logits);
+    return i;
+}
+
+static void naive_run(naive_model *naive, const int32_t *tokens, size_t count, double *logits)
+{
+    size_t i;
+    naive_reset(naive);
+    for (i = 0; i < count; i++) naive_step(naive, tokens[i], logits + i * naive->vocab);
+}
+
+/* Whether products that are a little off move the logits of a sequence by no more than `most`: where they do, a number
+ * stands closer to a boundary than the arithmetic before it is exact. */
+TEST_UNUSED static bool naive_is_stable(naive_model *naive, const int32_t *tokens, size_t count, double most)
+{
+    enum { DRAWS = 4 };
+    size_t size = count * naive->vocab, i;
+    double *exact = (double *)malloc(size * sizeof *exact), *other = (double *)malloc(size * sizeof *other);
+    bool stable = true;
+    naive_run(naive, tokens, count, exact);
+    naive->noise = ldexp(1, -19);
+    naive->random = 1;
+    for (i = 0; i < DRAWS * size && stable; i++) {
+        if (i % size == 0) naive_run(naive, tokens, count, other);
+        stable = fabs(other[i % size] - exact[i % size]) <= most;
+    }
+    naive->noise = 0;
+    free(exact);
+    free(other);
+    return stable;
 }
 
 #endif

@@ -7,9 +7,6 @@
 #include "naive.h"
 
 static const double bound = 2e-4;
-/* Codes from a boundary. Single precision moves an activation by about 1e-7 of its size, a code of 8 bits by 1e-5,
- * the last bit of an f16 by 2e-4 and more. */
-static const double clear_of_ties = 5e-5, clear_of_f16_ties = 2e-3;
 enum { SEQUENCE = 24, TRIES = 20000 };
 
 /* Logits of the library and of the naive forward for one sequence; returns the largest difference. */
@@ -65,37 +62,11 @@ static double cache_drift(const jamba_model *model, jamba_kv_type kv, const int3
     return worst;
 }
 
-/* A sequence whose activations all keep clear of ties; false when none is found. */
-static bool choose_sequence(naive_model *naive, double clear, int32_t *tokens)
-{
-    size_t size = naive_state(naive, NULL, false), i;
-    double *before = (double *)malloc((size + 1) * sizeof *before), *logits;
-    uint64_t random = 3;
-    int tries = 0;
-    logits = (double *)malloc(naive->vocab * sizeof *logits);
-    naive_reset(naive);
-    for (i = 0; i < SEQUENCE && tries < TRIES; tries++) {
-        naive_state(naive, before, false);
-        tokens[i] = (int32_t)(random_next(&random) % naive->vocab);
-        naive->nearest_tie = 1;
-        naive_step(naive, tokens[i], logits);
-        if (naive->nearest_tie >= clear) {
-            i++;
-        } else {
-            naive->position--;
-            naive_state(naive, before, true);
-        }
-    }
-    free(before);
-    free(logits);
-    return i == SEQUENCE;
-}
-
 static void check_q8(const char *name, const jamba_model *model, naive_model *naive)
 {
     int32_t tokens[SEQUENCE];
     double worst, plain;
-    if (!CHECK(choose_sequence(naive, clear_of_ties, tokens))) return;
+    if (!CHECK(naive_choose(naive, clear_of_ties, tokens, SEQUENCE, TRIES) == SEQUENCE)) return;
     worst = compare_sequence(model, naive, tokens, SEQUENCE);
     CHECK_THAT(worst <= bound, "differs from the naive forward by %.3g, allowed %.3g", worst, bound);
     naive->keep_activations = true;
@@ -115,9 +86,9 @@ static void test_cache(const char *name, jamba_kv_type kv)
     if (CHECK(model != NULL)) {
         naive_model *naive = naive_open(path, 128);
         int32_t tokens[SEQUENCE];
-        double worst = 1, plain;
+        double worst = 1, plain, clear = kv == JAMBA_KV_Q8 ? clear_of_ties : clear_of_f16_ties;
         naive->kv = kv;
-        if (CHECK(choose_sequence(naive, kv == JAMBA_KV_Q8 ? clear_of_ties : clear_of_f16_ties, tokens)))
+        if (CHECK(naive_choose(naive, clear, tokens, SEQUENCE, TRIES) == SEQUENCE))
             worst = compare_sequence(model, naive, tokens, SEQUENCE);
         CHECK_THAT(worst <= bound, "differs from the naive forward by %.3g, allowed %.3g", worst, bound);
         plain = cache_drift(model, kv, tokens);
