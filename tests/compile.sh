@@ -58,19 +58,20 @@ result() { # NAME STATUS LOG
 }
 
 # ---- warnings ----
-echo "compile: ${c_compilers[*]} ${cxx_compilers[*]}, C99 C11 C++11 C++17, -O0 to -O3, plain and JAMBA_STATIC"
+echo "compile: ${c_compilers[*]} ${cxx_compilers[*]}, C99 C++11 at -O0 to -O3, C11 C++17, plain and JAMBA_STATIC"
 source=tests/compile/implementation.c
 for i in "${!c_compilers[@]}"; do
     for std in c99 c11 c++11 c++17; do
         case $std in c++*) compiler="${cxx_compilers[$i]} -x c++" ;; *) compiler=${c_compilers[$i]} ;; esac
-        for level in 0 1 2 3; do
-            for mode in "" -DJAMBA_STATIC; do
-                name="${c_compilers[$i]}-$std-O$level$mode"
-                graph=
-                [ "$name" = "gcc-c99-O$level" ] && graph=-fcallgraph-info=su
-                queue "$name" "$compiler -std=$std -O$level $mode $warnings $graph -I. -c -o $out/$name.o $source"
-            done
+        case $std in c99 | c++11) levels="0 1 2 3" ;; *) levels=1 ;; esac
+        for level in $levels; do
+            name="${c_compilers[$i]}-$std-O$level"
+            graph=
+            [ "$name" = "gcc-c99-O$level" ] && graph=-fcallgraph-info=su
+            queue "$name" "$compiler -std=$std -O$level $warnings $graph -I. -c -o $out/$name.o $source"
         done
+        queue "${c_compilers[$i]}-$std-static" \
+            "$compiler -std=$std -O0 -DJAMBA_STATIC $warnings -I. -c -o $out/static.$i.$std.o $source"
     done
     queue "${c_compilers[$i]}-openmp" "${c_compilers[$i]} -std=c99 -O2 -fopenmp $warnings -I. -c -o $out/openmp.$i.o $source"
     queue "${c_compilers[$i]}-native" "${c_compilers[$i]} -O2 -march=native $warnings -I. -c -o $out/native.$i.o $source"
@@ -150,8 +151,9 @@ else
     builds=()
     for i in "${!c_compilers[@]}"; do
         for flags in -O0 -O3 "-O2 -march=native" "-O2 -ffp-contract=fast -funsigned-char -fshort-enums" "-O2 -fopenmp"; do
-            builds+=("${c_compilers[$i]} $flags" "${cxx_compilers[$i]} -x c++ $flags")
+            builds+=("${c_compilers[$i]} $flags")
         done
+        builds+=("${cxx_compilers[$i]} -x c++ -O2")
     done
     for b in "${!builds[@]}"; do
         queue "bits-$b" "${builds[$b]} -I. -o $out/bits.$b tests/compile/bits.c -lm"
