@@ -5298,10 +5298,13 @@ typedef struct jmb_kernels {
 #define JMB_JOIN(a, b) JMB_JOIN2(a, b)
 #define JMB_K(name) JMB_JOIN(name, JMB_SUFFIX)
 
+#ifndef JMB_PLAIN_TARGET /* tests take the sanitizers off plain C by it */
+#define JMB_PLAIN_TARGET
+#endif
 #define JMB_PASS 1
 #define JMB_SUFFIX _scalar
 #define JMB_PASS_NAME "scalar"
-#define JMB_PASS_TARGET
+#define JMB_PASS_TARGET JMB_PLAIN_TARGET
 #include JAMBA_HEADER_FILE
 #undef JMB_PASS
 #undef JMB_SUFFIX
