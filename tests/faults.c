@@ -116,10 +116,13 @@ static int call_close(int file)
     return call_fails(CALL_CLOSE) ? -1 : result;
 }
 
+#if defined(MADV_HUGEPAGE)
 static int call_madvise(void *memory, size_t size, int advice)
 {
     return call_fails(CALL_MADVISE) ? -1 : madvise(memory, size, advice);
 }
+#define madvise call_madvise
+#endif
 
 #define open call_open
 #define fstat call_fstat
@@ -128,7 +131,6 @@ static int call_madvise(void *memory, size_t size, int advice)
 #define mmap call_mmap
 #define munmap call_munmap
 #define close call_close
-#define madvise call_madvise
 #endif
 
 #if defined(FAULTS_SITES)
@@ -722,7 +724,9 @@ static const call_fault call_faults[] = {
     { "munmap: EINVAL", CALL_MUNMAP, EINVAL, 0, JAMBA_OK },
     { "close: EIO", CALL_CLOSE, EIO, 0, JAMBA_OK },
     { "close: EINTR", CALL_CLOSE, EINTR, 0, JAMBA_OK },
+#if defined(MADV_HUGEPAGE)
     { "madvise: ENOMEM", CALL_MADVISE, ENOMEM, 0, JAMBA_OK },
+#endif
 };
 enum { CALL_FAULTS = sizeof call_faults / sizeof call_faults[0] };
 
@@ -823,7 +827,7 @@ static void on_alarm(int number)
     alarms++;
 }
 
-/* Signals every 50 microseconds, whose handler lets system calls be interrupted; 0: none. */
+/* Signals every 200 microseconds, whose handler lets system calls be interrupted; 0: none. */
 static void storm(int on)
 {
     struct sigaction action;
@@ -831,7 +835,7 @@ static void storm(int on)
     memset(&action, 0, sizeof action);
     memset(&every, 0, sizeof every);
     action.sa_handler = on_alarm;
-    every.it_value.tv_usec = every.it_interval.tv_usec = on ? 50 : 0;
+    every.it_value.tv_usec = every.it_interval.tv_usec = on ? 200 : 0;
     if (on) sigaction(SIGALRM, &action, NULL);
     setitimer(ITIMER_REAL, &every, NULL);
 }
@@ -894,6 +898,9 @@ static void test_soak(int cycles)
         s.source = i % 2 ? jamba_from_file(story_path) : jamba_from_memory(story_data, story_size);
         soak_once(&s);
     }
+#if defined(SANITIZED)
+    told = false;
+#endif
     if (!told || !machine_resident(&late)) return;
     CHECK_THAT(late <= early + (64 << 10), "%llu bytes resident, %llu before %d cycles", (unsigned long long)late,
         (unsigned long long)early, cycles);

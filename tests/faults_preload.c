@@ -2,7 +2,7 @@
  *
  * A library for LD_PRELOAD on Linux with glibc; tests/tool_faults.c sets its environment:
  *     FAULT_CALL=NAME    which call fails: malloc, calloc, realloc, open, stat, read, write, mmap, sync, rename ...
- *     FAULT_HOW=N        the errno; -1: half of what is read or written; -2: SIGKILL
+ *     FAULT_HOW=N        the errno; -1: half of what is read or written; -2, -3: SIGKILL, SIGTERM
  *     FAULT_AT=N         at its N-th call
  *     FAULT_LAST=N       and at all later ones up to that
  *     FAULT_TOLD=FD      a byte goes there when it happens
@@ -69,6 +69,7 @@ __attribute__((constructor)) static void begin(void)
     fault.last = number_of("FAULT_LAST");
     fault.told = (int)number_of("FAULT_TOLD");
     if (getenv("FAULT_STORM")) storm(number_of("FAULT_STORM"));
+    else alarm(60); /* the end of a run that has none */
     fault.call = getenv("FAULT_CALL");
 }
 
@@ -80,6 +81,7 @@ static bool fails(const char *call)
     if (fault.calls < fault.at || (fault.calls > fault.at && fault.calls > fault.last)) return false;
     if (fault.calls == fault.at) syscall(SYS_write, fault.told, "!", 1);
     if (fault.how == -2) raise(SIGKILL);
+    if (fault.how == -3) raise(SIGTERM);
     if (fault.how > 0) errno = fault.how;
     return true;
 }

@@ -21,6 +21,16 @@
 
 #include "../examples/threads.h"
 
+/* With AddressSanitizer, which takes memory of its own and keeps what is freed. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#endif
+
 /* ---- files ------------------------------------------------------------------------------------ */
 
 enum { PATH_ROOM = 512 };

@@ -10,19 +10,13 @@
 #include <sys/resource.h>
 #include <time.h>
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SANITIZED 1 /* whose memory nothing else may give */
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#endif
-#if defined(__linux__) && defined(__GLIBC__) && !defined(SANITIZED)
+/* Where another's malloc() can stand before a tool's, and strace behind it. */
+#if defined(__linux__) && defined(__GLIBC__) && defined(__LP64__) && !defined(SANITIZED)
 #define PRELOADS 1
 #else
 #define PRELOADS 0
 #endif
+static const char *const have_strace = PRELOADS ? "strace -o /dev/null true 2>/dev/null" : "false";
 
 static bool everything; /* FAULTS=all */
 static long tool_runs;
@@ -31,7 +25,6 @@ static long tool_runs;
 
 static char tiny_folder[PATH_ROOM], shards_folder[PATH_ROOM], lora_folder[PATH_ROOM], model_path[PATH_ROOM];
 static char prompt_path[PATH_ROOM], place[PATH_ROOM], input_path[PATH_ROOM];
-static char preload_path[PATH_ROOM];
 
 /* A tool that makes OUT, a file or a folder of `place`. */
 typedef struct scenario {
@@ -276,7 +269,7 @@ static bool is_whole(const play *p)
 }
 
 #if PRELOADS
-enum { HOW_SHORT = -1, HOW_KILL = -2 };
+enum { HOW_SHORT = -1, HOW_KILL = -2, HOW_TERMINATE = -3 };
 
 typedef struct fault_kind {
     const char *call;
@@ -302,6 +295,7 @@ enum { FAULT_KINDS = sizeof fault_kinds / sizeof fault_kinds[0] };
 static const char *const killing_calls[] = { "open", "write", "sync", "close", "rename", "mkdir", "unlink", "rmdir" };
 enum { KILLING_CALLS = sizeof killing_calls / sizeof killing_calls[0] };
 
+static char preload_path[PATH_ROOM];
 static int told_read, told_write; /* a pipe: a byte for each fault that happened */
 
 static void fault_number(const char *name, long value)
@@ -338,10 +332,10 @@ static bool fault_run(play *p, const char *call, int how, long at, bool stay)
     return fault_clear();
 }
 
-/* The call after the n-th that is tried. */
-static long fault_next(long n)
+/* The call after the n-th that is tried, `some` of the first ones each. */
+static long fault_next(long n, long some)
 {
-    return everything || n < 3 ? n + 1 : 2 * n;
+    return everything || n < some ? n + 1 : 2 * n;
 }
 
 static long fault_runs;
@@ -351,8 +345,8 @@ static bool play_faults(play *p, const fault_kind *kind, bool stay)
 {
     bool loose = strcmp(kind->call, "unlink") == 0 || strcmp(kind->call, "rmdir") == 0; /* then something may stay */
     char what[120];
-    long n;
-    for (n = 1; n < 100000 && fault_run(p, kind->call, kind->how, n, stay); n = fault_next(n)) {
+    long n, some = stay || strcmp(kind->call, "malloc") == 0 ? 3 : 24;
+    for (n = 1; n < 100000 && fault_run(p, kind->call, kind->how, n, stay); n = fault_next(n, some)) {
         snprintf(what, sizeof what, "%s %ld%s: %s", kind->call, n, stay ? " and later" : "", kind->name);
         play_check(p, what, loose);
         fault_runs++;
@@ -376,8 +370,34 @@ static void test_faults(const scenario *s)
     play_close(&p);
 }
 
-/* Killed at each call that changes what is on disk; then a run that is not killed. */
-static void test_killed_calls(const scenario *s)
+/* Files that only a killed run may leave. */
+static int count_parts(void)
+{
+    file_name *names = (file_name *)malloc(NAMES_MAX * sizeof *names);
+    size_t count = list_names(place, names), i;
+    int parts = 0;
+    for (i = 0; i < count; i++) parts += ends_with(names[i], ".part");
+    free(names);
+    return parts;
+}
+
+/* Ended by a signal at one call; then a run that is not. */
+static void check_ended(play *p, const char *what, bool killed)
+{
+    fault_runs++;
+    CHECK_THAT(p->code == -1, "%s, %s: exits %d", p->s->name, what, p->code);
+    CHECK_THAT(is_whole(p), "%s, %s: a broken file", p->s->name, what);
+    CHECK_THAT(killed || count_parts() == 0, "%s, %s: leaves a file", p->s->name, what);
+    place_old(p->s, false);
+    if (!killed) return;
+    play_run(p);
+    CHECK_THAT(p->code == 0 && place_is(&p->made, false), "%s, after %s: exits %d: %s", p->s->name, what, p->code,
+        p->errors);
+    place_old(p->s, true);
+}
+
+/* At each call that changes what is on disk. */
+static void test_ended(const scenario *s, int how, const char *title)
 {
     char what[120];
     size_t i;
@@ -385,18 +405,21 @@ static void test_killed_calls(const scenario *s)
     long n;
     bool ok = play_open(&p, s);
     for (i = 0; ok && i < KILLING_CALLS; i++)
-        for (n = 1; fault_run(&p, killing_calls[i], HOW_KILL, n, false); n = fault_next(n)) {
-            snprintf(what, sizeof what, "killed at %s %ld", killing_calls[i], n);
-            fault_runs++;
-            CHECK_THAT(p.code == -1, "%s, %s: exits %d", s->name, what, p.code);
-            CHECK_THAT(is_whole(&p), "%s, %s: a broken file", s->name, what);
-            place_old(s, false);
-            play_run(&p);
-            CHECK_THAT(p.code == 0 && place_is(&p.made, false), "%s, after %s: exits %d: %s", s->name, what, p.code,
-                p.errors);
-            place_old(s, true);
+        for (n = 1; fault_run(&p, killing_calls[i], how, n, false); n = fault_next(n, 3)) {
+            snprintf(what, sizeof what, "%s at %s %ld", title, killing_calls[i], n);
+            check_ended(&p, what, how == HOW_KILL);
         }
     play_close(&p);
+}
+
+static void test_killed_calls(const scenario *s)
+{
+    test_ended(s, HOW_KILL, "killed");
+}
+
+static void test_terminated_calls(const scenario *s)
+{
+    test_ended(s, HOW_TERMINATE, "terminated");
 }
 
 /* A storm of signals changes nothing. */
@@ -805,10 +828,11 @@ int main(int argc, char **argv)
     if (!test_state.list) open_preload();
     each("faults", test_faults);
     each("killed calls", test_killed_calls);
+    each("terminated calls", test_terminated_calls);
     each("a storm of signals", test_storm);
-    if (fault_runs) printf("%ld runs with a fault\n", fault_runs);
+    if (fault_runs > 0) printf("%ld runs with a fault\n", fault_runs);
 #else
-    if (test_begin("faults")) test_skip("needs glibc on Linux, and no sanitizer");
+    if (test_begin("faults")) test_skip("needs glibc on a 64-bit Linux, and no sanitizer");
 #endif
     each("large files", test_limits);
     if (test_begin("full standard output")) {
@@ -820,9 +844,9 @@ int main(int argc, char **argv)
     each_kill();
 #if defined(__linux__)
     each_with("full disks", "unshare -rm mount -t tmpfs none /tmp 2>/dev/null", "no user namespaces", test_disk);
-    each_with("the order of writing", "strace -o /dev/null true 2>/dev/null", "no strace", test_protocol);
-    each_with("killed anywhere", "strace -o /dev/null true 2>/dev/null", "no strace", test_killed_anywhere);
+    each_with("the order of writing", have_strace, "no strace, or a sanitizer", test_protocol);
+    each_with("killed anywhere", have_strace, "no strace, or a sanitizer", test_killed_anywhere);
 #endif
-    if (tool_runs) printf("%ld runs of tools\n", tool_runs);
+    if (tool_runs > 0) printf("%ld runs of tools\n", tool_runs);
     return test_summary();
 }
