@@ -5,9 +5,6 @@
  * was, bit for bit. What needs no memory works while none can be had. SOAK=N in the environment loads a model N times.
  *
  * The system calls of jamba.h go through functions of this file, by their names. */
-#include <errno.h>
-#include <fcntl.h>
-#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -15,12 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <signal.h>
-#include <sys/stat.h>
-#include <sys/time.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 /* ---- system calls that fail on demand ------------------------------------------------------------------- */
 
@@ -28,7 +19,16 @@
 #define FAULTY_CALLS 0
 #else
 #define FAULTY_CALLS 1
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 typedef enum call_kind { CALL_NONE, CALL_OPEN, CALL_FSTAT, CALL_LSEEK, CALL_READ, CALL_MMAP, CALL_MUNMAP, CALL_CLOSE,
     CALL_MADVISE } call_kind;
@@ -141,7 +141,7 @@ static int fault_site; /* line of the last allocation */
 
 #include "../tools/machine.h"
 
-/* ---- allocation sites ------------------------------------------------------------------------------------- */
+/* ---- allocation sites ---------------------------------------------------------------------------------- */
 
 /* tests/faults.sh compiles a copy of jamba.h that notes the line of each of its allocations here. */
 #if defined(FAULTS_SITES)
@@ -203,7 +203,7 @@ static uint8_t *session_bytes(const jamba_session *session, size_t *size)
     params.marks = true;
     *size = jamba_session_save_as(session, &params, NULL, 0);
     bytes = (uint8_t *)malloc(*size);
-    test_require(*size > 0 && bytes && jamba_session_save_as(session, &params, bytes, *size) == *size, "cannot save", "");
+    test_require(bytes && jamba_session_save_as(session, &params, bytes, *size) == *size, "cannot save", "");
     return bytes;
 }
 
@@ -311,7 +311,8 @@ static void converse(jamba_session *session)
     size_t length;
     int i;
     memset(&params, 0, sizeof params);
-    CHECK(jamba_say(session, "system", "You tell stories.") == JAMBA_OK && jamba_say(session, "user", "Hi!") == JAMBA_OK);
+    CHECK(jamba_say(session, "system", "You tell stories.") == JAMBA_OK);
+    CHECK(jamba_say(session, "user", "Hi!") == JAMBA_OK);
     for (i = 0; i < 3; i++) CHECK(jamba_reply(session, &params, &text, &length) == JAMBA_OK);
     CHECK(jamba_step(session, 0) == JAMBA_OK);
 }
@@ -344,7 +345,7 @@ static void stage_converse(stage *s)
     stage_keep(s);
 }
 
-/* ---- what is tried ------------------------------------------------------------------------------------------ */
+/* ---- what is tried ------------------------------------------------------------------------------------- */
 
 static jamba_result run_model(stage *s, jamba_error *error)
 {
@@ -429,8 +430,9 @@ static jamba_result run_choose(stage *s, jamba_error *error)
     return of_session(s, jamba_choose(s->session, options, 4, NULL, NULL, &choice), error);
 }
 
-static const char long_text[] = "The quick <|im_end|> brown fox jumps over 12 lazy dogs, e\xcc\x81t\xc3\xa9 \xe2\x82\xac "
-    "and \xf0\x9f\x90\xb6; once more, and again, until no buffer of the first size holds it any longer.";
+static const char long_text[] =
+    "The quick <|im_end|> brown fox jumps over 12 lazy dogs, e\xcc\x81t\xc3\xa9 \xe2\x82\xac and \xf0\x9f\x90\xb6; "
+    "once more, and again, until no buffer of the first size holds it any longer.";
 
 static jamba_result run_encode(stage *s, jamba_error *error)
 {
@@ -447,7 +449,7 @@ static jamba_result run_chat_encode(stage *s, jamba_error *error)
     return jamba_chat_encode(s->model, messages, 2, JAMBA_CHAT_BEGIN | JAMBA_CHAT_REPLY, ids, 256, &count, error);
 }
 
-/* ---- failing memory ----------------------------------------------------------------------------------------- */
+/* ---- failing memory ------------------------------------------------------------------------------------ */
 
 static size_t read_story(void *user, uint64_t offset, void *dst, size_t size)
 {
@@ -639,7 +641,7 @@ static void test_without_memory(void)
     stage_close(&s);
 }
 
-/* ---- failing reads of the host -------------------------------------------------------------------------------- */
+/* ---- failing reads of the host ------------------------------------------------------------------------- */
 
 typedef struct reader {
     const uint8_t *data;
@@ -696,7 +698,7 @@ static void test_reads(void)
     stage_close(&s);
 }
 
-/* ---- failing system calls --------------------------------------------------------------------------------------- */
+/* ---- failing system calls ------------------------------------------------------------------------------ */
 
 #if FAULTY_CALLS
 
@@ -787,7 +789,7 @@ static void test_calls(void)
     for (i = 0; i < CALL_FAULTS; i++) CHECK_THAT(call_hits[i] > 0, "%s: never met", call_faults[i].name);
 }
 
-/* ---- processes and signals ---------------------------------------------------------------------------------------- */
+/* ---- processes and signals ----------------------------------------------------------------------------- */
 
 /* Logits of the tokens from a new session. free() them. */
 static float *fresh_logits(const jamba_model *model)
@@ -869,7 +871,7 @@ static void test_storm(void)
 }
 #endif
 
-/* ---- soak ----------------------------------------------------------------------------------------------------------- */
+/* ---- soak ---------------------------------------------------------------------------------------------- */
 
 static void soak_once(stage *s)
 {
@@ -906,7 +908,7 @@ static void test_soak(int cycles)
         (unsigned long long)early, cycles);
 }
 
-/* ---- the program ------------------------------------------------------------------------------------------------------ */
+/* ---- the program --------------------------------------------------------------------------------------- */
 
 /* The tiny model with bytes as tokens, with NFC, and with an added token that is looked for after it. */
 static void make_nfc(void)

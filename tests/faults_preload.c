@@ -121,7 +121,7 @@ void *mmap64(void *at, size_t size, int protection, int flags, int file, off_t o
     return mmap(at, size, protection, flags, file, offset);
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------- */
+/* ---- files --------------------------------------------------------------------------------------------- */
 
 static int open_file(const char *path, int flags, mode_t mode)
 {
@@ -244,7 +244,7 @@ int fstat64(int file, struct stat64 *info)
     return stat_of(file, "", (struct stat *)info, AT_EMPTY_PATH);
 }
 
-/* ---- names --------------------------------------------------------------------------------------------------- */
+/* ---- names --------------------------------------------------------------------------------------------- */
 
 int rename(const char *from, const char *to)
 {
@@ -266,7 +266,7 @@ int rmdir(const char *path)
     return fails("rmdir") ? -1 : (int)syscall(SYS_unlinkat, AT_FDCWD, path, AT_REMOVEDIR);
 }
 
-/* ---- streams --------------------------------------------------------------------------------------------------- */
+/* ---- streams ------------------------------------------------------------------------------------------- */
 
 static ssize_t stream_read(void *cookie, char *data, size_t size)
 {
@@ -296,7 +296,7 @@ static int stream_close(void *cookie)
 FILE *fopen(const char *restrict path, const char *restrict mode)
 {
     static const cookie_io_functions_t functions = { stream_read, stream_write, stream_seek, stream_close };
-    int flags = mode[0] == 'r' ? O_RDONLY : mode[0] == 'w' ? O_WRONLY | O_CREAT | O_TRUNC : O_WRONLY | O_CREAT | O_APPEND;
+    int flags = mode[0] == 'r' ? O_RDONLY : O_WRONLY | O_CREAT | (mode[0] == 'w' ? O_TRUNC : O_APPEND);
     int *cookie = (int *)malloc(sizeof *cookie);
     FILE *stream = NULL;
     if (!cookie) return NULL;

@@ -21,7 +21,7 @@ static const char *const have_strace = PRELOADS ? "strace -o /dev/null true 2>/d
 static bool everything; /* FAULTS=all */
 static long tool_runs;
 
-/* ---- what is run ------------------------------------------------------------------------------------------- */
+/* ---- what is run --------------------------------------------------------------------------------------- */
 
 static char tiny_folder[PATH_ROOM], shards_folder[PATH_ROOM], lora_folder[PATH_ROOM], model_path[PATH_ROOM];
 static char prompt_path[PATH_ROOM], place[PATH_ROOM], input_path[PATH_ROOM];
@@ -76,7 +76,7 @@ static const char *scenario_input(const scenario *s)
     return input_path;
 }
 
-/* ---- what is there afterwards ------------------------------------------------------------------------------- */
+/* ---- what is there afterwards -------------------------------------------------------------------------- */
 
 static int compare_names(const void *a, const void *b)
 {
@@ -253,7 +253,7 @@ static bool play_check(play *p, const char *what, bool loose)
     return ok;
 }
 
-/* ---- calls that fail ------------------------------------------------------------------------------------------- */
+/* ---- calls that fail ----------------------------------------------------------------------------------- */
 
 /* Old or new, after a kill. A folder may just have stepped aside. */
 static bool is_whole(const play *p)
@@ -450,7 +450,7 @@ static void open_preload(void)
 }
 #endif
 
-/* ---- full disks -------------------------------------------------------------------------------------------------- */
+/* ---- full disks ---------------------------------------------------------------------------------------- */
 
 /* Runs the scenario where no file may be larger than `limit`; `ignored`: SIGXFSZ already is. */
 static void run_limited(play *p, size_t limit, bool ignored)
@@ -578,7 +578,7 @@ static void test_full_output(void)
     }
 }
 
-/* ---- kills --------------------------------------------------------------------------------------------------------- */
+/* ---- kills --------------------------------------------------------------------------------------------- */
 
 static double now(void)
 {
@@ -643,7 +643,7 @@ static void test_kills(const scenario *s, int rounds)
     play_close(&p);
 }
 
-/* ---- what the kernel sees ------------------------------------------------------------------------------------------- */
+/* ---- what the kernel sees ------------------------------------------------------------------------------ */
 
 #if defined(__linux__)
 /* The first line from `at` on that has both words; NULL with a failed check. */
@@ -746,12 +746,13 @@ static void test_killed_anywhere(const scenario *s)
         if (p.code == 0) break;
         place_old(s, false);
     }
-    CHECK_THAT(p.code == 0 && n > 20 && place_is(&p.made, false), "%s: ends with %d after %ld kills", s->name, p.code, n);
+    CHECK_THAT(p.code == 0 && n > 20 && place_is(&p.made, false), "%s: ends with %d after %ld kills", s->name,
+        p.code, n);
     play_close(&p);
 }
 #endif
 
-/* ---- the program -------------------------------------------------------------------------------------------------------- */
+/* ---- the program --------------------------------------------------------------------------------------- */
 
 /* An adapter of the tiny folder: one matrix of rank 2. */
 static void write_lora(const char *folder)
