@@ -664,7 +664,7 @@ static void stage_reads(stage *s, const uint8_t *data, size_t size, int least)
 {
     static const size_t shorts[] = { 1, 100, SIZE_MAX };
     reader r = { NULL, 0, 0, false, 0 };
-    fault f;
+    failing f;
     jamba_io io;
     size_t i;
     r.data = data;
@@ -748,7 +748,7 @@ static jamba_result stage_named(void *user, jamba_error *error)
 /* Every system call of one way to read a file, failing in every way. */
 static void stage_calls(stage *s, jamba_result (*run)(stage *, jamba_error *), void (*undo)(stage *), const char *path)
 {
-    fault f;
+    failing f;
     size_t i;
     f.calls = &system_calls.calls;
     f.fail_at = &system_calls.fail_at;
