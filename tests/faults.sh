@@ -13,7 +13,7 @@ work=$build/faults.work
 ledger=tests/ledger.tsv
 failed=0
 mkdir -p "$work" || exit 1
-[ -s $ledger ] || printf 'date\tcommit\tCPU\twhat\texecutions\tseconds\tresult\n' >$ledger
+[ -s $ledger ] || printf 'date\tcommit\tcpu\twhat\texecutions\tseconds\tresult\n' >$ledger
 
 # campaign NAME COUNTED COMMAND...: runs it; COUNTED: awk that finds the number of cases in its output
 campaign() {

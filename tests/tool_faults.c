@@ -774,7 +774,7 @@ static void test_killed_anywhere(const scenario *s)
     place_old(s, true);
     for (line = (const char *)trace; *line; line = strchr(line, '\n') + 1) {
         int calls = trace_call((const char *)trace, line, name);
-        if (calls == 0 || strcmp(name, "execve") == 0 || strcmp(name, "exit_group") == 0) continue; /* too early, late */
+        if (calls == 0 || strcmp(name, "execve") == 0 || strcmp(name, "exit_group") == 0) continue; /* too soon, late */
         if (seen++ % 12 != 0 && !everything) continue;
         tried++;
         killed += check_killed_at(&p, name, calls);
