@@ -39,7 +39,7 @@ campaign "allocation sites of jamba.h that failed" '/allocation sites have faile
 campaign "library: loads, after every allocation and system call" '/[0-9] loads$/ { print $2 }' \
     env SOAK=10000 "$build/tests/faults" --verbose
 for part in faults "killed calls" "terminated calls" "kills: " "killed anywhere" "large files" "full disks" "storm"; do
-    campaign "tools: $part" '/ runs of tools$/ { print $1 }' \
+    campaign "tools: ${part%: }" '/ runs of tools$/ { print $1 }' \
         env FAULTS=all "$build/tests/tool_faults" --filter "$part"
 done
 exit $failed
