@@ -476,7 +476,7 @@ static bool load_conversation(chat *c, const char *path, tool_error *error)
         jamba_state_describe(data, size, &info, NULL);
         c->start = -1;
         if (info.has_sampler) c->sampler.seed = info.sampler.seed;
-    } else tool_error_set(error, "%s: %s", path, jamba_session_error(c->run.session)->message);
+    } else tool_error_fill(error, "%s: %s", path, jamba_session_error(c->run.session)->message);
     free(data);
     return ok;
 }

@@ -9,15 +9,6 @@
 #include <sys/resource.h>
 #include <time.h>
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#endif
-
 #define main convert_main
 #include "../tools/convert.c"
 #undef main

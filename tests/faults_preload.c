@@ -2,7 +2,7 @@
  *
  * A library for LD_PRELOAD on Linux with glibc; tests/tool_faults.c sets its environment:
  *     FAULT_CALL=NAME    which call fails: malloc, calloc, realloc, open, stat, read, write, mmap, sync, rename ...
- *     FAULT_HOW=N        the errno; -1: half of what is read or written; -2: SIGKILL
+ *     FAULT_HOW=N        the errno; -1: half of what is read or written; -2, -3: SIGKILL, SIGTERM
  *     FAULT_AT=N         at its N-th call
  *     FAULT_LAST=N       and at all later ones up to that
  *     FAULT_TOLD=FD      a byte goes there when it happens
@@ -69,6 +69,7 @@ __attribute__((constructor)) static void begin(void)
     fault.last = number_of("FAULT_LAST");
     fault.told = (int)number_of("FAULT_TOLD");
     if (getenv("FAULT_STORM")) storm(number_of("FAULT_STORM"));
+    else alarm(60); /* the end of a run that has none */
     fault.call = getenv("FAULT_CALL");
 }
 
@@ -80,6 +81,7 @@ static bool fails(const char *call)
     if (fault.calls < fault.at || (fault.calls > fault.at && fault.calls > fault.last)) return false;
     if (fault.calls == fault.at) syscall(SYS_write, fault.told, "!", 1);
     if (fault.how == -2) raise(SIGKILL);
+    if (fault.how == -3) raise(SIGTERM);
     if (fault.how > 0) errno = fault.how;
     return true;
 }
@@ -119,7 +121,7 @@ void *mmap64(void *at, size_t size, int protection, int flags, int file, off_t o
     return mmap(at, size, protection, flags, file, offset);
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------- */
+/* ---- files --------------------------------------------------------------------------------------------- */
 
 static int open_file(const char *path, int flags, mode_t mode)
 {
@@ -242,7 +244,7 @@ int fstat64(int file, struct stat64 *info)
     return stat_of(file, "", (struct stat *)info, AT_EMPTY_PATH);
 }
 
-/* ---- names --------------------------------------------------------------------------------------------------- */
+/* ---- names --------------------------------------------------------------------------------------------- */
 
 int rename(const char *from, const char *to)
 {
@@ -264,7 +266,7 @@ int rmdir(const char *path)
     return fails("rmdir") ? -1 : (int)syscall(SYS_unlinkat, AT_FDCWD, path, AT_REMOVEDIR);
 }
 
-/* ---- streams --------------------------------------------------------------------------------------------------- */
+/* ---- streams ------------------------------------------------------------------------------------------- */
 
 static ssize_t stream_read(void *cookie, char *data, size_t size)
 {
@@ -294,7 +296,7 @@ static int stream_close(void *cookie)
 FILE *fopen(const char *restrict path, const char *restrict mode)
 {
     static const cookie_io_functions_t functions = { stream_read, stream_write, stream_seek, stream_close };
-    int flags = mode[0] == 'r' ? O_RDONLY : mode[0] == 'w' ? O_WRONLY | O_CREAT | O_TRUNC : O_WRONLY | O_CREAT | O_APPEND;
+    int flags = mode[0] == 'r' ? O_RDONLY : O_WRONLY | O_CREAT | (mode[0] == 'w' ? O_TRUNC : O_APPEND);
     int *cookie = (int *)malloc(sizeof *cookie);
     FILE *stream = NULL;
     if (!cookie) return NULL;

@@ -21,6 +21,16 @@
 
 #include "../examples/threads.h"
 
+/* With AddressSanitizer, which takes memory of its own and keeps what is freed. */
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#endif
+
 /* ---- files ------------------------------------------------------------------------------------ */
 
 enum { PATH_ROOM = 512 };
@@ -449,14 +459,14 @@ TEST_UNUSED static jamba_allocator counter_open(counter *c)
 /* ---- fault loops ---------------------------------------------------------------------------------- */
 
 /* A kind of call that can be made to fail: at call number *fail_at, and where *stay_failed at all later ones. */
-typedef struct fault {
+typedef struct failing {
     int *calls, *fail_at;
     bool *stay_failed;
-} fault;
+} failing;
 
-TEST_UNUSED static fault counter_fault(counter *c)
+TEST_UNUSED static failing counter_fault(counter *c)
 {
-    fault f;
+    failing f;
     f.calls = &c->calls;
     f.fail_at = &c->fail_at;
     f.stay_failed = &c->stay_failed;
@@ -469,7 +479,7 @@ typedef jamba_result (*fault_work)(void *user, jamba_error *error);
 enum { FAULTS_MAX = 5000 }; /* more than any work makes calls */
 
 /* One attempt, whose n-th call fails. Whether there was such a call. */
-TEST_UNUSED static bool fail_once(fault f, int n, fault_work work, void *user, jamba_result expected)
+TEST_UNUSED static bool fail_once(failing f, int n, fault_work work, void *user, jamba_result expected)
 {
     jamba_error error;
     jamba_result result;
@@ -489,7 +499,7 @@ TEST_UNUSED static bool fail_once(fault f, int n, fault_work work, void *user, j
 
 /* Lets call 1, 2, 3 ... of the work fail, alone and then with all that follow, until it is done without such a call.
  * Each attempt must give `expected`. Returns how many calls failed alone. */
-TEST_UNUSED static int fail_each(fault f, fault_work work, void *user, jamba_result expected)
+TEST_UNUSED static int fail_each(failing f, fault_work work, void *user, jamba_result expected)
 {
     int stay, n = 0, alone = 0;
     for (stay = 0; stay < 2; stay++) {

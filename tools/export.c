@@ -57,7 +57,8 @@ static bool folder_is_export(const char *path, char other[256])
 
 enum { FOLDER_ROOM = 4096 }; /* of a path that exists */
 
-/* Removes a folder that is an export, and nothing else. Takes no memory, which may be why; a signal handler calls it. */
+/* Removes a folder that is an export, and nothing else. Takes no memory, as there may be none, and a
+ * signal handler calls it. */
 static void folder_remove(const char *path)
 {
     char name[FOLDER_ROOM + 64];

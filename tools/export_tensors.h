@@ -189,7 +189,7 @@ static bool layout_header(tensor_layout *l, tool_error *error)
     put_text(out, "{\"__metadata__\":{\"format\":\"pt\"}");
     for (i = 0; i < l->count; i++) layout_put_entry(out, &l->stored[i]);
     put_text(out, "}");
-    while (out->size % 64 != 0) tool_buffer_u8(out, ' ');
+    while (out->size % 64 != 0 && tool_buffer_u8(out, ' ')) {}
     if (out->failed) return tool_no_memory(error);
     tool_store_le(out->data, out->size - 8, 8);
     return true;
