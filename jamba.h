@@ -769,6 +769,17 @@ JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t tur
 #define JMB_LITTLE_ENDIAN 0
 #endif
 
+/* Tells MemorySanitizer that what memory holds is of no matter, where garbage is computed along and left out. */
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#include <sanitizer/msan_interface.h>
+#define JMB_ANY_CONTENT(p, size) __msan_unpoison(p, size)
+#endif
+#endif
+#ifndef JMB_ANY_CONTENT
+#define JMB_ANY_CONTENT(p, size) ((void)0)
+#endif
+
 /* How this file finds itself again. */
 #ifndef JAMBA_HEADER_FILE
 #define JAMBA_HEADER_FILE "jamba.h"
@@ -847,10 +858,12 @@ JMB_UNUSED static void jmb_format(char *buffer, size_t capacity, const char *for
 /* Fills `error`, which may be NULL. */
 static void jmb_fill_error(jamba_error *error, jamba_result code, uint64_t offset, const char *format, ...)
 {
-    jmb_text_out out = { NULL, 0, sizeof error->message };
+    jmb_text_out out;
     va_list args;
     if (!error) return;
     out.data = error->message;
+    out.size = 0;
+    out.capacity = sizeof error->message;
     va_start(args, format);
     jmb_format_args(&out, format, args);
     va_end(args);
@@ -9259,6 +9272,7 @@ static void jmb_pages_init(jmb_page_block *block, const jamba_session *s)
     block->stride = JMB_PAGE_HEAD + (size_t)jmb_page_bytes(&s->model->plan, s->own.kv_type);
     block->count = (uint32_t)((block->size - JMB_PAGE_HEAD) / block->stride);
     block->uses = 1;
+    JMB_ANY_CONTENT(jmb_page_at(block, 0), block->size - JMB_PAGE_HEAD); /* keys are read by sixteen, past the last */
     for (i = 0; i < block->count; i++) {
         jmb_page_at(block, i)->block = block;
         jmb_page_at(block, i)->uses = 0;
@@ -10391,8 +10405,10 @@ static void jmb_walk_state(jmb_walk *w, float *state)
 static void jmb_walk_snapshots(jmb_walk *w, const uint8_t *positions)
 {
     jamba_session *s = w->session;
+    jmb_mark nowhere;
     uint64_t at = w->at;
     uint32_t i;
+    memset(&nowhere, 0, sizeof nowhere);
     if (!w->data && w->saved->marks) { /* one for all */
         jmb_walk_logits(w, NULL);
         jmb_walk_state(w, NULL);
@@ -10400,13 +10416,14 @@ static void jmb_walk_snapshots(jmb_walk *w, const uint8_t *positions)
         return;
     }
     for (i = 0; i < w->saved->marks; i++) {
-        jmb_mark *m = w->reads ? NULL : &s->marks[i];
-        if (w->reads && s->mark_room) {
+        const jmb_mark *m = &nowhere;
+        if (!w->reads) m = &s->marks[i];
+        else if (s->mark_room) {
             s->position = jmb_load_u32(positions + (size_t)i * 4);
             m = jmb_new_mark(s);
         }
-        jmb_walk_logits(w, m ? m->logits : NULL);
-        jmb_walk_state(w, m ? m->state : NULL);
+        jmb_walk_logits(w, m->logits);
+        jmb_walk_state(w, m->state);
     }
 }
 

@@ -52,7 +52,7 @@ JMB_UNUSED static json_type json_kind(const json_value *v)
 /* Members of an object, items of an array. */
 JMB_UNUSED static size_t json_count(const json_value *v)
 {
-    return json_kind(v) >= JSON_ARRAY ? v->length : 0;
+    return v && v->kind >= JSON_ARRAY ? v->length : 0;
 }
 
 JMB_UNUSED static const json_value *json_first(const json_value *v)
