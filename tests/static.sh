@@ -1,0 +1,286 @@
+#!/bin/bash
+# static.sh - what analysers, strict compilers and memory checkers say of jamba.h, the tools and the examples
+#
+#     tests/static.sh [BUILD] [ROW...]     BUILD: default build; results in BUILD/static
+#
+# Rows: `quick` is warnings, cppcheck, tidy and analyzer; `all` is those and tidy-deep, analyzer-deep, msan, ubsan,
+# valgrind and helgrind; the default is quick. A finding is either mended or stands in tests/static/explained.txt with
+# its reason; one whose line is gone fails too. Appends one line per row to the file that LEDGER names.
+# Last line: N passed, N failed[, N skipped].
+cd "$(dirname "$0")/.." || exit 1
+export LC_ALL=C
+build=${1:-build}
+shift
+out=$build/static
+mkdir -p "$out/declared" || exit 1
+jobs=$(nproc 2>/dev/null || echo 2)
+quick_rows="explained warnings cppcheck tidy analyzer"
+deep_rows="tidy-deep analyzer-deep msan ubsan valgrind helgrind"
+passed=0 failed=0 skipped=0
+defines="-D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -D_FILE_OFFSET_BITS=64"
+explained=tests/static/explained.txt
+programs=$(ls tools/*.c examples/*.c)
+
+# The header as users of it see it: bodies are left out, so that a tool is analysed and not the library each time again.
+awk 'hidden { if (/^}/) { hidden = 0; sub(/^}/, "") } else $0 = ""; print; next }
+    /^{$/ { hidden = 1; $0 = ";" }
+    { print }' jamba.h >"$out/declared/jamba.h"
+
+# Whether the programs are there; else the row is skipped.
+have() {
+    local program
+    for program in "$@"; do
+        command -v "$program" >/dev/null && continue
+        echo "SKIP static: no $program here"
+        skipped=$((skipped + 1))
+        return 1
+    done
+}
+
+# Runs a line of shell for each line of the input, side by side, all output into one log.
+each() { # LOG COMMAND with {}
+    xargs -P "$jobs" -I{} sh -c "$2" >"$1" 2>&1
+}
+
+# Findings "file:line:... [check]" of a log, one a line, less those that are explained.
+findings() { # LOG
+    sed -E -n "s#^(\./|$PWD/)##; /^[^ :]+:[0-9]+:.*(error: |(warning|style|performance|portability): .*\\]$)/p" "$1" |
+        sed "s#^$out/declared/##" | sort -u | awk -F'\t' '
+        FNR == NR { if (!/^#/ && NF == 4) reason[$1 "\t" $2 "\t" $3] = 1; next }
+        {
+            split($0, at, ":")
+            file = at[1]; check = $0
+            sub(/.*\[/, "", check); sub(/\].*/, "", check)
+            while ((getline text <file) > 0) if (++n == at[2]) source = text
+            close(file); n = 0
+            gsub(/^ +| +$/, "", source)
+            if (!((file "\t" check "\t" source) in reason)) print
+        }' "$explained" -
+}
+
+# Counts a row by what is left of its log.
+finish() { # ROW LOG
+    findings "$2" >"$out/findings"
+    verdict "$1" "$([ -s "$out/findings" ] && echo 1 || echo 0)" "$out/findings"
+}
+
+verdict() { # NAME STATUS LOG
+    if [ "$2" -eq 0 ]; then
+        passed=$((passed + 1))
+        echo "ok   static: $1 ($((SECONDS - row_began)) s)"
+    else
+        failed=$((failed + 1))
+        echo "FAIL static: $1"
+        head -n 40 "$3"
+    fi
+    [ -z "$LEDGER" ] || printf '%s\t%s\t%s\tstatic: %s\t%s\t%s\t%s\n' "$(date +%F)" "$(git rev-parse --short HEAD)" \
+        "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)" "$1" "${cases:-1}" "$((SECONDS - row_began))" \
+        "$([ "$2" -eq 0 ] && echo "0 findings" || echo "$(wc -l <"$3") findings")" >>"$LEDGER"
+}
+
+# ---- strict warnings -----------------------------------------------------------------------
+# Off in clang's -Weverything: padded, unsafe-buffer-usage (this is C); used-but-marked-unused (a header's helpers are);
+# float-equal (meant: comparisons here are of exact numbers); switch-enum (what a default covers is meant);
+# bad-function-cast (a cast of a result is a conversion); disabled-macro-expansion (libc's macros);
+# conditional-uninitialized (does not follow flags; MSan and valgrind do). Tests besides: cast-qual (execv takes
+# pointers to char), missing-prototypes (a tool's main under another name). C++ besides: what makes C++ of C.
+row_warnings() {
+    local off="-Wno-padded -Wno-unsafe-buffer-usage -Wno-used-but-marked-unused -Wno-float-equal -Wno-switch-enum
+        -Wno-bad-function-cast -Wno-disabled-macro-expansion -Wno-conditional-uninitialized"
+    local gcc="-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wcast-align=strict -Wcast-qual -Wundef
+        -Wvla -Walloca -Wdouble-promotion -Wformat=2 -Wnull-dereference -Wlogical-op -Wduplicated-cond"
+    local c="-Wstrict-prototypes -Wmissing-prototypes" header=tests/compile/implementation.c std file
+    have gcc g++ clang-16 clang++-16 || return
+    off=$(echo $off) gcc=$(echo $gcc)
+    {
+        for std in c99 c11 c17 gnu11; do
+            echo "gcc -std=$std -fsyntax-only $gcc $c -I. $header"
+            echo "clang-16 -std=$std -fsyntax-only -Weverything $off -I. $header"
+        done
+        for std in c++11 c++17 c++20; do
+            echo "g++ -x c++ -std=$std -fsyntax-only $gcc -I. $header"
+            echo "clang++-16 -x c++ -std=$std -fsyntax-only -Weverything $off -Wno-old-style-cast -Wno-c++98-compat-pedantic
+                -Wno-zero-as-null-pointer-constant -I. $header" | tr -d '\n'
+            echo
+        done
+        # what needs the optimiser
+        echo "gcc -std=c99 -O1 -DJMB_UNROLLED= -DJAMBA_NO_SIMD $gcc $c -I. -c -o $out/warnings.o $header"
+        for file in $programs; do
+            echo "clang-16 -std=c99 $defines -fsyntax-only -Weverything $off -I. $file"
+            echo "gcc -std=c99 $defines -fsyntax-only $gcc $c -I. $file"
+        done
+        for file in tests/*.c; do
+            echo "clang-16 -std=c99 $defines -fsyntax-only -Weverything $off -Wno-cast-qual -Wno-missing-prototypes -I. $file"
+        done
+    } >"$out/warnings.txt"
+    cases=$(wc -l <"$out/warnings.txt")
+    each "$out/warnings.log" "{}" <"$out/warnings.txt"
+    finish "strict warnings" "$out/warnings.log"
+}
+
+# ---- cppcheck ------------------------------------------------------------------------------
+# Not asked for: variableScope (declarations stand at the top of a function, C99 as C89 had it), constParameter (a
+# parameter's type says what a caller may pass); duplicateCondition (`if (ok) step; if (ok) next;` is how the tools go
+# on); knownConditionTrueFalse (cppcheck 2.10 takes `a < B ? a : B` for a number below 1); missingIncludeSystem.
+row_cppcheck() {
+    local options="--enable=warning,performance,portability,style --std=c99 --force --max-configs=2 -q
+        --suppress=variableScope --suppress=constParameter --suppress=constVariable --suppress=duplicateCondition --suppress=knownConditionTrueFalse
+        --suppress=missingIncludeSystem
+        --suppress=unusedStructMember --suppress=unmatchedSuppression
+        --template={file}:{line}:{column}:{severity}:{message}[{id}] -D__x86_64__ -D__GNUC__=12 -D__linux__ -DJAMBA_NO_SIMD"
+    have cppcheck || return
+    options=$(echo $options)
+    {
+        echo "cppcheck $options -I. tests/compile/implementation.c"
+        for file in $programs; do echo "cppcheck $options -I$out/declared -I. -Itools $file"; done
+    } >"$out/cppcheck.txt"
+    cases=$(wc -l <"$out/cppcheck.txt")
+    each "$out/cppcheck.raw" "{}" <"$out/cppcheck.txt"
+    sed -E 's/:(error|warning|style|performance|portability):(.*)\[/: \1: \2 [/' "$out/cppcheck.raw" >"$out/cppcheck.log"
+    finish "cppcheck" "$out/cppcheck.log"
+}
+
+# ---- clang-tidy ----------------------------------------------------------------------------
+tidy() { # ROW CHECKS
+    local options="--quiet --config-file=tests/static/clang-tidy.yaml --header-filter=/(tools|examples)/"
+    local headers="-Xclang -analyzer-opt-analyze-headers"
+    {
+        echo "jamba.h $2 -- -x c -std=c99 -I. -DJAMBA_IMPLEMENTATION -DJAMBA_NO_SIMD"
+        for file in $programs; do # each is one thread
+            echo "$file $2,-concurrency-mt-unsafe -- -std=c99 -I$out/declared -I. -Itools $defines -DJAMBA_NO_SIMD $headers"
+        done
+    } | sed "s#^\([^ ]*\) \([^ ]*\) --#clang-tidy-19 $options --checks=\2 \1 --#; s/(/'(/; s/)/)'/" >"$out/$1.txt"
+    cases=$(wc -l <"$out/$1.txt")
+    each "$out/$1.log" "{}" <"$out/$1.txt"
+    finish "$1" "$out/$1.log"
+}
+row_tidy() {
+    have clang-tidy-19 && tidy clang-tidy "-clang-analyzer-*"
+}
+row_tidy-deep() {
+    have clang-tidy-19 && tidy clang-analyzer "-bugprone-*,-cert-*"
+}
+
+# ---- gcc's analyser ------------------------------------------------------------------------
+analyzer() { # ROW FILE...
+    local row=$1
+    shift
+    cases=$#
+    printf '%s\n' "$@" | each "$out/$row.log" \
+        "gcc -std=c99 $defines -O0 -DJAMBA_NO_SIMD -fanalyzer -I$out/declared -I. -Itools -c -o /dev/null {} ||
+            echo {}:1: error: does not compile [compile]"
+    finish "$row" "$out/$row.log"
+}
+row_analyzer() {
+    have gcc && analyzer "gcc-analyzer-small" tools/tokenize.c tools/logits.c examples/minimal.c
+}
+row_analyzer-deep() {
+    have gcc || return
+    analyzer "gcc-analyzer" $programs
+    cases=1
+    gcc -std=c99 -O0 -DJAMBA_NO_SIMD -fanalyzer -I. -c -o /dev/null tests/compile/implementation.c >"$out/header.log" 2>&1
+    finish "gcc-analyzer-header" "$out/header.log"
+}
+
+# ---- run under a checker -------------------------------------------------------------------
+# Builds with FLAGS into BUILD/NAME, then runs each line of the list; a report is a failure of its line.
+checked() { # NAME FLAGS LIST
+    local name=$1 flags=$2 list=$3 program status log=$out/$1.log
+    cases=$(printf '%s\n' "$list" | wc -l)
+    MAKEFLAGS=-j$jobs make BUILD="$build/$name" CC=clang-16 LDFLAGS="$flags" CFLAGS="-O1 -gline-tables-only -DJMB_UNROLLED= \
+        -fno-omit-frame-pointer $flags" $(printf '%s\n' "$list" | awk -v b="$build/$name" '{ print b "/" $1 }' | sort -u) \
+        >"$log" 2>&1 || { verdict "$name" 1 "$log"; return; }
+    run_list "$name" "" "$list"
+}
+
+run_list() { # NAME WRAPPER LIST: lines of a program and its arguments
+    local name=$1 line folder=$build/$1 log=$out/$1.log
+    [ -z "$2" ] || folder=$build
+    printf '%s\n' "$3" | sed "s#^#$2 $folder/#; s#FOLDER#$folder#g" >"$out/$1.txt"
+    cases=$(wc -l <"$out/$1.txt")
+    : >"$log.bad"
+    while read -r line; do
+        timeout 1800 sh -c "$line" </dev/null >"$log" 2>&1 && continue
+        echo "$line"
+        grep -vE '^(golden|talk|state): ' "$log" | head -n 30
+    done <"$out/$1.txt" >"$log.bad"
+    verdict "$name" "$([ -s "$log.bad" ] && echo 1 || echo 0)" "$log.bad"
+}
+
+convert_first="convert examples/storyteller FOLDER/storyteller.jamba --force"
+tools_then="inspect FOLDER/storyteller.jamba --tensors --verify
+chat FOLDER/storyteller.jamba -p Once -n 20
+tokenize FOLDER/storyteller.jamba"
+
+row_msan() {
+    have clang-16 && checked msan "-fsanitize=memory -fsanitize-memory-track-origins -fno-sanitize-recover=all" \
+        "$convert_first
+$tools_then
+tests/golden
+tests/unit_text
+tests/unit_kernels
+tests/damage
+tests/state
+tests/adapters
+tests/fork
+tests/talk"
+}
+
+row_ubsan() {
+    have clang-16 && checked ubsan "-fsanitize=implicit-conversion,unsigned-integer-overflow,local-bounds,nullability \
+-fno-sanitize-recover=all -fsanitize-ignorelist=tests/static/ubsan.txt" \
+        "$convert_first
+$tools_then
+tests/golden
+tests/unit_text
+tests/unit_kernels
+tests/damage
+tests/state
+tests/adapters
+tests/fork
+tests/talk"
+}
+
+# valgrind 3.19 has no AVX-512: the library sees that by itself and takes AVX2.
+row_valgrind() {
+    have valgrind || return
+    MAKEFLAGS=-j$jobs make BUILD="$build" all "$build"/tests/{golden,unit_text,damage,state,adapters,fork,talk} \
+        >"$out/make.log" 2>&1 || { verdict valgrind 1 "$out/make.log"; return; }
+    run_list valgrind "valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=all --errors-for-leak-kinds=all" \
+        "convert examples/storyteller FOLDER/static/valgrind.jamba --force
+inspect FOLDER/static/valgrind.jamba --tensors --verify
+chat FOLDER/static/valgrind.jamba -p Once -n 20
+tests/golden --filter jamba-m
+tests/golden --filter zamba2
+tests/unit_text --filter nfc
+tests/adapters --filter jamba-moe
+tests/fork
+tests/talk --filter reply
+tests/state --filter mark"
+}
+
+row_helgrind() {
+    have valgrind || return
+    make BUILD="$build" "$build/tests/threads" >"$out/make.log" 2>&1 || { verdict helgrind 1 "$out/make.log"; return; }
+    run_list helgrind "valgrind -q --tool=helgrind --error-exitcode=99" "tests/threads"
+}
+
+# Explanations of lines that are no more.
+row_explained() {
+    grep -v '^#' "$explained" | while IFS=$'\t' read -r file check line _; do
+        grep -qF -- "$line" "$file" || echo "$explained: no such line in $file any more ($check): $line"
+    done >"$out/explained.log"
+    verdict "explanations" "$([ -s "$out/explained.log" ] && echo 1 || echo 0)" "$out/explained.log"
+}
+
+for row in ${*:-quick}; do
+    case $row in quick) rows+=" $quick_rows" ;; all) rows+=" $quick_rows $deep_rows" ;; *) rows+=" $row" ;; esac
+done
+for row in $rows; do
+    row_began=$SECONDS cases=1
+    "row_$row"
+done
+echo
+if [ "$skipped" -ne 0 ]; then echo "$passed passed, $failed failed, $skipped skipped"
+else echo "$passed passed, $failed failed"; fi
+[ "$failed" -eq 0 ]
