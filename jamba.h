@@ -10185,7 +10185,7 @@ static bool jmb_put_numbers(const jmb_kernels *kernels, jamba_kv_type type, cons
     default:
         for (i = 0; i < n; i++) {
             uint32_t half = jmb_float_to_f16(x[i]);
-            lost |= ((half & 0x7fffu) == 0x7c00u) & jmb_finite(x[i]);
+            lost |= (uint32_t)((half & 0x7fffu) == 0x7c00u && jmb_finite(x[i]));
             jmb_store_u16(at + i * step * 2, half);
         }
         break;

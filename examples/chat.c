@@ -289,7 +289,8 @@ static void show_reading(const chat *c, account *a)
     a->position = info.position;
     a->middle = tool_seconds();
     if (info.pending > 1 && a->middle - a->start > 0.3)
-        tool_progress_show(&a->progress, "reading", (uint64_t)a->read, (uint64_t)(a->read + info.pending));
+        tool_progress_show(&a->progress, "reading", (uint64_t)a->read,
+            (uint64_t)a->read + (uint64_t)info.pending);
     else tool_progress_end(&a->progress);
 }
 
@@ -476,7 +477,7 @@ static bool load_conversation(chat *c, const char *path, tool_error *error)
         jamba_state_describe(data, size, &info, NULL);
         c->start = -1;
         if (info.has_sampler) c->sampler.seed = info.sampler.seed;
-    } else tool_error_set(error, "%s: %s", path, jamba_session_error(c->run.session)->message);
+    } else tool_error_fill(error, "%s: %s", path, jamba_session_error(c->run.session)->message);
     free(data);
     return ok;
 }

@@ -37,9 +37,9 @@ have() {
     done
 }
 
-# Runs a line of shell for each line of the input, side by side, all output into one log.
-each() { # LOG COMMAND with {}
-    xargs -P "$jobs" -I{} sh -c "$2" >"$1" 2>&1
+# Runs each line of the input, side by side, all output into one log; a line that fails is a finding.
+each() { # LOG
+    xargs -P "$jobs" -d '\n' -I{} sh -c '{} || echo "static.sh:1: error: status $?"' >"$1" 2>&1
 }
 
 # Findings "file:line:... [check]" of a log, one a line, less those that are explained.
@@ -114,7 +114,7 @@ row_warnings() {
         done
     } >"$out/warnings.txt"
     cases=$(wc -l <"$out/warnings.txt")
-    each "$out/warnings.log" "{}" <"$out/warnings.txt"
+    each "$out/warnings.log" <"$out/warnings.txt"
     finish "strict warnings" "$out/warnings.log"
 }
 
@@ -127,7 +127,7 @@ row_cppcheck() {
         --suppress=variableScope --suppress=constParameter --suppress=constVariable --suppress=duplicateCondition --suppress=knownConditionTrueFalse
         --suppress=missingIncludeSystem
         --suppress=unusedStructMember --suppress=unmatchedSuppression
-        --template={file}:{line}:{column}:{severity}:{message}[{id}] -D__x86_64__ -D__GNUC__=12 -D__linux__ -DJAMBA_NO_SIMD"
+        --template='{file}:{line}:{column}: {severity}: {message} [{id}]' -D__x86_64__ -D__GNUC__=12 -D__linux__ -DJAMBA_NO_SIMD"
     have cppcheck || return
     options=$(echo $options)
     {
@@ -135,23 +135,22 @@ row_cppcheck() {
         for file in $programs; do echo "cppcheck $options -I$out/declared -I. -Itools $file"; done
     } >"$out/cppcheck.txt"
     cases=$(wc -l <"$out/cppcheck.txt")
-    each "$out/cppcheck.raw" "{}" <"$out/cppcheck.txt"
-    sed -E 's/:(error|warning|style|performance|portability):(.*)\[/: \1: \2 [/' "$out/cppcheck.raw" >"$out/cppcheck.log"
+    each "$out/cppcheck.log" <"$out/cppcheck.txt"
     finish "cppcheck" "$out/cppcheck.log"
 }
 
 # ---- clang-tidy ----------------------------------------------------------------------------
 tidy() { # ROW CHECKS
-    local options="--quiet --config-file=tests/static/clang-tidy.yaml --header-filter=/(tools|examples)/"
+    local options="--quiet --config-file=tests/static/clang-tidy.yaml --header-filter='/(tools|examples)/'"
     local headers="-Xclang -analyzer-opt-analyze-headers"
     {
         echo "jamba.h $2 -- -x c -std=c99 -I. -DJAMBA_IMPLEMENTATION -DJAMBA_NO_SIMD"
         for file in $programs; do # each is one thread
             echo "$file $2,-concurrency-mt-unsafe -- -std=c99 -I$out/declared -I. -Itools $defines -DJAMBA_NO_SIMD $headers"
         done
-    } | sed "s#^\([^ ]*\) \([^ ]*\) --#clang-tidy-19 $options --checks=\2 \1 --#; s/(/'(/; s/)/)'/" >"$out/$1.txt"
+    } | sed "s#^\([^ ]*\) \([^ ]*\) --#clang-tidy-19 $options --checks=\2 \1 --#" >"$out/$1.txt"
     cases=$(wc -l <"$out/$1.txt")
-    each "$out/$1.log" "{}" <"$out/$1.txt"
+    each "$out/$1.log" <"$out/$1.txt"
     finish "$1" "$out/$1.log"
 }
 row_tidy() {
@@ -166,9 +165,8 @@ analyzer() { # ROW FILE...
     local row=$1
     shift
     cases=$#
-    printf '%s\n' "$@" | each "$out/$row.log" \
-        "gcc -std=c99 $defines -O0 -DJAMBA_NO_SIMD -fanalyzer -I$out/declared -I. -Itools -c -o /dev/null {} ||
-            echo {}:1: error: does not compile [compile]"
+    printf "gcc -std=c99 $defines -O0 -DJAMBA_NO_SIMD -fanalyzer -I$out/declared -I. -Itools -c -o /dev/null %s\n" "$@" |
+        each "$out/$row.log"
     finish "$row" "$out/$row.log"
 }
 row_analyzer() {

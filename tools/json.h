@@ -86,7 +86,7 @@ JMB_UNUSED static const json_value *json_get(const json_value *v, const char *ke
 JMB_UNUSED static const json_value *json_at(const json_value *v, size_t index)
 {
     const json_value *item = json_first(v);
-    while (item && index-- > 0) item = json_next(item);
+    for (; item && index > 0; index--) item = json_next(item);
     return item;
 }
 
