@@ -10419,7 +10419,8 @@ static void jmb_walk_snapshots(jmb_walk *w, const uint8_t *positions)
         const jmb_mark *m = &nowhere;
         if (!w->reads) m = &s->marks[i];
         else if (s->mark_room) {
-            s->position = jmb_load_u32(positions + (size_t)i * 4);
+            uint32_t position = jmb_load_u32(positions + (size_t)i * 4);
+            s->position = position < w->saved->position ? position : w->saved->position;
             m = jmb_new_mark(s);
         }
         jmb_walk_logits(w, m->logits);
@@ -10444,7 +10445,8 @@ static void jmb_walk_turns(jmb_walk *w)
     uint32_t place = 0, i;
     for (i = 0; at && i < w->saved->turns; i++, place++, at += 8) {
         if (w->reads) {
-            turns[jmb_load_u32(at)] = (uint8_t)jmb_load_u32(at + 4);
+            uint32_t to = jmb_load_u32(at);
+            if (to <= w->session->context) turns[to] = (uint8_t)jmb_load_u32(at + 4);
             continue;
         }
         while (!turns[place]) place++;
@@ -10744,7 +10746,17 @@ static void jmb_make_room(jamba_session *s, uint32_t tokens)
     s->fed = tokens;
 }
 
-/* Everything is checked. */
+/* Tokens and counts that lead elsewhere, once they are the session's own. */
+static void jmb_bound_taken(jamba_session *s, const jmb_saved *h)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i;
+    for (i = h->unknown; i < s->fed; i++)
+        if ((uint32_t)s->tokens[i] >= vocab) s->tokens[i] = 0;
+    if (s->reply.stream.held_count < 0 || s->reply.stream.held_count > 3) s->reply.stream.held_count = 0;
+}
+
+/* Everything is checked. A mapped file may be written to meanwhile: that may change what the session says, and must
+ * not lead out of its memory, so that what is an index is bounded here, or in the walk, once more. */
 static void jmb_take_saved(jamba_session *s, const jmb_saved *h, const uint8_t *p)
 {
     jmb_walk w = jmb_walk_of(s, h, p, true);
@@ -10756,6 +10768,7 @@ static void jmb_take_saved(jamba_session *s, const jmb_saved *h, const uint8_t *
     saved = jmb_fp_enter();
     jmb_walk_all(&w);
     jmb_fp_leave(saved);
+    jmb_bound_taken(s, h);
     s->position = s->own.kept = h->position;
     s->adapted = h->adapted;
     if (h->flags & JMB_SAVED_LOGITS) s->logit_rows = 1;
