@@ -89,6 +89,8 @@ row_warnings() {
         -Wno-bad-function-cast -Wno-disabled-macro-expansion -Wno-conditional-uninitialized"
     local gcc="-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wcast-align=strict -Wcast-qual -Wundef
         -Wvla -Walloca -Wdouble-promotion -Wformat=2 -Wnull-dereference -Wlogical-op -Wduplicated-cond"
+    local of_c="-Wno-old-style-cast -Wno-c++98-compat-pedantic -Wno-zero-as-null-pointer-constant"
+    local of_tests="-Wno-cast-qual -Wno-missing-prototypes"
     local c="-Wstrict-prototypes -Wmissing-prototypes" header=tests/compile/implementation.c std file
     have gcc g++ clang-16 clang++-16 || return
     off=$(echo $off) gcc=$(echo $gcc)
@@ -99,9 +101,7 @@ row_warnings() {
         done
         for std in c++11 c++17 c++20; do
             echo "g++ -x c++ -std=$std -fsyntax-only $gcc -I. $header"
-            echo "clang++-16 -x c++ -std=$std -fsyntax-only -Weverything $off -Wno-old-style-cast -Wno-c++98-compat-pedantic
-                -Wno-zero-as-null-pointer-constant -I. $header" | tr -d '\n'
-            echo
+            echo "clang++-16 -x c++ -std=$std -fsyntax-only -Weverything $off $of_c -I. $header"
         done
         # what needs the optimiser
         echo "gcc -std=c99 -O1 -DJMB_UNROLLED= -DJAMBA_NO_SIMD $gcc $c -I. -c -o $out/warnings.o $header"
@@ -110,7 +110,7 @@ row_warnings() {
             echo "gcc -std=c99 $defines -fsyntax-only $gcc $c -I. $file"
         done
         for file in tests/*.c; do
-            echo "clang-16 -std=c99 $defines -fsyntax-only -Weverything $off -Wno-cast-qual -Wno-missing-prototypes -I. $file"
+            echo "clang-16 -std=c99 $defines -fsyntax-only -Weverything $off $of_tests -I. $file"
         done
     } >"$out/warnings.txt"
     cases=$(wc -l <"$out/warnings.txt")
@@ -124,10 +124,11 @@ row_warnings() {
 # on); knownConditionTrueFalse (cppcheck 2.10 takes `a < B ? a : B` for a number below 1); missingIncludeSystem.
 row_cppcheck() {
     local options="--enable=warning,performance,portability,style --std=c99 --force --max-configs=2 -q
-        --suppress=variableScope --suppress=constParameter --suppress=constVariable --suppress=duplicateCondition --suppress=knownConditionTrueFalse
-        --suppress=missingIncludeSystem
+        --suppress=variableScope --suppress=constParameter --suppress=constVariable --suppress=duplicateCondition
+        --suppress=knownConditionTrueFalse --suppress=missingIncludeSystem
         --suppress=unusedStructMember --suppress=unmatchedSuppression
-        --template='{file}:{line}:{column}: {severity}: {message} [{id}]' -D__x86_64__ -D__GNUC__=12 -D__linux__ -DJAMBA_NO_SIMD"
+        --template='{file}:{line}:{column}: {severity}: {message} [{id}]'
+        -D__x86_64__ -D__GNUC__=12 -D__linux__ -DJAMBA_NO_SIMD"
     have cppcheck || return
     options=$(echo $options)
     {
@@ -141,12 +142,12 @@ row_cppcheck() {
 
 # ---- clang-tidy ----------------------------------------------------------------------------
 tidy() { # ROW CHECKS
-    local options="--quiet --config-file=tests/static/clang-tidy.yaml --header-filter='/(tools|examples)/'"
-    local headers="-Xclang -analyzer-opt-analyze-headers"
+    local file options="--quiet --config-file=tests/static/clang-tidy.yaml --header-filter='/(tools|examples)/'"
+    local flags="-std=c99 -I$out/declared -I. -Itools $defines -DJAMBA_NO_SIMD -Xclang -analyzer-opt-analyze-headers"
     {
         echo "jamba.h $2 -- -x c -std=c99 -I. -DJAMBA_IMPLEMENTATION -DJAMBA_NO_SIMD"
         for file in $programs; do # each is one thread
-            echo "$file $2,-concurrency-mt-unsafe -- -std=c99 -I$out/declared -I. -Itools $defines -DJAMBA_NO_SIMD $headers"
+            echo "$file $2,-concurrency-mt-unsafe -- $flags"
         done
     } | sed "s#^\([^ ]*\) \([^ ]*\) --#clang-tidy-19 $options --checks=\2 \1 --#" >"$out/$1.txt"
     cases=$(wc -l <"$out/$1.txt")
@@ -165,7 +166,7 @@ analyzer() { # ROW FILE...
     local row=$1
     shift
     cases=$#
-    printf "gcc -std=c99 $defines -O0 -DJAMBA_NO_SIMD -fanalyzer -I$out/declared -I. -Itools -c -o /dev/null %s\n" "$@" |
+    printf "gcc -std=c99 $defines -DJAMBA_NO_SIMD -fanalyzer -I$out/declared -I. -Itools -c -o /dev/null %s\n" "$@" |
         each "$out/$row.log"
     finish "$row" "$out/$row.log"
 }
@@ -176,45 +177,36 @@ row_analyzer-deep() {
     have gcc || return
     analyzer "gcc-analyzer" $programs
     cases=1
-    gcc -std=c99 -O0 -DJAMBA_NO_SIMD -fanalyzer -I. -c -o /dev/null tests/compile/implementation.c >"$out/header.log" 2>&1
+    echo "gcc -std=c99 -DJAMBA_NO_SIMD -fanalyzer -I. -c -o /dev/null tests/compile/implementation.c" |
+        each "$out/header.log"
     finish "gcc-analyzer-header" "$out/header.log"
 }
 
 # ---- run under a checker -------------------------------------------------------------------
-# Builds with FLAGS into BUILD/NAME, then runs each line of the list; a report is a failure of its line.
-checked() { # NAME FLAGS LIST
-    local name=$1 flags=$2 list=$3 program status log=$out/$1.log
-    cases=$(printf '%s\n' "$list" | wc -l)
-    MAKEFLAGS=-j$jobs make BUILD="$build/$name" CC=clang-16 LDFLAGS="$flags" CFLAGS="-O1 -gline-tables-only -DJMB_UNROLLED= \
-        -fno-omit-frame-pointer $flags" $(printf '%s\n' "$list" | awk -v b="$build/$name" '{ print b "/" $1 }' | sort -u) \
-        >"$log" 2>&1 || { verdict "$name" 1 "$log"; return; }
-    run_list "$name" "" "$list"
-}
-
-run_list() { # NAME WRAPPER LIST: lines of a program and its arguments
-    local name=$1 line folder=$build/$1 log=$out/$1.log
-    [ -z "$2" ] || folder=$build
-    printf '%s\n' "$3" | sed "s#^#$2 $folder/#; s#FOLDER#$folder#g" >"$out/$1.txt"
-    cases=$(wc -l <"$out/$1.txt")
-    : >"$log.bad"
+# Builds what the list names into BUILD/NAME, then runs each line of it; a report, or a failed test, is a failure.
+checked() { # NAME CC FLAGS WRAPPER LIST: lines of a program and its arguments, FOLDER for BUILD/NAME
+    local name=$1 folder=$build/$1 log=$out/$1.log line programs
+    printf '%s\n' "$5" | sed "s#^#$folder/#; s#FOLDER#$folder#g" >"$out/$name.txt"
+    cases=$(wc -l <"$out/$name.txt")
+    programs=$(sed 's/ .*//' "$out/$name.txt" | sort -u)
+    MAKEFLAGS=-j$jobs make BUILD="$folder" CC="$2" LDFLAGS="$3" \
+        CFLAGS="-O1 -g -fno-omit-frame-pointer -DJMB_UNROLLED= $3" "$folder/convert" $programs >"$log" 2>&1 || {
+        verdict "$name" 1 "$log"
+        return
+    }
     while read -r line; do
-        timeout 1800 sh -c "$line" </dev/null >"$log" 2>&1 && continue
+        timeout 3600 $4 $line </dev/null >"$log" 2>&1 && continue
         echo "$line"
-        grep -vE '^(golden|talk|state): ' "$log" | head -n 30
-    done <"$out/$1.txt" >"$log.bad"
+        grep -vE '^(golden|talk|state|adapters): ' "$log" | head -n 30
+    done <"$out/$name.txt" >"$log.bad"
     verdict "$name" "$([ -s "$log.bad" ] && echo 1 || echo 0)" "$log.bad"
 }
 
-convert_first="convert examples/storyteller FOLDER/storyteller.jamba --force"
-tools_then="inspect FOLDER/storyteller.jamba --tensors --verify
+tools_list="convert examples/storyteller FOLDER/storyteller.jamba --force
+inspect FOLDER/storyteller.jamba --tensors --verify
 chat FOLDER/storyteller.jamba -p Once -n 20
 tokenize FOLDER/storyteller.jamba"
-
-row_msan() {
-    have clang-16 && checked msan "-fsanitize=memory -fsanitize-memory-track-origins -fno-sanitize-recover=all" \
-        "$convert_first
-$tools_then
-tests/golden
+tests_list="tests/golden
 tests/unit_text
 tests/unit_kernels
 tests/damage
@@ -222,45 +214,43 @@ tests/state
 tests/adapters
 tests/fork
 tests/talk"
+
+row_msan() {
+    have clang-16 || return
+    checked msan clang-16 "-fsanitize=memory -fsanitize-memory-track-origins -fno-sanitize-recover=all" "" \
+        "$tools_list
+$tests_list"
 }
 
 row_ubsan() {
-    have clang-16 && checked ubsan "-fsanitize=implicit-conversion,unsigned-integer-overflow,local-bounds,nullability \
--fno-sanitize-recover=all -fsanitize-ignorelist=tests/static/ubsan.txt" \
-        "$convert_first
-$tools_then
-tests/golden
-tests/unit_text
-tests/unit_kernels
-tests/damage
-tests/state
-tests/adapters
-tests/fork
-tests/talk"
+    local groups=implicit-conversion,unsigned-integer-overflow,local-bounds,nullability
+    local flags="-fsanitize=$groups -fno-sanitize-recover=all -fsanitize-ignorelist=tests/static/ubsan.txt"
+    have clang-16 || return
+    checked ubsan clang-16 "$flags" "" "$tools_list
+$tests_list"
 }
 
 # valgrind 3.19 has no AVX-512: the library sees that by itself and takes AVX2.
 row_valgrind() {
-    have valgrind || return
-    MAKEFLAGS=-j$jobs make BUILD="$build" all "$build"/tests/{golden,unit_text,damage,state,adapters,fork,talk} \
-        >"$out/make.log" 2>&1 || { verdict valgrind 1 "$out/make.log"; return; }
-    run_list valgrind "valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=all --errors-for-leak-kinds=all" \
-        "convert examples/storyteller FOLDER/static/valgrind.jamba --force
-inspect FOLDER/static/valgrind.jamba --tensors --verify
-chat FOLDER/static/valgrind.jamba -p Once -n 20
-tests/golden --filter jamba-m
+    local options="-q --error-exitcode=99 --leak-check=full --show-leak-kinds=all --errors-for-leak-kinds=all"
+    have valgrind gcc || return
+    checked valgrind gcc "" "valgrind $options" "$tools_list
+tests/golden --filter jamba
 tests/golden --filter zamba2
-tests/unit_text --filter nfc
+tests/golden --filter mamba2
+tests/unit_text --filter refused
+tests/unit_text --filter library
 tests/adapters --filter jamba-moe
 tests/fork
 tests/talk --filter reply
-tests/state --filter mark"
+tests/talk --filter choices
+tests/damage --filter header
+tests/state --filter refused
+tests/state --filter mamba"
 }
 
 row_helgrind() {
-    have valgrind || return
-    make BUILD="$build" "$build/tests/threads" >"$out/make.log" 2>&1 || { verdict helgrind 1 "$out/make.log"; return; }
-    run_list helgrind "valgrind -q --tool=helgrind --error-exitcode=99" "tests/threads"
+    have valgrind gcc && checked helgrind gcc "" "valgrind -q --tool=helgrind --error-exitcode=99" "tests/threads"
 }
 
 # Explanations of lines that are no more.
