@@ -30,7 +30,7 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test faults real-size bench bench-peer bench-sessions lint install clean help FORCE
+.PHONY: all run test faults real-size bench bench-peer bench-sessions lint analyse install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -57,6 +57,9 @@ bench-sessions: $(BUILD)/bench_sessions ## what marks, forks and saved states co
 
 lint: ## check jamba.h: calls it must not make, contents, declared and defined, line length
 	@CC="$(CC)" CXX="$(CXX)" tests/lint
+
+analyse: ## analysers, strict warnings, MSan, UBSan, valgrind; appends to tests/ledger.tsv (takes an hour)
+	@LEDGER=tests/ledger.tsv tests/static.sh "$(BUILD)" all
 
 install: ## copy jamba.h to PREFIX/include
 	mkdir -p "$(DESTDIR)$(PREFIX)/include"

@@ -769,6 +769,17 @@ JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t tur
 #define JMB_LITTLE_ENDIAN 0
 #endif
 
+/* Tells MemorySanitizer that what memory holds is of no matter, where garbage is computed along and left out. */
+#if defined(__has_feature)
+#if __has_feature(memory_sanitizer)
+#include <sanitizer/msan_interface.h>
+#define JMB_ANY_CONTENT(p, size) __msan_unpoison(p, size)
+#endif
+#endif
+#ifndef JMB_ANY_CONTENT
+#define JMB_ANY_CONTENT(p, size) ((void)0)
+#endif
+
 /* How this file finds itself again. */
 #ifndef JAMBA_HEADER_FILE
 #define JAMBA_HEADER_FILE "jamba.h"
@@ -847,10 +858,12 @@ JMB_UNUSED static void jmb_format(char *buffer, size_t capacity, const char *for
 /* Fills `error`, which may be NULL. */
 static void jmb_fill_error(jamba_error *error, jamba_result code, uint64_t offset, const char *format, ...)
 {
-    jmb_text_out out = { NULL, 0, sizeof error->message };
+    jmb_text_out out;
     va_list args;
     if (!error) return;
     out.data = error->message;
+    out.size = 0;
+    out.capacity = sizeof error->message;
     va_start(args, format);
     jmb_format_args(&out, format, args);
     va_end(args);
@@ -9262,6 +9275,7 @@ static void jmb_pages_init(jmb_page_block *block, const jamba_session *s)
     block->stride = JMB_PAGE_HEAD + (size_t)jmb_page_bytes(&s->model->plan, s->own.kv_type);
     block->count = (uint32_t)((block->size - JMB_PAGE_HEAD) / block->stride);
     block->uses = 1;
+    JMB_ANY_CONTENT(jmb_page_at(block, 0), block->size - JMB_PAGE_HEAD); /* keys are read by sixteen, past the last */
     for (i = 0; i < block->count; i++) {
         jmb_page_at(block, i)->block = block;
         jmb_page_at(block, i)->uses = 0;
@@ -10174,7 +10188,7 @@ static bool jmb_put_numbers(const jmb_kernels *kernels, jamba_kv_type type, cons
     default:
         for (i = 0; i < n; i++) {
             uint32_t half = jmb_float_to_f16(x[i]);
-            lost |= ((half & 0x7fffu) == 0x7c00u) & jmb_finite(x[i]);
+            lost |= (uint32_t)((half & 0x7fffu) == 0x7c00u && jmb_finite(x[i]));
             jmb_store_u16(at + i * step * 2, half);
         }
         break;
@@ -10394,8 +10408,10 @@ static void jmb_walk_state(jmb_walk *w, float *state)
 static void jmb_walk_snapshots(jmb_walk *w, const uint8_t *positions)
 {
     jamba_session *s = w->session;
+    jmb_mark nowhere;
     uint64_t at = w->at;
     uint32_t i;
+    memset(&nowhere, 0, sizeof nowhere);
     if (!w->data && w->saved->marks) { /* one for all */
         jmb_walk_logits(w, NULL);
         jmb_walk_state(w, NULL);
@@ -10403,13 +10419,15 @@ static void jmb_walk_snapshots(jmb_walk *w, const uint8_t *positions)
         return;
     }
     for (i = 0; i < w->saved->marks; i++) {
-        jmb_mark *m = w->reads ? NULL : &s->marks[i];
-        if (w->reads && s->mark_room) {
-            s->position = jmb_load_u32(positions + (size_t)i * 4);
+        const jmb_mark *m = &nowhere;
+        if (!w->reads) m = &s->marks[i];
+        else if (s->mark_room) {
+            uint32_t position = jmb_load_u32(positions + (size_t)i * 4);
+            s->position = position < w->saved->position ? position : w->saved->position;
             m = jmb_new_mark(s);
         }
-        jmb_walk_logits(w, m ? m->logits : NULL);
-        jmb_walk_state(w, m ? m->state : NULL);
+        jmb_walk_logits(w, m->logits);
+        jmb_walk_state(w, m->state);
     }
 }
 
@@ -10430,7 +10448,8 @@ static void jmb_walk_turns(jmb_walk *w)
     uint32_t place = 0, i;
     for (i = 0; at && i < w->saved->turns; i++, place++, at += 8) {
         if (w->reads) {
-            turns[jmb_load_u32(at)] = (uint8_t)jmb_load_u32(at + 4);
+            uint32_t to = jmb_load_u32(at);
+            if (to <= w->session->context) turns[to] = (uint8_t)jmb_load_u32(at + 4);
             continue;
         }
         while (!turns[place]) place++;
@@ -10730,7 +10749,17 @@ static void jmb_make_room(jamba_session *s, uint32_t tokens)
     s->fed = tokens;
 }
 
-/* Everything is checked. */
+/* Tokens and counts that lead elsewhere, once they are the session's own. */
+static void jmb_bound_taken(jamba_session *s, const jmb_saved *h)
+{
+    uint32_t vocab = s->model->metadata.header.vocab, i;
+    for (i = h->unknown; i < s->fed; i++)
+        if ((uint32_t)s->tokens[i] >= vocab) s->tokens[i] = 0;
+    if (s->reply.stream.held_count < 0 || s->reply.stream.held_count > 3) s->reply.stream.held_count = 0;
+}
+
+/* Everything is checked. A mapped file may be written to meanwhile: that may change what the session says, and must
+ * not lead out of its memory, so that what is an index is bounded here, or in the walk, once more. */
 static void jmb_take_saved(jamba_session *s, const jmb_saved *h, const uint8_t *p)
 {
     jmb_walk w = jmb_walk_of(s, h, p, true);
@@ -10742,6 +10771,7 @@ static void jmb_take_saved(jamba_session *s, const jmb_saved *h, const uint8_t *
     saved = jmb_fp_enter();
     jmb_walk_all(&w);
     jmb_fp_leave(saved);
+    jmb_bound_taken(s, h);
     s->position = s->own.kept = h->position;
     s->adapted = h->adapted;
     if (h->flags & JMB_SAVED_LOGITS) s->logit_rows = 1;

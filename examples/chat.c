@@ -289,7 +289,8 @@ static void show_reading(const chat *c, account *a)
     a->position = info.position;
     a->middle = tool_seconds();
     if (info.pending > 1 && a->middle - a->start > 0.3)
-        tool_progress_show(&a->progress, "reading", (uint64_t)a->read, (uint64_t)(a->read + info.pending));
+        tool_progress_show(&a->progress, "reading", (uint64_t)a->read,
+            (uint64_t)a->read + (uint64_t)info.pending);
     else tool_progress_end(&a->progress);
 }
 

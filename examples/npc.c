@@ -60,8 +60,8 @@ static const char *const persona_texts[PERSONAS] = {
     "You are a gardener. You grow flowers and big red apples. You love the sun and the rain.",
 };
 
-static const char *const names[NAMES] = { "Mia", "Tom", "Lily", "Rose", "Ben", "Anna", "Max", "Lucy", "Sam", "Ella",
-    "Jack", "Sue", "Tim", "Nora", "Leo", "Emma" };
+static const char *const first_names[NAMES] = { "Mia", "Tom", "Lily", "Rose", "Ben", "Anna", "Max", "Lucy", "Sam",
+    "Ella", "Jack", "Sue", "Tim", "Nora", "Leo", "Emma" };
 
 static const char *const events[EVENTS] = { "Hello! How are you today?", "It is raining. What will you do?",
     "Tell me a story about a dog and a boat.", "What do you like to eat?", "Look, a big bird sits on the roof!",
@@ -230,7 +230,7 @@ static void characters_make(town *t)
     if (!t->characters) tool_die(TOOL, "out of memory for %d characters", t->count);
     for (int i = 0; i < t->count; i++) {
         character *c = &t->characters[i];
-        snprintf(c->name, sizeof c->name, i < NAMES ? "%s" : "%s %d", names[i % NAMES], i / NAMES + 1);
+        snprintf(c->name, sizeof c->name, i < NAMES ? "%s" : "%s %d", first_names[i % NAMES], i / NAMES + 1);
         c->persona = t->personas[i % PERSONAS];
         c->speaker.user = c;
         c->speaker.sampler.temperature = 0.7f;

@@ -845,6 +845,31 @@ static void test_hostile_talk(void)
     victim_close(&v);
 }
 
+/* A mapped file that somebody writes to between the checks and the reading: every number in front of the logits. */
+static void test_written_meanwhile(void)
+{
+    static const uint32_t values[] = { 0, 3, 21, 300, 0x7fffffffu, 0x80000000u, 0xffffffffu };
+    victim v;
+    jmb_saved h;
+    uint8_t *data;
+    char what[80];
+    size_t at, i, end;
+    if (!victim_open(&v, JAMBA_EXACT)) return;
+    CHECK(jmb_read_saved(&h, v.good.data, v.good.size, NULL) == JAMBA_OK && h.text > 1 && h.turns > 0 && h.marks > 0);
+    end = JMB_SAVED_BYTES + 4 * ((size_t)jmb_saved_tokens(&h) + h.marks + 2 * h.turns + 3) + h.text - 1;
+    data = (uint8_t *)malloc(v.good.size);
+    for (at = JMB_SAVED_BYTES; at + 4 <= end; at += 4)
+        for (i = 0; i < sizeof values / sizeof *values; i++) {
+            memcpy(data, v.good.data, v.good.size);
+            jmb_store_u32(data + at, values[i]);
+            jmb_take_saved(v.session, &h, data);
+            snprintf(what, sizeof what, "byte %zu turned into %u", at, (unsigned)values[i]);
+            use_session(&v, what);
+        }
+    free(data);
+    victim_close(&v);
+}
+
 /* ---- other models, versions, sessions ------------------------------------------------------------------- */
 
 /* The same file but for one weight. */
@@ -1301,6 +1326,10 @@ int main(int argc, char **argv)
     }
     if (test_begin("hostile turns and replies")) {
         test_hostile_talk();
+        test_end();
+    }
+    if (test_begin("written to while it is read")) {
+        test_written_meanwhile();
         test_end();
     }
     if (test_begin("what is refused")) {

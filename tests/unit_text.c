@@ -964,6 +964,8 @@ static void test_refused_forms(void)
     refuse("\"fuse_unk\":true", "\"end_of_word_suffix\":\"</w>\"", "end_of_word_suffix is not supported");
     refuse("\"fuse_unk\":true", "\"continuing_subword_prefix\":\"#\"", "continuing_subword_prefix is not supported");
     refuse("\"fuse_unk\":true", "\"shape\":1", "the model has the key \"shape\", which is not known");
+    refuse("\"fuse_unk\":true", "\"type dropout\":1", "the model has the key \"type dropout\", which is not known");
+    refuse("\"fuse_unk\":true", "\"type\\u0000s\":1", "the model has the key \"type\", which is not known");
     refuse("\"fuse_unk\":true", "\"fuse_unk\":1", "\"fuse_unk\" is neither true nor false");
     refuse("\"unk_token\":\"<unk>\"", "\"unk_token\":\"<u>\"", "unk_token is not in the vocabulary");
     refuse("\"Sequence\",\"normalizers\"", "\"NFC\",\"normalizers\"",

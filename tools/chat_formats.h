@@ -234,7 +234,7 @@ static bool chat_write_part(const char *role, const char *part, const char *text
     char key[64], value[64];
     size_t used = 0;
     for (; *text; text++)
-        if (*text != 1 || blank) value[used++] = *text == 1 ? ' ' : *text;
+        if (*text != 1 || blank) value[used++] = (char)(*text == 1 ? ' ' : *text);
     value[used] = 0;
     snprintf(key, sizeof key, "chat.%s.%s", role, part);
     return tool_strings_add(strings, key, value);

@@ -100,7 +100,7 @@ static stored_tensor *layout_stored(tensor_layout *l, const char *name)
 static bool layout_add(tensor_layout *l, const jmb_tensor *t, const name_rule *rule, const rule_group *group,
     tensor_part *part, tool_error *error)
 {
-    const jmb_block *b = t->unit == JMB_NONE ? NULL : &l->e->plan.model.blocks[t->unit];
+    const jmb_block *b = plan_block(&l->e->plan, t->unit);
     name_place place = layout_place(l, t);
     char name[NAME_ROOM];
     stored_tensor *s;

@@ -392,7 +392,7 @@ static void export_sentencepiece(const text_export *x, tool_buffer *out)
     float *scores = (float *)calloc(x->t->tokens, sizeof *scores);
     uint32_t i, count = sp_count_pieces(x);
     out->failed = out->failed || !scores;
-    if (out->failed) return;
+    if (!scores) return;
     for (i = 0; i < x->t->tokens; i++) scores[i] = -(float)x->t->merges;
     for (i = 0; i < x->t->merges; i++) scores[x->t->merge[i].result] = -(float)x->t->merge[i].rank;
     for (i = 0; i < count; i++) sp_put_piece(out, x, i, scores);

@@ -850,7 +850,7 @@ static bool zamba_read_layers(
 {
     uint32_t i, layers = plan_get(plan, SET_LAYERS);
     const json_value *v = json_first(list);
-    plan->ordinals = (uint32_t *)malloc(layers * sizeof *plan->ordinals);
+    plan->ordinals = (uint32_t *)calloc(layers, sizeof *plan->ordinals);
     if (!plan->ordinals) return tool_no_memory(error);
     if (list && (json_kind(list) != JSON_ARRAY || json_count(list) != layers))
         return tool_error_set(error, "%s: layers_block_type is not a list of num_hidden_layers (%u) types",
@@ -1170,11 +1170,18 @@ static st_tensor *rule_find(const convert_plan *plan, const rule_group *group, c
     return st_find(&plan->checkpoint, name);
 }
 
+/* A block; of tensors that belong to none, one with all sizes 0. */
+static const jmb_block *plan_block(const convert_plan *plan, uint32_t unit)
+{
+    static const jmb_block none = { 0 };
+    return unit == JMB_NONE ? &none : &plan->model.blocks[unit];
+}
+
 /* First row of a rule's part, and the rows of the whole stored matrix in *total. */
 static uint64_t rule_rows_of(const name_rule *rule, const jmb_tensor *t, const jmb_block *b, uint64_t *total)
 {
-    uint64_t rows = t->rows, x = b ? b->dt_rank + 2u * b->d_state : 0, bc = b ? (uint64_t)b->n_groups * b->d_state : 0;
-    uint64_t zubc = b ? 2 * (b->d_inner + bc) : 0;
+    uint64_t rows = t->rows, x = b->dt_rank + 2u * b->d_state, bc = (uint64_t)b->n_groups * b->d_state;
+    uint64_t zubc = 2 * (b->d_inner + bc);
     *total = rows;
     switch (rule->rows) {
     case ROWS_FIRST_HALF: *total = 2 * rows; return 0;
@@ -1291,8 +1298,9 @@ static bool rule_find_lora(const lora_set *set, const name_rule *rule, const jmb
 static bool plan_find_lora(const convert_plan *plan, uint32_t index, const jmb_tensor *t, uint32_t half,
     lora_part *part, tool_error *error)
 {
-    const jmb_block *b = index == JMB_NONE ? NULL : &plan->model.blocks[index];
-    uint32_t kind = b ? plan_group_kind(plan, index) : 0, layer = b ? plan->layers[index] : 0;
+    const jmb_block *b = plan_block(plan, index);
+    uint32_t kind = index == JMB_NONE ? 0 : plan_group_kind(plan, index);
+    uint32_t layer = index == JMB_NONE ? 0 : plan->layers[index];
     name_place place = { layer, plan_ordinal(plan, layer), t->index };
     const rule_group *group;
     const name_rule *rule;
@@ -1681,8 +1689,9 @@ static bool rule_bind(
 static bool plan_find_stored(
     convert_plan *plan, const jmb_tensor *t, uint32_t half, tensor_source *source, tool_error *error)
 {
-    const jmb_block *b = t->unit == JMB_NONE ? NULL : &plan->model.blocks[t->unit];
-    uint32_t kind = b ? plan_group_kind(plan, t->unit) : 0, layer = b ? plan->layers[t->unit] : 0;
+    const jmb_block *b = plan_block(plan, t->unit);
+    uint32_t kind = t->unit == JMB_NONE ? 0 : plan_group_kind(plan, t->unit);
+    uint32_t layer = t->unit == JMB_NONE ? 0 : plan->layers[t->unit];
     name_place place = { layer, plan_ordinal(plan, layer), t->index };
     const rule_group *group;
     const name_rule *rule;
@@ -1858,7 +1867,7 @@ static bool lora_check_copy(const convert_plan *plan, const st_tensor *t, tool_e
     uint32_t role = name ? plan_copy_role(plan, name) : (uint32_t)JMB_ROLE_COUNT;
     size_t stride = jmb_pad64(plan->model.header.hidden);
     float *rows = (float *)calloc(2 * stride, sizeof *rows);
-    uint8_t *raw = (uint8_t *)malloc(stride * sizeof *rows);
+    uint8_t *raw = (uint8_t *)malloc(stride * 4); /* of the widest type */
     bool ok = (name && rows && raw) || tool_no_memory(error), near = true;
     if (ok && role == JMB_ROLE_COUNT)
         ok = tool_error_set(error,

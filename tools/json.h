@@ -52,7 +52,7 @@ JMB_UNUSED static json_type json_kind(const json_value *v)
 /* Members of an object, items of an array. */
 JMB_UNUSED static size_t json_count(const json_value *v)
 {
-    return json_kind(v) >= JSON_ARRAY ? v->length : 0;
+    return v && v->kind >= JSON_ARRAY ? v->length : 0;
 }
 
 JMB_UNUSED static const json_value *json_first(const json_value *v)
@@ -86,7 +86,7 @@ JMB_UNUSED static const json_value *json_get(const json_value *v, const char *ke
 JMB_UNUSED static const json_value *json_at(const json_value *v, size_t index)
 {
     const json_value *item = json_first(v);
-    while (item && index-- > 0) item = json_next(item);
+    for (; item && index > 0; index--) item = json_next(item);
     return item;
 }
 

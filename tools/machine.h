@@ -296,15 +296,15 @@ JMB_UNUSED static bool machine_limits_start(machine_limits *l, const jamba_execu
     enum { GRAIN = 64 * MACHINE_PARTS * MACHINE_STREAMS };
     const uint64_t least = (uint64_t)1 << 26, width = (uint64_t)executor->width, memory = machine_memory();
     uint64_t size = (uint64_t)1 << 30;
-    void *room = NULL;
+    void *area = NULL;
     memset(l, 0, sizeof *l);
     l->executor = *executor;
     l->peak = machine_peak_of(isa);
     if (memory && memory / 4 < size) size = memory / 4;
     for (; size >= least; size /= 2) {
         l->share = (size_t)(size / width / GRAIN * GRAIN);
-        if (posix_memalign(&room, 64, l->share * (size_t)width) != 0) continue;
-        l->buffer = (uint8_t *)room;
+        if (posix_memalign(&area, 64, l->share * (size_t)width) != 0) continue;
+        l->buffer = (uint8_t *)area;
         memset(l->buffer, 0x5a, l->share * (size_t)width); /* untouched pages are all one page of zeros */
         return true;
     }

@@ -166,7 +166,7 @@ static void output_sync_folder(const char *folder)
 {
     int file = open(folder, O_RDONLY);
     if (file < 0) return;
-    fsync(file);
+    (void)fsync(file);
     close(file);
 }
 

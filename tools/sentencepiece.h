@@ -90,6 +90,8 @@ static bool sp_read_field(sp_reader *r, sp_field *field)
     if (tag > UINT32_MAX || tag < 8) return sp_fail(r, "a field has a wrong number");
     field->number = (uint32_t)(tag >> 3);
     field->wire = (uint32_t)(tag & 7);
+    field->data = NULL;
+    field->value = 0;
     switch (field->wire) {
     case SP_VARINT: return sp_read_varint(r, &field->value);
     case SP_FIXED64: return sp_read_fixed(r, 8, &field->value);

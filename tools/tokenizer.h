@@ -48,8 +48,10 @@ static bool tokenizer_known_keys(tokenizer_build *b, const json_value *v, const 
     if (json_kind(v) != JSON_OBJECT) return tool_error_set(b->error, "%s is not an object", what);
     for (member = json_first(v); member; member = json_next(member)) {
         char word[64];
-        const char *key = json_key(member, NULL);
-        if (snprintf(word, sizeof word, " %s ", key) >= (int)sizeof word || !strstr(known, word))
+        size_t length;
+        const char *key = json_key(member, &length);
+        if (snprintf(word, sizeof word, " %s ", key) != (int)length + 2 || length + 2 >= sizeof word
+            || strchr(key, ' ') || !strstr(known, word))
             return tool_error_set(b->error, "%s has the key \"%.40s\", which is not known", what, key);
     }
     return true;

@@ -222,11 +222,12 @@ JMB_UNUSED static void tool_buffer_free(tool_buffer *buffer)
 
 JMB_UNUSED static bool tool_buffer_reserve(tool_buffer *buffer, size_t more)
 {
-    uint64_t need = jmb_add(buffer->size, more), capacity = buffer->capacity ? buffer->capacity : 256;
+    uint64_t need = jmb_add(buffer->size, more), capacity = jmb_mul(buffer->capacity, 2);
     uint8_t *data;
     if (buffer->failed) return false;
     if (need <= buffer->capacity) return true;
-    while (capacity < need) capacity = jmb_mul(capacity, 2);
+    if (capacity < 256) capacity = 256;
+    if (capacity < need) capacity = need;
     data = capacity > SIZE_MAX / 2 ? NULL : (uint8_t *)realloc(buffer->data, (size_t)capacity);
     if (!data) {
         buffer->failed = true;
@@ -321,12 +322,8 @@ JMB_UNUSED static bool tool_read_stream(
     FILE *stream, const char *name, size_t limit, uint8_t **data, size_t *size, tool_error *error)
 {
     tool_buffer buffer = { NULL, 0, 0, false };
-    size_t got = 1;
-    while (got > 0 && buffer.size <= limit) {
-        if (!tool_buffer_reserve(&buffer, 1 << 16)) break;
-        got = fread(buffer.data + buffer.size, 1, 1 << 16, stream);
-        buffer.size += got;
-    }
+    while (buffer.size <= limit && !feof(stream) && !ferror(stream) && tool_buffer_reserve(&buffer, 1 << 16))
+        buffer.size += fread(buffer.data + buffer.size, 1, 1 << 16, stream);
     if (buffer.failed) tool_no_memory(error);
     else if (ferror(stream)) tool_error_fill(error, "%s: cannot read: %s", name, strerror(errno));
     else if (buffer.size > limit) tool_error_fill(error, "%s: larger than %zu bytes", name, limit);
