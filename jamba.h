@@ -1184,7 +1184,8 @@ static const char *jmb_file_open(jmb_file *file, const char *path)
     do file->handle = open(path, O_RDONLY | O_NONBLOCK | JMB_CLOEXEC); /* a pipe must not block */
     while (file->handle < 0 && errno == EINTR);
     if (file->handle < 0)
-        return errno == ENOENT ? "no such file" : errno == EACCES ? "no permission" : "it cannot be read";
+        return errno == ENOENT ? "no such file" : errno == EACCES ? "no permission"
+            : errno == EOVERFLOW ? "this build needs -D_FILE_OFFSET_BITS=64 for it" : "it cannot be read";
     if (fstat(file->handle, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < 0) {
         close(file->handle);
         return "it is not a regular file";

@@ -4,8 +4,8 @@
 #
 #     tests/platforms.sh [BUILD]
 #
-# PLATFORMS="i686 s390x" takes only those, PLATFORMS=all all of them and more tests of each (make platforms); JOBS=N at a
-# time (one per processor). Needs BUILD/convert and BUILD/logits, compilers and emulators. A platform without its
+# PLATFORMS="i686 s390x" takes only those; TESTS=all runs more tests of each; PLATFORMS=all is all of both (make
+# platforms). JOBS=N at a time (one per processor). Needs BUILD/convert and BUILD/logits, compilers and emulators. A platform without its
 # compiler or emulator is skipped. Prints N passed, N failed[, N skipped].
 cd "$(dirname "$0")/.." || exit 1
 build=${1:-build}
@@ -17,8 +17,9 @@ flags="-std=c99 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -D_FILE_OFFSET_BITS=
 quick="-O1 -DJMB_UNROLLED=" # compiles in seconds
 strict="-Wall -Wextra -Wconversion -Wshadow -Werror"
 every=
-if [ "$PLATFORMS" = all ]; then
-    every="unit_kernels unit_text quantised"
+if [ "$PLATFORMS" = all ]; then PLATFORMS= TESTS=all; fi
+if [ "$TESTS" = all ]; then
+    every="unit_kernels unit_text quantised limits"
     ids+=" 548 360 818 370 360 1817 276 5 262 4 478 262 712 659 360 555"
 fi
 
@@ -118,6 +119,13 @@ run_platform() {
     made tests/golden.c tests/api_second.c || return
     if [ -n "$every" ]; then tests golden; else tests golden mamba2-groups zamba2-rope; fi
     for part in $every; do made "tests/$part.c" && tests "$part"; done
+    if [ -n "$every" ] && [ -z "$exe" ]; then made tests/damage.c && tests damage "header rules" "every prefix"; fi
+}
+
+# Addresses of 32 bits.
+run_i686() {
+    run_platform
+    if [ -z "$every" ]; then made tests/limits.c && tests limits; fi
 }
 
 # Each set of kernels, on a processor that chooses it.
@@ -200,7 +208,7 @@ done
 
 chosen=()
 while read -r name run compiler; do
-    [ -n "$name" ] && [[ -z $PLATFORMS || -n $every || " $PLATFORMS " == *" $name "* ]] || continue
+    [ -n "$name" ] && [[ -z $PLATFORMS || " $PLATFORMS " == *" $name "* ]] || continue
     chosen+=("$name")
     while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
     platform "$name" "$run" $compiler >"$work/$name.log" 2>&1 &

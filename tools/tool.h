@@ -34,9 +34,12 @@
 #endif
 
 #if defined(__MINGW32__)
-#define TOOL_PRINTF(text, first) __attribute__((format(gnu_printf, text, first)))
-#elif defined(__GNUC__) || defined(__clang__)
-#define TOOL_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define TOOL_FORMAT gnu_printf
+#else
+#define TOOL_FORMAT printf
+#endif
+#if defined(__GNUC__) || defined(__clang__)
+#define TOOL_PRINTF(text, first) __attribute__((format(TOOL_FORMAT, text, first)))
 #define TOOL_NORETURN __attribute__((noreturn))
 #else
 #define TOOL_PRINTF(text, first)
