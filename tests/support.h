@@ -249,13 +249,13 @@ TEST_UNUSED static bool big_endian(void)
     return *(const uint8_t *)&one == 0;
 }
 
-/* Little-endian 32-bit items of tests/cases/NAME/FILE, as floats or integers. free() them. */
-TEST_UNUSED static void *golden_read(const char *name, const char *file, size_t *count)
+/* Little-endian 32-bit items of FOLDER/NAME/FILE, as floats or integers. free() them. */
+TEST_UNUSED static void *items_read(const char *folder, const char *name, const char *file, size_t *count)
 {
     char path[PATH_ROOM];
     size_t size, i;
     uint8_t *data;
-    snprintf(path, sizeof path, "tests/cases/%s/%s", name, file);
+    snprintf(path, sizeof path, "%s/%s/%s", folder, name, file);
     data = file_need(path, &size);
     *count = size / 4;
     for (i = 0; big_endian() && i < *count; i++) {
@@ -263,6 +263,11 @@ TEST_UNUSED static void *golden_read(const char *name, const char *file, size_t 
         memcpy(p, swap, 4);
     }
     return data;
+}
+
+TEST_UNUSED static void *golden_read(const char *name, const char *file, size_t *count)
+{
+    return items_read("tests/cases", name, file, count);
 }
 
 /* The prompt, the greedy tokens, and the prompt again and again: `count` tokens to run. free() them. */
