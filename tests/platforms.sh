@@ -77,7 +77,8 @@ logits() {
 conversions() {
     local type
     for type in $types; do
-        $run "$there/tools/convert$exe" examples/storyteller "$there/für $type" --type $type --force >"$there/errors" 2>&1
+        $run "$there/tools/convert$exe" examples/storyteller "$there/für $type" --type $type --force \
+            >"$there/errors" 2>&1
         cat "$there/errors"
         same "convert --type $type" "$there/für $type" "$work/$type.jamba"
         rm -f "$there/für $type"
@@ -154,7 +155,8 @@ wasm_link="-O1 -sNODERAWFS=1 -sALLOW_MEMORY_GROWTH=1 -sWASM_ASYNC_COMPILATION=0 
 # wasm_make TARGET...: builds targets of the Makefile
 wasm_make() {
     # emcc gives a program an environment of its own; here it has this one, for LAWS and CHATS.
-    echo 'Module.preRun = () => { if (typeof ENV == "object") Object.assign(ENV, process.env); };' >"$work/environment.js"
+    echo 'Module.preRun = () => { if (typeof ENV == "object") Object.assign(ENV, process.env); };' \
+        >"$work/environment.js"
     converter "$build/convert"
     make -s -j"$jobs" BUILD="$there" CC=emcc WERROR=1 CFLAGS="-O2 ${compiler#emcc}" LIBS=-lm \
         LDFLAGS="$wasm_link --pre-js $work/environment.js" "${@/#/$there/}" && chmod +x "$there"/tests/* &&
