@@ -30,7 +30,7 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test faults real-size bench bench-peer bench-sessions lint analyse install clean help FORCE
+.PHONY: all run test faults platforms real-size bench bench-peer bench-sessions lint analyse install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -54,6 +54,9 @@ bench-peer: $(BUILD)/bench $(BUILD)/convert $(BUILD)/inspect ## compare with lla
 
 bench-sessions: $(BUILD)/bench_sessions ## what marks, forks and saved states cost, beside llama.cpp (models: make bench-peer)
 	@python3 tests/bench_sessions.py "$(BUILD)"
+
+platforms: $(BUILD)/convert $(BUILD)/logits ## other processors, systems and compilers, with more tests than CI runs (emulated: takes long)
+	@PLATFORMS=all tests/platforms.sh "$(BUILD)"
 
 lint: ## check jamba.h: calls it must not make, contents, declared and defined, line length
 	@CC="$(CC)" CXX="$(CXX)" tests/lint

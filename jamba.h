@@ -1072,7 +1072,12 @@ static void *jmb_place(jmb_layout *layout, uint64_t count, uint64_t size)
  * =========================================================================================== */
 
 #if defined(_WIN32)
+#if !defined(WIN32_LEAN_AND_MEAN)
 #define WIN32_LEAN_AND_MEAN
+#endif
+#if !defined(NOMINMAX)
+#define NOMINMAX
+#endif
 #include <windows.h>
 #elif defined(__unix__) || defined(__APPLE__)
 #define JMB_POSIX 1
@@ -1117,11 +1122,18 @@ typedef struct jmb_file {
 /* NULL, or why the file cannot be opened. */
 static const char *jmb_file_open(jmb_file *file, const char *path)
 {
+    enum { LONGEST = 4096 };
+    const DWORD share = FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE;
     LARGE_INTEGER size;
+    WCHAR wide[LONGEST];
     memset(file, 0, sizeof *file);
-    file->handle = CreateFileA(path, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
-    if (file->handle == INVALID_HANDLE_VALUE)
-        return GetLastError() == ERROR_FILE_NOT_FOUND ? "no such file" : "it cannot be read";
+    if (!MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, LONGEST))
+        return "its name is not UTF-8, or too long";
+    file->handle = CreateFileW(wide, GENERIC_READ, share, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
+    if (file->handle == INVALID_HANDLE_VALUE) {
+        DWORD why = GetLastError();
+        return why == ERROR_FILE_NOT_FOUND || why == ERROR_PATH_NOT_FOUND ? "no such file" : "it cannot be read";
+    }
     if (!GetFileSizeEx(file->handle, &size)) {
         CloseHandle(file->handle);
         return "it is not a regular file";
@@ -1185,7 +1197,8 @@ static const char *jmb_file_open(jmb_file *file, const char *path)
     do file->handle = open(path, O_RDONLY | O_NONBLOCK | JMB_CLOEXEC); /* a pipe must not block */
     while (file->handle < 0 && errno == EINTR);
     if (file->handle < 0)
-        return errno == ENOENT ? "no such file" : errno == EACCES ? "no permission" : "it cannot be read";
+        return errno == ENOENT ? "no such file" : errno == EACCES ? "no permission"
+            : errno == EOVERFLOW ? "this build needs -D_FILE_OFFSET_BITS=64 for it" : "it cannot be read";
     if (fstat(file->handle, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size < 0) {
         close(file->handle);
         return "it is not a regular file";
@@ -9799,7 +9812,9 @@ static uint32_t jmb_phase_after(const jmb_plan *plan, jmb_pass *p, uint32_t op)
 
 /* A run of one pass, and its time limit. */
 typedef struct jmb_run {
-    uint64_t ticket;  /* atomic: phase in the upper half, tasks of it that nobody has taken in the lower */
+    /* Atomic: phase in the upper half, tasks of it that nobody has taken in the lower. 32-bit x86 aligns 64-bit numbers
+     * to 4, which is too little for that. */
+    JMB_ALIGNED8 uint64_t ticket;
     jamba_session *session;
     const jamba_session *timer; /* whose clock it is */
     uint64_t start, budget_us; /* budget 0: none */
@@ -9931,7 +9946,7 @@ static bool jmb_run_gang(jmb_run *run)
  * after each task. */
 static bool jmb_pass_run(jamba_session *s, const jamba_session *timer, uint64_t start, uint64_t budget_us)
 {
-    JMB_ALIGNED8 jmb_run run; /* 32-bit x86 aligns 64-bit numbers to 4, which is too little for atomic ones */
+    jmb_run run;
     memset(&run, 0, sizeof run);
     run.session = s;
     run.timer = timer;

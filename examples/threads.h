@@ -39,7 +39,7 @@ struct threads_pool {
     /* Atomic: number of the run in the upper half, tasks nobody has taken yet in the lower. Whoever
      * takes one keeps that run from ending, so task and ctx belong to it; a latecomer sees 0 or another
      * number, and takes nothing from the wrong run. */
-    uint64_t ticket;
+    uint64_t ticket __attribute__((aligned(8))); /* 32-bit x86 would be content with 4 */
     int unfinished;    /* atomic: tasks of this run that are not done */
     int sleepers;      /* atomic: threads that wait for `wake` */
     int caller_sleeps; /* atomic: the caller of run() waits for `done` */

@@ -31,7 +31,7 @@ static void put_number(uint8_t *panel_data, const jmb_tensor *t, size_t row, siz
 {
     uint8_t *panel = panel_data + row / 16 * (size_t)jmb_panel_bytes(t->type, t->cols);
     size_t r = row % 16;
-    if (t->type == JMB_F32) memcpy(panel + (col * 16 + r) * 4, &value, 4);
+    if (t->type == JMB_F32) jmb_store_f32(panel + (col * 16 + r) * 4, value);
     else {
         uint32_t half = t->type == JMB_BF16 ? jmb_bits_of(value) >> 16 : jmb_float_to_f16(value);
         uint8_t *at = panel + (col / 2 * 32 + r * 2 + col % 2) * 2;
@@ -110,15 +110,14 @@ static jmb_lora entry_shape(const plan_entry *e)
 static void seal(image *file)
 {
     uint64_t hash = jmb_hash64(jmb_hash64(JMB_HASH_SEED, file->bytes, 24), file->bytes + 32, file->size - 32);
-    memcpy(file->bytes + 24, &hash, 8);
+    jmb_store_u64(file->bytes + 24, hash);
 }
 
 static image make_adapter(const jamba_model *model, plan_entry *entries, size_t count, uint32_t type, uint64_t seed)
 {
-    uint64_t at = JMB_ADAPTER_BYTES + count * JMB_ADAPTER_ENTRY, size;
-    uint32_t number = (uint32_t)count, version = JMB_ADAPTER_VERSION;
+    uint64_t at = JMB_ADAPTER_BYTES + count * JMB_ADAPTER_ENTRY;
     image file;
-    size_t i;
+    size_t i, j;
     for (i = 0; i < count; i++) {
         jmb_lora l;
         entries[i].type = type;
@@ -127,23 +126,22 @@ static image make_adapter(const jamba_model *model, plan_entry *entries, size_t 
         entries[i].b_at = at + l.a.bytes;
         at = entries[i].b_at + l.b.bytes;
     }
-    size = at;
     file.size = (size_t)at;
     file.bytes = (uint8_t *)calloc(file.size, 1);
     test_require(file.bytes != NULL, "out of memory", "adapters.c");
     memcpy(file.bytes, jmb_adapter_magic, 8);
-    memcpy(file.bytes + 8, &version, 4);
-    memcpy(file.bytes + 12, &number, 4);
-    memcpy(file.bytes + 16, &size, 8);
+    jmb_store_u32(file.bytes + 8, JMB_ADAPTER_VERSION);
+    jmb_store_u32(file.bytes + 12, (uint32_t)count);
+    jmb_store_u64(file.bytes + 16, at);
     memcpy(file.bytes + 32, model->metadata.header.identity, 32);
     for (i = 0; i < count; i++) {
         const plan_entry *e = &entries[i];
         jmb_lora l = entry_shape(e);
         uint32_t fields[7] = { e->key.block, l.role, e->key.index, e->rank, type, e->w->rows, e->w->cols };
         uint8_t *p = file.bytes + JMB_ADAPTER_BYTES + i * JMB_ADAPTER_ENTRY;
-        memcpy(p, fields, sizeof fields);
-        memcpy(p + 32, &e->a_at, 8);
-        memcpy(p + 40, &e->b_at, 8);
+        for (j = 0; j < 7; j++) jmb_store_u32(p + j * 4, fields[j]);
+        jmb_store_u64(p + 32, e->a_at);
+        jmb_store_u64(p + 40, e->b_at);
         fill_matrix(file.bytes + e->a_at, &l.a, e->seed * 1000 + seed, 0.4);
         fill_matrix(file.bytes + e->b_at, &l.b, e->seed * 1000 + seed + 500, 0.4);
     }

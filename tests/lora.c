@@ -29,13 +29,7 @@ static int run_convert(const char *const *argv)
 
 static void *case_read(const char *name, const char *file, size_t *count)
 {
-    char path[PATH_ROOM];
-    size_t size;
-    void *data;
-    snprintf(path, sizeof path, "tests/cases-lora/%s/%s", name, file);
-    data = file_need(path, &size);
-    *count = size / 4;
-    return data;
+    return items_read("tests/cases-lora", name, file, count);
 }
 
 /* The base and its adapter, the base with it merged. */

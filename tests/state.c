@@ -8,7 +8,7 @@
 
 #include <fenv.h>
 
-enum { TOKENS = 45, MORE = 6, LONG = 530, ROOM = 64 };
+enum { TOKENS = 45, MORE = 6, LONG_RUN = 530, ROOM = 64 };
 
 static const char *const kv_names[] = { "f16", "f32", "q8" };
 
@@ -316,7 +316,7 @@ static bool family_open(family *f, const char *name, const char *type)
     f->model = load_for_cpu(path, JAMBA_CPU_BEST);
     f->plain = load_for_cpu(path, JAMBA_CPU_SCALAR);
     if (!CHECK(f->model && f->plain)) return false;
-    f->tokens = golden_tokens(name, LONG + ROOM);
+    f->tokens = golden_tokens(name, LONG_RUN + ROOM);
     f->vocab = (size_t)model_vocab(f->model);
     return true;
 }
@@ -351,13 +351,13 @@ static void test_family(const char *name, const char *type)
 /* Saved in a type, or restored into a session of that type and saved from there: the same rounding. */
 static void check_conversion(const family *f, jamba_kv_type from, jamba_form form, jamba_kv_type to)
 {
-    jamba_session_params params = params_of(from, LONG, 0, 0), other = params_of(to, LONG + 1, 0, 0);
+    jamba_session_params params = params_of(from, LONG_RUN, 0, 0), other = params_of(to, LONG_RUN + 1, 0, 0);
     jamba_session *a = open_session(f->model, &params), *b = open_session(f->plain, &other);
     jamba_save_params narrow;
     blob direct, whole, turned;
     memset(&narrow, 0, sizeof narrow);
     narrow.kv = form;
-    CHECK(jamba_eval(a, f->tokens, LONG) == JAMBA_OK);
+    CHECK(jamba_eval(a, f->tokens, LONG_RUN) == JAMBA_OK);
     direct = save_as(a, &narrow);
     whole = save(a);
     CHECK(restore(b, whole));
@@ -378,18 +378,18 @@ static void check_conversion(const family *f, jamba_kv_type from, jamba_form for
  * session of that type holds. Of a model without recurrent state. */
 static void check_like_evaluated(const family *f, jamba_kv_type type, jamba_form form)
 {
-    jamba_session_params wide = params_of(JAMBA_KV_F32, LONG, 0, 0), own = params_of(type, LONG, 0, 0);
+    jamba_session_params wide = params_of(JAMBA_KV_F32, LONG_RUN, 0, 0), own = params_of(type, LONG_RUN, 0, 0);
     jamba_session *a = open_session(f->model, &wide), *b = open_session(f->model, &own);
-    size_t first = JMB_SAVED_BYTES + (LONG + f->vocab) * 4;
+    size_t first = JMB_SAVED_BYTES + (LONG_RUN + f->vocab) * 4;
     const jmb_block *block = &f->model->metadata.blocks[0];
-    size_t size = block->kv_heads * ((LONG + 15) / 16)
+    size_t size = block->kv_heads * ((LONG_RUN + 15) / 16)
         * (2 * 16 * block->head_dim * (type == JAMBA_KV_F16 ? 2 : 1) + (type == JAMBA_KV_F16 ? 0 : 128));
     jamba_save_params narrow;
     blob turned, held;
     memset(&narrow, 0, sizeof narrow);
     narrow.kv = form;
     CHECK(block->kind == JMB_ATTENTION && block->head_dim % 16 == 0 && f->model->plan.state_floats == 0);
-    CHECK(jamba_eval(a, f->tokens, LONG) == JAMBA_OK && jamba_eval(b, f->tokens, LONG) == JAMBA_OK);
+    CHECK(jamba_eval(a, f->tokens, LONG_RUN) == JAMBA_OK && jamba_eval(b, f->tokens, LONG_RUN) == JAMBA_OK);
     turned = save_as(a, &narrow);
     held = save(b);
     CHECK(turned.size == held.size && first + size < held.size);
@@ -404,11 +404,11 @@ static void check_like_evaluated(const family *f, jamba_kv_type type, jamba_form
 /* Over more than two pages; from a session whose forks hold them. */
 static void check_pages(const family *f, jamba_kv_type kv)
 {
-    jamba_session_params params = params_of(kv, LONG + ROOM, 0, 0);
+    jamba_session_params params = params_of(kv, LONG_RUN + ROOM, 0, 0);
     jamba_session *a = open_session(f->model, &params), *b = open_session(f->model, &params), *fork = NULL;
     jamba_session_info info;
     blob saved, before;
-    CHECK(jamba_eval(a, f->tokens, LONG) == JAMBA_OK && jamba_eval(b, f->tokens + 1, LONG) == JAMBA_OK);
+    CHECK(jamba_eval(a, f->tokens, LONG_RUN) == JAMBA_OK && jamba_eval(b, f->tokens + 1, LONG_RUN) == JAMBA_OK);
     CHECK(jamba_session_fork(&fork, b, ROOM, NULL) == JAMBA_OK);
     saved = save(a);
     before = save(b);
@@ -419,7 +419,7 @@ static void check_pages(const family *f, jamba_kv_type kv)
     }
     jamba_session_free(fork);
     CHECK(restore(b, saved));
-    check_go_on(a, b, f->tokens + LONG, f->vocab, "pages");
+    check_go_on(a, b, f->tokens + LONG_RUN, f->vocab, "pages");
     free(saved.data);
     free(before.data);
     jamba_session_free(a);
@@ -878,9 +878,8 @@ static jamba_model *other_weights(const jamba_model *model, uint8_t **data)
     const jmb_metadata *m = &model->metadata;
     const jmb_tensor *t = &m->tensors[m->header.tensors - 1];
     uint8_t *entry;
-    void *copy;
-    test_require(posix_memalign(&copy, 64, (size_t)model->size) == 0, "out of memory", "");
-    *data = (uint8_t *)copy;
+    *data = (uint8_t *)aligned_take(64, (size_t)model->size);
+    test_require(*data != NULL, "out of memory", "");
     memcpy(*data, model->data, (size_t)model->size);
     (*data)[t->offset] ^= 1;
     entry = *data + m->parts.directory + (size_t)(m->header.tensors - 1) * JMB_ENTRY_BYTES;
@@ -900,7 +899,7 @@ static void check_foreign(victim *v)
     CHECK(!try_restore(v, foreign.data, foreign.size, JAMBA_ERR_MISMATCH, "the state of other weights"));
     free(foreign.data);
     jamba_model_free(other);
-    free(file);
+    aligned_free(file);
 }
 
 static void check_versions(victim *v)

@@ -10,8 +10,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
+#if defined(_WIN32)
+#include <direct.h>
+#define mkdir(path, mode) _mkdir(path)
+#else
+#include <sys/wait.h>
+#endif
 
 #if !defined(SUPPORT_API_ONLY) /* the implementation is in another translation unit */
 #define JAMBA_IMPLEMENTATION
@@ -34,6 +39,12 @@
 /* ---- files ------------------------------------------------------------------------------------ */
 
 enum { PATH_ROOM = 512 };
+
+#if defined(_WIN32)
+#define NULL_DEVICE "NUL"
+#else
+#define NULL_DEVICE "/dev/null"
+#endif
 
 /* Whether a model file can be mapped here. */
 #if defined(__EMSCRIPTEN__)
@@ -111,7 +122,16 @@ TEST_UNUSED static int files_in(const char *folder)
 
 /* Runs BUILD/TOOL with the arguments (NULL at the end); stdin and stdout are the files given, stderr goes
  * to `errors`. Returns the exit code, -1 when it did not exit by itself. */
-#if defined(__EMSCRIPTEN__) /* which has no fork, but node's shell */
+#if defined(__EMSCRIPTEN__) || defined(_WIN32) /* which have no fork, but a shell */
+#if defined(_WIN32)
+#define QUOTE "\""
+#define ALL_QUOTED "\""
+#define EXIT_CODE(status) (status)
+#else
+#define QUOTE "'"
+#define ALL_QUOTED ""
+#define EXIT_CODE(status) (WIFEXITED(status) ? WEXITSTATUS(status) : -1)
+#endif
 TEST_UNUSED static int tool_run_with(
     const char *tool, const char *const *arguments, const char *in, const char *out, char *errors, size_t capacity)
 {
@@ -120,17 +140,18 @@ TEST_UNUSED static int tool_run_with(
     uint8_t *text;
     int status;
     temp_path(log, "errors");
-    used = (size_t)snprintf(command, sizeof command, "'%s/%s'", test_state.build, tool);
+    used = (size_t)snprintf(command, sizeof command, ALL_QUOTED QUOTE "%s/%s" QUOTE, test_state.build, tool);
     for (; *arguments && used < sizeof command; arguments++)
-        used += (size_t)snprintf(command + used, sizeof command - used, " '%s'", *arguments);
+        used += (size_t)snprintf(command + used, sizeof command - used, " " QUOTE "%s" QUOTE, *arguments);
     if (used < sizeof command)
-        used += (size_t)snprintf(command + used, sizeof command - used, " <'%s' >'%s' 2>'%s'", in, out, log);
+        used += (size_t)snprintf(command + used, sizeof command - used,
+            " <" QUOTE "%s" QUOTE " >" QUOTE "%s" QUOTE " 2>" QUOTE "%s" QUOTE ALL_QUOTED, in, out, log);
     if (used >= sizeof command) return -1;
     status = system(command);
     text = file_read(log, &size);
     snprintf(errors, capacity, "%s", text ? (const char *)text : "");
     free(text);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    return EXIT_CODE(status);
 }
 #else
 TEST_UNUSED static int tool_run_with(
@@ -168,7 +189,7 @@ TEST_UNUSED static int tool_run_with(
 
 TEST_UNUSED static int tool_run(const char *tool, const char *const *arguments, char *errors, size_t capacity)
 {
-    return tool_run_with(tool, arguments, "/dev/null", "/dev/null", errors, capacity);
+    return tool_run_with(tool, arguments, NULL_DEVICE, NULL_DEVICE, errors, capacity);
 }
 
 /* Converts a Hugging Face folder into BUILD/tmp/PROGRAM/NAME.TYPE.jamba. False with a failed check. */
@@ -238,13 +259,13 @@ TEST_UNUSED static bool big_endian(void)
     return *(const uint8_t *)&one == 0;
 }
 
-/* Little-endian 32-bit items of tests/cases/NAME/FILE, as floats or integers. free() them. */
-TEST_UNUSED static void *golden_read(const char *name, const char *file, size_t *count)
+/* Little-endian 32-bit items of FOLDER/NAME/FILE, as floats or integers. free() them. */
+TEST_UNUSED static void *items_read(const char *folder, const char *name, const char *file, size_t *count)
 {
     char path[PATH_ROOM];
     size_t size, i;
     uint8_t *data;
-    snprintf(path, sizeof path, "tests/cases/%s/%s", name, file);
+    snprintf(path, sizeof path, "%s/%s/%s", folder, name, file);
     data = file_need(path, &size);
     *count = size / 4;
     for (i = 0; big_endian() && i < *count; i++) {
@@ -252,6 +273,11 @@ TEST_UNUSED static void *golden_read(const char *name, const char *file, size_t 
         memcpy(p, swap, 4);
     }
     return data;
+}
+
+TEST_UNUSED static void *golden_read(const char *name, const char *file, size_t *count)
+{
+    return items_read("tests/cases", name, file, count);
 }
 
 /* The prompt, the greedy tokens, and the prompt again and again: `count` tokens to run. free() them. */
@@ -371,7 +397,11 @@ TEST_UNUSED static float *model_logits(const jamba_model *model, const jamba_ses
  * time, a uint64_t. */
 TEST_UNUSED static uint64_t clock_tick(void *user)
 {
+#if defined(__GNUC__) || defined(__clang__)
     return __atomic_add_fetch((uint64_t *)user, 1, __ATOMIC_RELAXED);
+#else /* no atomic operations, and so no threads (threads.h) */
+    return ++*(uint64_t *)user;
+#endif
 }
 
 /* ---- executors ---------------------------------------------------------------------------------- */
@@ -407,6 +437,26 @@ TEST_UNUSED static void run_shuffled(void *user, int count, jamba_task_fn task, 
     for (i = 0; i < count; i++) task(ctx, order[i]);
 }
 
+/* Memory whose end is where it says; NULL when there is none. */
+TEST_UNUSED static void *aligned_take(size_t align, size_t size)
+{
+#if defined(_WIN32)
+    return _aligned_malloc(size, align);
+#else
+    void *memory;
+    return posix_memalign(&memory, align, size) == 0 ? memory : NULL;
+#endif
+}
+
+TEST_UNUSED static void aligned_free(void *memory)
+{
+#if defined(_WIN32)
+    _aligned_free(memory);
+#else
+    free(memory);
+#endif
+}
+
 /* ---- allocator that counts, and fails on demand --------------------------------------------------- */
 
 typedef struct counter {
@@ -424,7 +474,8 @@ static void *counter_alloc(void *user, size_t size, size_t align)
     c->calls++;
     if (align == 0 || (align & (align - 1)) != 0) c->wrong++;
     if (c->fail_at && (c->calls == c->fail_at || (c->stay_failed && c->calls > c->fail_at))) return NULL;
-    if (posix_memalign(&block, room, room + size) != 0) return NULL;
+    block = aligned_take(room, room + size);
+    if (!block) return NULL;
     memset(block, 0xa5, room + size); /* memory comes dirty */
     memcpy(block, &size, sizeof size);
     c->live++;
@@ -442,7 +493,7 @@ static void counter_free(void *user, void *ptr, size_t size)
     if (stored != size) c->wrong++;
     c->live--;
     c->bytes -= stored;
-    free(block);
+    aligned_free(block);
 }
 
 /* Blocks aligned to at most 64, as the library asks for. */

@@ -20,6 +20,9 @@
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
+#if defined(_WIN32)
+#define __USE_MINGW_ANSI_STDIO 1 /* %zu */
+#endif
 
 #include <math.h>
 #include <stdarg.h>
@@ -29,7 +32,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__GNUC__) || defined(__clang__)
+#if defined(__MINGW32__)
+#define TEST_UNUSED __attribute__((unused))
+#define TEST_PRINTF(at) __attribute__((format(gnu_printf, at, at + 1)))
+#elif defined(__GNUC__) || defined(__clang__)
 #define TEST_UNUSED __attribute__((unused))
 #define TEST_PRINTF(at) __attribute__((format(printf, at, at + 1)))
 #else
@@ -48,9 +54,14 @@ enum { TEST_REPORTS = 5 }; /* failed checks printed for one test */
 
 static void test_start(int argc, char **argv)
 {
-    const char *slash = strrchr(argv[0], '/');
+    const char *slash;
     size_t length = 0;
     int i, up;
+#if defined(_WIN32)
+    for (i = 0; argv[0][i]; i++)
+        if (argv[0][i] == '\\') argv[0][i] = '/';
+#endif
+    slash = strrchr(argv[0], '/');
     test_state.program = slash ? slash + 1 : argv[0];
     snprintf(test_state.build, sizeof test_state.build, "%s", argv[0]);
     for (up = 0; up < 2; up++) {

@@ -6,7 +6,9 @@
 #include "export_tensors.h"
 #include "export_text.h"
 
+#if !defined(_WIN32)
 #include <dirent.h>
+#endif
 
 static const char tool[] = "export";
 static const char usage[] =

@@ -296,15 +296,14 @@ JMB_UNUSED static bool machine_limits_start(machine_limits *l, const jamba_execu
     enum { GRAIN = 64 * MACHINE_PARTS * MACHINE_STREAMS };
     const uint64_t least = (uint64_t)1 << 26, width = (uint64_t)executor->width, memory = machine_memory();
     uint64_t size = (uint64_t)1 << 30;
-    void *area = NULL;
     memset(l, 0, sizeof *l);
     l->executor = *executor;
     l->peak = machine_peak_of(isa);
     if (memory && memory / 4 < size) size = memory / 4;
     for (; size >= least; size /= 2) {
         l->share = (size_t)(size / width / GRAIN * GRAIN);
-        if (posix_memalign(&area, 64, l->share * (size_t)width) != 0) continue;
-        l->buffer = (uint8_t *)area;
+        l->buffer = (uint8_t *)jmb_default_alloc(NULL, l->share * (size_t)width, JMB_ALIGN);
+        if (!l->buffer) continue;
         memset(l->buffer, 0x5a, l->share * (size_t)width); /* untouched pages are all one page of zeros */
         return true;
     }
@@ -313,7 +312,7 @@ JMB_UNUSED static bool machine_limits_start(machine_limits *l, const jamba_execu
 
 JMB_UNUSED static void machine_limits_stop(machine_limits *l)
 {
-    free(l->buffer);
+    if (l->buffer) jmb_default_free(NULL, l->buffer, 0);
     l->buffer = NULL;
 }
 

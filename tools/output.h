@@ -8,10 +8,12 @@
 
 #include "tool.h"
 
+#if !defined(_WIN32)
 #include <fcntl.h>
 #include <libgen.h>
 #include <signal.h>
 #include <sys/statvfs.h>
+#endif
 
 typedef struct output {
     const char *path;

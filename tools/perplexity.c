@@ -305,11 +305,9 @@ static float *copy_panels(const jmb_tensor *t)
 {
     size_t panels = (size_t)(t->bytes / jmb_panel_bytes(t->type, t->cols)), row, c;
     jmb_tensor flat = *t; /* alternating panels are as good as following ones */
-    void *room = NULL;
-    float *out;
-    if (posix_memalign(&room, JMB_ALIGN, panels * (size_t)jmb_panel_bytes(JMB_F32, t->cols)) != 0)
-        tool_die(TOOL, "out of memory for a copy of %u x %u weights", t->rows, t->cols);
-    out = (float *)room;
+    uint64_t size = jmb_mul(panels, jmb_panel_bytes(JMB_F32, t->cols));
+    float *out = size > SIZE_MAX ? NULL : (float *)jmb_default_alloc(NULL, (size_t)size, JMB_ALIGN);
+    if (!out) tool_die(TOOL, "out of memory for a copy of %u x %u weights", t->rows, t->cols);
     for (row = 0; row < panels * PACK_ROWS; row++)
         for (c = 0; c < t->cols; c++)
             out[(row / PACK_ROWS * t->cols + c) * PACK_ROWS + row % PACK_ROWS] = jmb_weight(&flat, row, c);
@@ -331,6 +329,7 @@ static void round_tensor(const score *s, jmb_tensor *t, uint32_t type)
             jmb_type_names[type]);
     free(rows);
     free(panel);
+    pack_swap_bytes((uint8_t *)data, panels * t->cols * PACK_ROWS, 4);
     t->type = JMB_F32;
     t->data = (const uint8_t *)data;
 }
@@ -380,7 +379,7 @@ static void ablate(score *s, row_sink *q, row_sink *p, size_t context, const cho
     }
     for (i = 0; i < count; i++) {
         if (chosen_type(s, c, &before[i]) == JMB_F32) continue;
-        free((void *)(uintptr_t)tensors[i].data);
+        jmb_default_free(NULL, (void *)(uintptr_t)tensors[i].data, 0);
         tensors[i].type = before[i].type;
         tensors[i].data = s->q.model->data + before[i].offset;
     }

@@ -69,7 +69,7 @@ static bool sp_read_fixed(sp_reader *r, size_t size, uint64_t *value)
 {
     size_t i;
     if ((size_t)(r->end - r->p) < size) return sp_fail(r, "it ends inside a number");
-    for (i = *value = 0; i < size; i++) *value |= (uint64_t)*r->p++ << 8 * i;
+    for (*value = 0, i = 0; i < size; i++) *value |= (uint64_t)*r->p++ << 8 * i;
     return true;
 }
 

@@ -11,6 +11,9 @@
 #pragma GCC optimize("excess-precision=fast")
 #endif
 
+#if defined(_WIN32)
+#define __USE_MINGW_ANSI_STDIO 1 /* %zu */
+#endif
 #ifndef JAMBA_H
 #define JAMBA_IMPLEMENTATION
 #define JAMBA_STATIC
@@ -26,9 +29,17 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#if defined(_WIN32)
+#include "posix.h"
+#endif
 
+#if defined(__MINGW32__)
+#define TOOL_FORMAT gnu_printf
+#else
+#define TOOL_FORMAT printf
+#endif
 #if defined(__GNUC__) || defined(__clang__)
-#define TOOL_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define TOOL_PRINTF(text, first) __attribute__((format(TOOL_FORMAT, text, first)))
 #define TOOL_NORETURN __attribute__((noreturn))
 #else
 #define TOOL_PRINTF(text, first)
