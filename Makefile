@@ -30,7 +30,7 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test faults real-size bench bench-peer bench-sessions lint install clean help FORCE
+.PHONY: all run test faults stack million real-size bench bench-peer bench-sessions lint install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -54,6 +54,12 @@ bench-peer: $(BUILD)/bench $(BUILD)/convert $(BUILD)/inspect ## compare with lla
 
 bench-sessions: $(BUILD)/bench_sessions ## what marks, forks and saved states cost, beside llama.cpp (models: make bench-peer)
 	@python3 tests/bench_sessions.py "$(BUILD)"
+
+stack: ## stack and recursion of jamba.h at every optimisation level, recursion of the tools (takes minutes)
+	@tests/stack.sh "$(BUILD)"
+
+million: $(BUILD)/tests/numerics ## a million tokens of each recurrent family: numbers, and the same state after a save
+	@STEPS=1000000 $(BUILD)/tests/numerics --filter tokens
 
 lint: ## check jamba.h: calls it must not make, contents, declared and defined, line length
 	@CC="$(CC)" CXX="$(CXX)" tests/lint

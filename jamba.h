@@ -8721,8 +8721,11 @@ static jamba_result jmb_load_plan(jamba_model *model, jamba_error *error)
 /* Not so where intermediate results are wider, as on the x87. */
 static bool jmb_rounds_to_float(void)
 {
-    volatile float large = 16777216.0f, one = 1.0f;
-    return (large + one) - large == 0.0f;
+    volatile float large = 16777216.0f, one = 1.0f, rest; /* volatile: between the two calls */
+    jmb_fp_state saved = jmb_fp_enter();
+    rest = (large + one) - large;
+    jmb_fp_leave(saved);
+    return rest == 0.0f;
 }
 
 static jamba_result jmb_load(

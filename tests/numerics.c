@@ -263,10 +263,12 @@ static bool in_pattern(pattern shape, size_t i)
     }
 }
 
-/* What bits say, so that it holds under -ffast-math too. */
+/* low <= value <= high by the bits of numbers that are not negative, so that it holds under -ffast-math too. */
 static bool float_is(float value, float low, float high)
 {
-    return jmb_finite(value) && value >= low && value <= high;
+    uint32_t bits = jmb_bits_of(value);
+    if (bits == 0x80000000) bits = 0;
+    return bits >= jmb_bits_of(low) && bits <= jmb_bits_of(high);
 }
 
 static bool sampler_is_valid(const jamba_sampler *p)
