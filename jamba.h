@@ -40,6 +40,7 @@
  *          restoring from memory allocate nothing. What turns text into tokens does for as long as it runs (say,
  *          the opening of a reply, choose, which forks), and jamba_session_load() of what cannot be mapped;
  *          jamba_session_set_adapters() does to keep them.
+ *          No call takes more than 32 KiB of stack, on whichever thread, beside what callbacks and libc take.
  * THREADS  A model is immutable: share it. A session belongs to one thread at a time.
  * ERRORS   Every call that can fail returns a jamba_result. A failed call changes nothing, but that
  *          JAMBA_ERR_ABORTED keeps the tokens done so far and JAMBA_PENDING is no failure.

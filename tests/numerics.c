@@ -874,7 +874,8 @@ static void test_settings(void)
         uint64_t expected = run_call(&h, call, &standard, &left);
         for (i = 0; i < SETTINGS; i++) {
             setting s = setting_of(i);
-            CHECK_THAT(run_call(&h, call, &s, &left) == expected, "%s with setting %d: other results", calls[call].name, i);
+            bool same = run_call(&h, call, &s, &left) == expected;
+            CHECK_THAT(same, "%s with setting %d: other results", calls[call].name, i);
             CHECK_THAT(left, "%s with setting %d: leaves other settings", calls[call].name, i);
         }
     }
@@ -888,9 +889,8 @@ static void test_every_call(void)
     uint8_t *header = file_need("jamba.h", &size), *own = file_need("tests/numerics.c", &own_size);
     char *at = (char *)header, *end = strstr((char *)header, "#endif /* JAMBA_H */");
     while (end && (at = strstr(at, "\nJAMBA_API ")) != NULL && at < end) {
-        char *open = strchr(++at, '('), *name, call[80];
-        for (name = open; name[-1] == '_' || (name[-1] >= 'a' && name[-1] <= 'z') || (name[-1] >= '0' && name[-1] <= '9');)
-            name--;
+        char *open = strchr(++at, '('), *name = open, call[80];
+        while (name[-1] != ' ' && name[-1] != '*') name--;
         snprintf(call, sizeof call, "%.*s(", (int)(open - name), name);
         CHECK_THAT(strstr((char *)own, call) != NULL, "%s) is not called with any settings", call);
         count++;
@@ -1047,7 +1047,7 @@ static void test_subnormals(void)
 
 #if !defined(__EMSCRIPTEN__)
 
-/* The locale with a decimal comma; where the system lacks it, one made in the build folder. Made before it is asked for:
+/* The locale with a decimal comma; where the system lacks it, one made in the build folder, before it is asked for:
  * libc remembers what it has not found. */
 static bool enter_locale(const char *name)
 {

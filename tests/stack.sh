@@ -164,7 +164,8 @@ graph() {
 # compile NAME COMPILER FLAGS...
 compile() {
     local out=$build/stack/$1
-    if "${@:2}" -std=c99 -D_POSIX_C_SOURCE=200809L -fcallgraph-info=su -I. -c -o "$out.o" tests/compile/implementation.c; then
+    if "${@:2}" -std=c99 -D_POSIX_C_SOURCE=200809L -fcallgraph-info=su -I. -c -o "$out.o" \
+        tests/compile/implementation.c; then
         graph "$1" "$out.ci"
     else
         failed=$((failed + 1))
