@@ -900,6 +900,60 @@ static void test_every_call(void)
     free(own);
 }
 
+/* ---- numbers in adapters ------------------------------------------------------------------------ */
+
+/* The adapter's file as it stands, used for some tokens: an error or a token. */
+static int32_t sample_adapted(host *h)
+{
+    uint8_t *file = h->adapter_file;
+    jamba_source source = jamba_from_memory(file, h->adapter_size);
+    jamba_adapter *adapter;
+    bool finite;
+    int32_t token;
+    STORE_u64(file + 24, jmb_hash64(jmb_hash64(JMB_HASH_SEED, file, 24), file + 32, h->adapter_size - 32));
+    CHECK(jamba_adapter_load(&adapter, h->model, source, NULL) == JAMBA_OK);
+    jamba_session_reset(h->session);
+    CHECK(jamba_session_set_adapters(h->session, &adapter, NULL, 1) == JAMBA_OK);
+    token = evaluate(h->session);
+    finite = numbers_all(jamba_logits(h->session), (size_t)model_vocab(h->model));
+    CHECK(finite ? token >= 0 : token == JAMBA_ERR_NUMERIC);
+    jamba_session_reset(h->session);
+    CHECK(jamba_session_set_adapters(h->session, NULL, NULL, 0) == JAMBA_OK);
+    jamba_adapter_free(adapter);
+    return token;
+}
+
+/* The first number of each matrix; experts may go unused. */
+static void test_adapter_numbers(void)
+{
+    host h;
+    uint32_t count, i, n, side;
+    host_open(&h);
+    count = jmb_load_u32(h.adapter_file + 12);
+    for (i = 0; i < count; i++) {
+        const uint8_t *entry = h.adapter_file + JMB_ADAPTER_BYTES + i * JMB_ADAPTER_ENTRY;
+        uint32_t role = jmb_load_u32(entry + 4);
+        bool expert = role == JMB_ROLE_GATE_UP || role == JMB_ROLE_DOWN;
+        jmb_tensor t;
+        memset(&t, 0, sizeof t);
+        t.type = jmb_load_u32(entry + 16);
+        for (n = 0; n < 2 * NUMBERS; n++) {
+            uint8_t *at, before[4];
+            int32_t token;
+            side = n % 2;
+            at = h.adapter_file + jmb_load_u64(entry + 32 + 8 * side);
+            memcpy(before, at, 4);
+            put_number(at, &t, &numbers[n / 2]);
+            token = sample_adapted(&h);
+            CHECK_THAT(expert || n / 2 >= NANS || token == JAMBA_ERR_NUMERIC, "%s in matrix %u of entry %u: %d",
+                numbers[n / 2].name, side, i, (int)token);
+            memcpy(at, before, 4);
+        }
+    }
+    CHECK(count > 0 && sample_adapted(&h) >= 0);
+    host_close(&h);
+}
+
 /* ---- threads with settings of their own --------------------------------------------------------- */
 
 /* Each task under a setting of its own, which it must leave as it was. */
@@ -1239,6 +1293,7 @@ int main(int argc, char **argv)
         { "equal logits", test_equal_logits },
         { "the caller's settings", test_settings },
         { "every call with the caller's settings", test_every_call },
+        { "numbers in every matrix of an adapter", test_adapter_numbers },
         { "threads with settings of their own", test_threads },
         { "subnormal logits", test_subnormals },
     };
