@@ -30,7 +30,8 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test faults platforms real-size bench bench-peer bench-sessions lint analyse install clean help FORCE
+.PHONY: all run test faults platforms stack million coverage mutations-validation fuzz campaign sweeps real-size bench bench-peer bench-sessions lint analyse \
+	install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -57,6 +58,12 @@ bench-sessions: $(BUILD)/bench_sessions ## what marks, forks and saved states co
 
 platforms: $(BUILD)/convert $(BUILD)/logits ## other processors, systems and compilers, with more tests than CI runs (emulated: takes long)
 	@PLATFORMS=all tests/platforms.sh "$(BUILD)"
+
+stack: ## stack and recursion of jamba.h at every optimisation level, recursion of the tools (takes minutes)
+	@tests/stack.sh "$(BUILD)"
+
+million: $(BUILD)/tests/numerics ## a million tokens of each recurrent family: numbers, and the same state after a save
+	@STEPS=1000000 $(BUILD)/tests/numerics --filter tokens
 
 lint: ## check jamba.h: calls it must not make, contents, declared and defined, line length
 	@CC="$(CC)" CXX="$(CXX)" tests/lint

@@ -40,6 +40,7 @@
  *          restoring from memory allocate nothing. What turns text into tokens does for as long as it runs (say,
  *          the opening of a reply, choose, which forks), and jamba_session_load() of what cannot be mapped;
  *          jamba_session_set_adapters() does to keep them.
+ *          No call takes more than 32 KiB of stack, on whichever thread, beside what callbacks and libc take.
  * THREADS  A model is immutable: share it. A session belongs to one thread at a time.
  * ERRORS   Every call that can fail returns a jamba_result. A failed call changes nothing, but that
  *          JAMBA_ERR_ABORTED keeps the tokens done so far and JAMBA_PENDING is no failure.
@@ -966,9 +967,12 @@ static bool jmb_finite(float value)
     return (jmb_bits_of(value) & 0x7f800000u) != 0x7f800000u;
 }
 
-static bool jmb_is_nan(float value)
+/* low <= value <= high, where low and high are not negative. By bits: whatever the caller's settings are, a subnormal
+ * is not 0 and no exception is raised. False for NaN. */
+static bool jmb_within(float value, float low, float high)
 {
-    return (jmb_bits_of(value) & 0x7fffffffu) > 0x7f800000u;
+    uint32_t bits = jmb_bits_of(value), zero = bits == 0x80000000u;
+    return zero ? jmb_bits_of(low) << 1 == 0 : bits >= jmb_bits_of(low) && bits <= jmb_bits_of(high);
 }
 
 static void *jmb_default_alloc(void *user, size_t size, size_t align)
@@ -1892,7 +1896,7 @@ static jamba_result jmb_check_range(
 
 static jamba_result jmb_check_positive(jamba_error *error, const char *what, float value, uint64_t at)
 {
-    if (jmb_finite(value) && value > 0) return JAMBA_OK;
+    if (jmb_within(value, jmb_float_of(1), FLT_MAX)) return JAMBA_OK;
     return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%s is not a positive number", what);
 }
 
@@ -1967,7 +1971,8 @@ static jamba_result jmb_check_mamba2(const jmb_block *b, uint64_t at, jamba_erro
     JMB_TRY(jmb_check_range(error, "n_groups", b->n_groups, 1, b->heads, at + 4 * JMB_AT_n_groups));
     if (b->heads % b->n_groups)
         return jmb_fail(error, JAMBA_ERR_FORMAT, at, "%u heads do not share %u groups evenly", b->heads, b->n_groups);
-    if (jmb_finite(b->dt_min) && b->dt_min >= 0 && !jmb_is_nan(b->dt_max) && b->dt_max >= b->dt_min) return JAMBA_OK;
+    if (jmb_within(b->dt_min, 0, FLT_MAX) && jmb_within(b->dt_max, b->dt_min, jmb_float_of(0x7f800000u)))
+        return JAMBA_OK;
     return jmb_fail(error, JAMBA_ERR_FORMAT, at, "dt_min and dt_max are not a range");
 }
 
@@ -8746,8 +8751,11 @@ static jamba_result jmb_load_plan(jamba_model *model, jamba_error *error)
 /* Not so where intermediate results are wider, as on the x87. */
 static bool jmb_rounds_to_float(void)
 {
-    volatile float large = 16777216.0f, one = 1.0f;
-    return (large + one) - large == 0.0f;
+    volatile float large = 16777216.0f, one = 1.0f, rest; /* volatile: between the two calls */
+    jmb_fp_state saved = jmb_fp_enter();
+    rest = (large + one) - large;
+    jmb_fp_leave(saved);
+    return rest == 0.0f;
 }
 
 static jamba_result jmb_load(
@@ -10026,7 +10034,7 @@ static jmb_adapters jmb_adapters_of(jamba_adapter *const *adapters, const float 
     size_t i;
     memset(&a, 0, sizeof a);
     for (i = 0; i < count; i++) {
-        if (scales && scales[i] == 0) continue;
+        if (scales && jmb_within(scales[i], 0, 0)) continue;
         a.loras[a.count] = adapters[i]->slots;
         a.scale[a.count] = scales ? scales[i] : 1;
         a.hash[a.count] = adapters[i]->header.hash;
@@ -10833,10 +10841,9 @@ static jamba_result jmb_restore_source(jamba_session *s, const jamba_source *sou
 
 static bool jmb_sampler_valid(const jamba_sampler *p)
 {
-    return jmb_finite(p->temperature) && p->temperature >= 0 && p->top_k >= 0 && jmb_finite(p->top_p) && p->top_p >= 0
-        && p->top_p <= 1 && jmb_finite(p->min_p) && p->min_p >= 0 && p->min_p <= 1 && p->repeat_window >= 0
-        && jmb_finite(p->repeat_penalty)
-        && (p->repeat_penalty == 0 || (p->repeat_penalty >= 1e-3f && p->repeat_penalty <= 1e3f));
+    return jmb_within(p->temperature, 0, FLT_MAX) && p->top_k >= 0 && jmb_within(p->top_p, 0, 1)
+        && jmb_within(p->min_p, 0, 1) && p->repeat_window >= 0
+        && (jmb_within(p->repeat_penalty, 0, 0) || jmb_within(p->repeat_penalty, 1e-3f, 1e3f));
 }
 
 /* Once for each token of the window; `order` is free for marks here. */

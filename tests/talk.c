@@ -4,7 +4,7 @@
  * format opens replies with no token at all; CHATS=N in the environment runs N of them. */
 #include "tiny.h"
 
-enum { STORY_END = 5, TEXT_ROOM = 8192 };
+enum { STORY_END = 5, TEXT_ROOM = 4096 };
 
 static jamba_model *story, *tiny;
 static char story_path[PATH_ROOM];

@@ -606,7 +606,7 @@ static void test_stream(const text_model *m)
         { "\xc3", BAD }, { "\xc3z", BAD "z" }, { "\xc3\xc3\xa9", BAD "\xc3\xa9" }, { "\xe2\x96z", BAD BAD "z" },
         { "\xf0\x9f\x98\xe2\x96\x81", BAD BAD BAD "\xe2\x96\x81" }, { "\x80\x80", BAD BAD }, { "\xff" "a", BAD "a" },
         { "\xed\xa0\x80", BAD BAD BAD }, { "\xf0\x9f", BAD BAD } };
-    char out[20 * JAMBA_TEXT_MAX];
+    static char out[20 * JAMBA_TEXT_MAX];
     jamba_text_stream stream;
     size_t i;
     for (i = 0; i < sizeof rows / sizeof *rows; i++) {
