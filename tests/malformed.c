@@ -978,14 +978,14 @@ static const rules_call library_calls[] = {
 };
 
 static const rules_excuse library_excuses[] = {
-    { "out of memory", "damage.c fails every allocation" },
-    { "could not be read", "damage.c fails every read" },
+    { "out of memory", "faults.c fails every allocation" },
+    { "could not be read", "faults.c fails every read" },
     { "cannot open", "damage.c opens files that are none" },
     { "stopped by the progress callback", "damage.c stops every load" },
     { "a source needs one of", "api.c: no file is wrong" },
     { "instruction set asked for", "no file is wrong" },
     { "need a little-endian CPU", "big-endian machines" },
-    { "floats are not single precision", "32-bit x86 without SSE2" },
+    { "computes in more than single precision", "32-bit x86 without SSE2" },
     { NULL, NULL },
 };
 
