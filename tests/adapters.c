@@ -335,50 +335,90 @@ static void test_ways(const char *name, const char *type)
 
 /* ---- what is refused ------------------------------------------------------------------------------------------ */
 
+typedef struct damaged {
+    const jamba_model *model;
+    size_t loaded, refused;
+} damaged;
+
+/* Memory that a load may take beside a copy of the file. */
+enum { LOAD_LIMIT = 1 << 16 };
+
 /* Whatever the file says, loading fails or what is loaded runs. */
-static bool loads(const jamba_model *model, const image *file, size_t size)
+static void may_load(void *user, const uint8_t *data, size_t size, const char *what)
 {
+    damaged *d = (damaged *)user;
+    uint8_t *copy = (uint8_t *)malloc(size ? size : 1); /* ends with its last byte */
     jamba_adapter *adapter = NULL;
+    jamba_adapter_info info;
     jamba_error error;
     jamba_session *session;
     int32_t token = 1;
+    memcpy(copy, data, size);
     memset(&error, 0, sizeof error);
-    if (jamba_adapter_load(&adapter, model, jamba_from_memory(file->data, size), &error) != JAMBA_OK) {
-        CHECK_THAT(adapter == NULL && error.code < 0 && error.message[0], "a failure without its error");
-        return false;
-    }
-    if (CHECK(jamba_session_create(&session, model, NULL, NULL) == JAMBA_OK)) {
-        CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_OK);
-        CHECK(jamba_eval(session, &token, 1) == JAMBA_OK);
-        jamba_session_free(session);
+    if (jamba_adapter_load(&adapter, d->model, jamba_from_memory(copy, size), &error) != JAMBA_OK) {
+        CHECK_THAT(adapter == NULL && error.code < 0 && error.message[0], "%s: a failure without its error", what);
+        CHECK_THAT(error.offset <= size, "%s: an error at %llu", what, (unsigned long long)error.offset);
+        d->refused++;
+    } else {
+        jamba_adapter_describe(adapter, &info);
+        CHECK_THAT(info.memory <= size + LOAD_LIMIT, "%s: takes %zu bytes", what, (size_t)info.memory);
+        if (CHECK(jamba_session_create(&session, d->model, NULL, NULL) == JAMBA_OK)) {
+            CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_OK);
+            CHECK(jamba_eval(session, &token, 1) == JAMBA_OK);
+            jamba_session_free(session);
+        }
+        d->loaded++;
     }
     jamba_adapter_free(adapter);
-    return true;
+    free(copy);
 }
 
-static void check_damage(const jamba_model *model, image *file)
+static void must_fail(void *user, const uint8_t *data, size_t size, const char *what)
 {
-    size_t i, head = JMB_ADAPTER_BYTES + 2 * JMB_ADAPTER_ENTRY;
-    for (i = 0; i < file->size; i++) {
-        CHECK_THAT(!loads(model, file, i), "the first %zu bytes load", i);
-        file->data[i] ^= 0x10;
-        CHECK_THAT(!loads(model, file, file->size), "byte %zu changed and loads", i);
-        file->data[i] ^= 0x10;
-    }
-    for (i = 0; i < head; i++) { /* well hashed, and wrong */
-        static const uint8_t values[] = { 0, 1, 0x7f, 0xff };
-        uint8_t was = file->data[i];
-        size_t k;
-        for (k = 0; k < sizeof values; k++) {
-            file->data[i] = values[k];
-            seal(file);
-            if (values[k] != was && (i < 24 || i >= 32))
-                CHECK_THAT(!loads(model, file, file->size), "byte %zu is %u", i, values[k]);
-        }
-        file->data[i] = was;
-    }
-    seal(file);
-    CHECK(loads(model, file, file->size));
+    damaged *d = (damaged *)user;
+    size_t before = d->loaded;
+    may_load(user, data, size, what);
+    CHECK_THAT(d->loaded == before, "%s: loads", what);
+}
+
+static void repair_adapter(uint8_t *data, size_t size)
+{
+    image file;
+    file.data = data;
+    file.size = size;
+    if (size >= JMB_ADAPTER_BYTES) seal(&file);
+}
+
+static void announce_adapter(uint8_t *data, size_t size)
+{
+    if (size >= JMB_ADAPTER_BYTES) STORE_u64(data + 16, size);
+    repair_adapter(data, size);
+}
+
+static void check_damage(const jamba_model *model, const image *file)
+{
+    damaged d = { model, 0, 0 };
+    size_t head = JMB_ADAPTER_BYTES + (size_t)jmb_load_u32(file->data + 12) * JMB_ADAPTER_ENTRY;
+    sweep w;
+    w.good = file->data;
+    w.size = file->size;
+    w.user = &d;
+    w.test = must_fail;
+    w.repair = NULL;
+    sweep_prefixes(&w, 0, 1);
+    sweep_bytes(&w, 0, file->size, SWEEP_CHANGES, 2);
+    w.repair = announce_adapter;
+    sweep_prefixes(&w, 0, 1);
+    w.repair = repair_adapter;
+    w.test = may_load; /* another rank may take as many bytes */
+    sweep_bytes(&w, 0, head, SWEEP_CHANGES, SWEEP_CHANGES);
+    sweep_bytes(&w, head, file->size, SWEEP_CHANGES, 1);
+    sweep_values(&w, 0, head, 4);
+    CHECK_THAT(d.refused > 6 * head && d.loaded > (file->size - head) / 2, "%zu refused, %zu loaded", d.refused,
+        d.loaded);
+    sweep_mutations(&w, head, 9000);
+    w.repair = announce_adapter;
+    sweep_mutations(&w, head, 1000);
 }
 
 static size_t no_read(void *user, uint64_t offset, void *dst, size_t size)
