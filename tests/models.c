@@ -171,7 +171,7 @@ static double check_model(subject *s, const char *path)
 
 static void test_models(void)
 {
-    uint64_t first = number_of("SEED", 1), count = number_of("MODELS", MODELS), i, tokens = 0, attempts = 0;
+    uint64_t first = env_number("SEED", 1), count = env_number("MODELS", MODELS), i, tokens = 0, attempts = 0;
     double worst = 0, error;
     char path[PATH_ROOM];
     temp_path(path, "model.jamba");

@@ -515,7 +515,7 @@ typedef struct sweep {
 
 enum { SWEEP_CHANGES = 12, SWEEP_FLIPS = 8, SWEEP_ROOM = 64 };
 
-TEST_UNUSED static uint64_t number_of(const char *name, uint64_t otherwise)
+TEST_UNUSED static uint64_t env_number(const char *name, uint64_t otherwise)
 {
     const char *text = getenv(name);
     return text && *text ? strtoull(text, NULL, 10) : otherwise;
@@ -525,6 +525,13 @@ TEST_UNUSED static bool sweep_all(void)
 {
     const char *text = getenv("SWEEPS");
     return text && strcmp(text, "all") == 0;
+}
+
+/* A file in place of one there; truncating that instead waits for the disk on some file systems. */
+TEST_UNUSED static void sweep_write(const char *path, const uint8_t *data, size_t size)
+{
+    remove(path);
+    file_write(path, data, size);
 }
 
 static uint8_t *sweep_copy(const sweep *s)
@@ -633,7 +640,7 @@ static size_t sweep_edit(uint8_t *data, size_t size, size_t room, size_t focus, 
 TEST_UNUSED static void sweep_mutations(const sweep *s, size_t focus, uint64_t count)
 {
     uint8_t *data = sweep_copy(s);
-    uint64_t seed, first = number_of("SEED", 0), last = first ? first : number_of("MUTATIONS", count);
+    uint64_t seed, first = env_number("SEED", 0), last = first ? first : env_number("MUTATIONS", count);
     for (seed = first ? first : 1; seed <= last; seed++) {
         uint64_t random = seed, edits = 1 + random_next(&random) % 6;
         size_t size = s->size;
