@@ -1455,7 +1455,7 @@ static const uint8_t jmb_magic[8] = { 0x89, 'J', 'M', 'B', '\r', '\n', 0x1a, '\n
 
 /* type, name, byte offset in the header. Bytes not listed are zero. */
 #define JMB_HEADER_FIELDS(X)                                                                  \
-    X(u32, version, 8)             /* major | minor << 16 */                                  \
+    X(u32, version, 8)             /* major | minor << 16: what a minor one adds is strings */ \
     X(u32, required, 12)           /* feature bits a reader must know: none so far */         \
     X(u64, file_size, 16)                                                                     \
     X(u64, data_offset, 24)                                                                   \
