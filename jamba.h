@@ -1485,7 +1485,7 @@ static const uint8_t jmb_magic[8] = { 0x89, 'J', 'M', 'B', '\r', '\n', 0x1a, '\n
 
 /* type, name, byte offset in the header. Bytes not listed are zero. */
 #define JMB_HEADER_FIELDS(X)                                                                  \
-    X(u32, version, 8)             /* major | minor << 16 */                                  \
+    X(u32, version, 8)             /* major | minor << 16: what a minor one adds is strings */ \
     X(u32, required, 12)           /* feature bits a reader must know: none so far */         \
     X(u64, file_size, 16)                                                                     \
     X(u64, data_offset, 24)                                                                   \
@@ -9021,8 +9021,8 @@ static jamba_result jmb_link_lora(jamba_adapter *a, const jmb_op *op, uint32_t i
     l = jmb_find_lora(a, &key);
     if (!l) return JAMBA_OK;
     if (w->rows != (embed ? l->a.rows : l->b.rows) || w->cols != (embed ? l->b.rows : l->a.cols))
-        return jmb_fail(error, JAMBA_ERR_FORMAT, 0, "the adapter's matrix for %s has other dimensions",
-            jmb_tensor_name(w, name));
+        return jmb_fail(error, JAMBA_ERR_FORMAT, JMB_ADAPTER_BYTES + (uint64_t)(l - a->loras) * JMB_ADAPTER_ENTRY + 20,
+            "the adapter's matrix for %s has other dimensions", jmb_tensor_name(w, name));
     a->slots[op->slot + i] = l;
     ++*linked;
     return JAMBA_OK;
@@ -10129,7 +10129,7 @@ static void jmb_fork_copy(jamba_session *s, const jamba_session *source)
  * is checked before the walk reads them; from there on nothing can fail.
  * =========================================================================================== */
 
-enum { JMB_SAVED_VERSION = 1, JMB_SAVED_BYTES = 320 };
+enum { JMB_SAVED_VERSION = 1, JMB_SAVED_USED = 260, JMB_SAVED_BYTES = 320 }; /* of the header; zero from USED on */
 enum { JMB_SAVED_ADAPTERS = 128 }; /* where they begin: u64 hash, f32 scale and a zero of each; hash 0: no more */
 enum { JMB_SAVED_LOGITS = 1, JMB_SAVED_SAMPLER = 2 }; /* jmb_saved.flags */
 
@@ -10676,6 +10676,9 @@ static jamba_result jmb_read_saved(jmb_saved *h, const uint8_t *p, uint64_t size
     if (h->size != size || size % 8)
         return jmb_fail(error, JAMBA_ERR_FORMAT, 16, "the saved state has %l bytes and should have %l: copy it again",
             size, h->size);
+    for (i = JMB_SAVED_ADAPTERS; i < JMB_SAVED_ADAPTERS + 16 * JAMBA_ADAPTERS_MAX; i += 16)
+        JMB_TRY(jmb_check_zero(p, i + 12, i + 16, error));
+    JMB_TRY(jmb_check_zero(p, JMB_SAVED_USED, JMB_SAVED_BYTES, error));
     return jmb_check_saved(h, error);
 }
 

@@ -2,161 +2,7 @@
  *
  * Adapters with random matrices for everything that one can go with are written here, so that no converter and no
  * library is in the way; those of the peft library are the business of lora.c. */
-#include "support.h"
-
-enum { ENTRIES_MAX = 4096 };
-
-/* An adapter file in memory. */
-typedef struct image {
-    uint8_t *bytes;
-    size_t size;
-} image;
-
-/* What an adapter is made of: one entry for each matrix of the program. */
-typedef struct plan_entry {
-    jmb_lora key;
-    const jmb_tensor *w;
-    bool embed;
-    uint32_t rank, type;
-    uint64_t a_at, b_at, a_bytes, b_bytes;
-    uint64_t seed; /* equal for all uses of a shared matrix, so that it can be merged */
-} plan_entry;
-
-static float lora_random(uint64_t *state, double size)
-{
-    return (float)(((double)(random_next(state) >> 11) / 9007199254740992.0 - 0.5) * size);
-}
-
-static void put_number(uint8_t *panel_data, const jmb_tensor *t, size_t row, size_t col, float value)
-{
-    uint8_t *panel = panel_data + row / 16 * (size_t)jmb_panel_bytes(t->type, t->cols);
-    size_t r = row % 16;
-    if (t->type == JMB_F32) jmb_store_f32(panel + (col * 16 + r) * 4, value);
-    else {
-        uint32_t half = t->type == JMB_BF16 ? jmb_bits_of(value) >> 16 : jmb_float_to_f16(value);
-        uint8_t *at = panel + (col / 2 * 32 + r * 2 + col % 2) * 2;
-        at[0] = (uint8_t)half;
-        at[1] = (uint8_t)(half >> 8);
-    }
-}
-
-static int compare_entries(const void *x, const void *y)
-{
-    return jmb_compare_loras(&((const plan_entry *)x)->key, &((const plan_entry *)y)->key);
-}
-
-/* Every matrix of the program that `want` likes. A tied head is left out where the embedding is merged. */
-static size_t list_entries(
-    const jamba_model *model, plan_entry *entries, bool (*want)(const plan_entry *, const jamba_model *))
-{
-    jamba_adapter probe;
-    size_t count = 0;
-    uint32_t o, i;
-    memset(&probe, 0, sizeof probe);
-    probe.model = model;
-    for (o = 0; o < model->plan.count; o++)
-        for (i = 0; i < jmb_op_slots(&model->plan.ops[o]); i++) {
-            plan_entry *e = &entries[count];
-            memset(e, 0, sizeof *e);
-            jmb_lora_key(&probe, &model->plan.ops[o], i, &e->key, &e->w);
-            e->embed = model->plan.ops[o].kind == JMB_OP_EMBED;
-            e->seed = (uint64_t)(e->w - model->metadata.tensors) + 1;
-            e->rank = 1 + (uint32_t)(e->seed * 7 % 20);
-            if (!want(e, model)) continue;
-            test_require(++count < ENTRIES_MAX, "too many matrices", "adapters.c");
-        }
-    qsort(entries, count, sizeof *entries, compare_entries);
-    return count;
-}
-
-static bool want_all(const plan_entry *e, const jamba_model *model)
-{
-    (void)e, (void)model;
-    return true;
-}
-
-/* Those whose change can be written into the weights. */
-static bool want_mergeable(const plan_entry *e, const jamba_model *model)
-{
-    return model->metadata.header.head || e->w->role != JMB_ROLE_EMBED;
-}
-
-static void fill_matrix(uint8_t *data, const jmb_tensor *t, uint64_t seed, double size)
-{
-    size_t row, col, pairs = jmb_roles[t->role].paired ? 2 : 1, k;
-    for (row = 0; row < t->rows; row++)
-        for (k = 0; k < pairs; k++)
-            for (col = 0; col < t->cols; col++)
-                put_number(
-                    data, t, pairs == 2 ? row / 16 * 32 + k * 16 + row % 16 : row, col, lora_random(&seed, size));
-}
-
-static jmb_lora entry_shape(const plan_entry *e)
-{
-    jmb_lora_entry entry;
-    jmb_lora l;
-    memset(&entry, 0, sizeof entry);
-    entry.block = e->key.block;
-    entry.role = e->embed ? (uint32_t)JMB_ROLE_EMBED : e->key.role;
-    entry.index = e->key.index;
-    entry.rank = e->rank;
-    entry.type = e->type;
-    entry.rows = e->w->rows;
-    entry.cols = e->w->cols;
-    jmb_lora_shape(&l, &entry);
-    return l;
-}
-
-static void seal(image *file)
-{
-    uint64_t hash = jmb_hash64(jmb_hash64(JMB_HASH_SEED, file->bytes, 24), file->bytes + 32, file->size - 32);
-    jmb_store_u64(file->bytes + 24, hash);
-}
-
-static image make_adapter(const jamba_model *model, plan_entry *entries, size_t count, uint32_t type, uint64_t seed)
-{
-    uint64_t at = JMB_ADAPTER_BYTES + count * JMB_ADAPTER_ENTRY;
-    image file;
-    size_t i, j;
-    for (i = 0; i < count; i++) {
-        jmb_lora l;
-        entries[i].type = type;
-        l = entry_shape(&entries[i]);
-        entries[i].a_at = at;
-        entries[i].b_at = at + l.a.bytes;
-        at = entries[i].b_at + l.b.bytes;
-    }
-    file.size = (size_t)at;
-    file.bytes = (uint8_t *)calloc(file.size, 1);
-    test_require(file.bytes != NULL, "out of memory", "adapters.c");
-    memcpy(file.bytes, jmb_adapter_magic, 8);
-    jmb_store_u32(file.bytes + 8, JMB_ADAPTER_VERSION);
-    jmb_store_u32(file.bytes + 12, (uint32_t)count);
-    jmb_store_u64(file.bytes + 16, at);
-    memcpy(file.bytes + 32, model->metadata.header.identity, 32);
-    for (i = 0; i < count; i++) {
-        const plan_entry *e = &entries[i];
-        jmb_lora l = entry_shape(e);
-        uint32_t fields[7] = { e->key.block, l.role, e->key.index, e->rank, type, e->w->rows, e->w->cols };
-        uint8_t *p = file.bytes + JMB_ADAPTER_BYTES + i * JMB_ADAPTER_ENTRY;
-        for (j = 0; j < 7; j++) jmb_store_u32(p + j * 4, fields[j]);
-        jmb_store_u64(p + 32, e->a_at);
-        jmb_store_u64(p + 40, e->b_at);
-        fill_matrix(file.bytes + e->a_at, &l.a, e->seed * 1000 + seed, 0.4);
-        fill_matrix(file.bytes + e->b_at, &l.b, e->seed * 1000 + seed + 500, 0.4);
-    }
-    seal(&file);
-    return file;
-}
-
-static jamba_adapter *load_adapter(const jamba_model *model, const image *file)
-{
-    jamba_adapter *adapter = NULL;
-    jamba_error error;
-    CHECK_THAT(jamba_adapter_load(&adapter, model, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_OK,
-        "%s", error.message);
-    return adapter;
-}
+#include "adapter_files.h"
 
 /* ---- against merged weights ------------------------------------------------------------------------------ */
 
@@ -173,8 +19,8 @@ static void merge(uint8_t *model_bytes, const jamba_model *model, const plan_ent
         size_t pairs = jmb_roles[e->w->role].paired ? 2 : 1;
         if (done[e->seed]) continue;
         done[e->seed] = true;
-        l.a.data = file->bytes + e->a_at;
-        l.b.data = file->bytes + e->b_at;
+        l.a.data = file->data + e->a_at;
+        l.b.data = file->data + e->b_at;
         for (row = 0; row < e->w->rows; row++)
             for (pair = 0; pair < pairs; pair++)
                 for (col = 0; col < e->w->cols; col++) {
@@ -259,7 +105,7 @@ static void check_merged(const char *name, const char *path, const jamba_model *
     free(room);
     free(bytes);
     free(tokens);
-    free(file.bytes);
+    free(file.data);
 }
 
 /* ---- the same bits, however it is run ----------------------------------------------------------------------- */
@@ -287,7 +133,7 @@ static void pair_close(pair *p)
     int i;
     for (i = 0; i < 2; i++) {
         jamba_adapter_free(p->adapters[i]);
-        free(p->files[i].bytes);
+        free(p->files[i].data);
     }
 }
 
@@ -489,50 +335,90 @@ static void test_ways(const char *name, const char *type)
 
 /* ---- what is refused ------------------------------------------------------------------------------------------ */
 
+typedef struct damaged {
+    const jamba_model *model;
+    size_t loaded, refused;
+} damaged;
+
+/* Memory that a load may take beside a copy of the file. */
+enum { LOAD_LIMIT = 1 << 16 };
+
 /* Whatever the file says, loading fails or what is loaded runs. */
-static bool loads(const jamba_model *model, const image *file, size_t size)
+static void may_load(void *user, const uint8_t *data, size_t size, const char *what)
 {
+    damaged *d = (damaged *)user;
+    uint8_t *copy = (uint8_t *)malloc(size ? size : 1); /* ends with its last byte */
     jamba_adapter *adapter = NULL;
+    jamba_adapter_info info;
     jamba_error error;
     jamba_session *session;
     int32_t token = 1;
+    memcpy(copy, data, size);
     memset(&error, 0, sizeof error);
-    if (jamba_adapter_load(&adapter, model, jamba_from_memory(file->bytes, size), &error) != JAMBA_OK) {
-        CHECK_THAT(adapter == NULL && error.code < 0 && error.message[0], "a failure without its error");
-        return false;
-    }
-    if (CHECK(jamba_session_create(&session, model, NULL, NULL) == JAMBA_OK)) {
-        CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_OK);
-        CHECK(jamba_eval(session, &token, 1) == JAMBA_OK);
-        jamba_session_free(session);
+    if (jamba_adapter_load(&adapter, d->model, jamba_from_memory(copy, size), &error) != JAMBA_OK) {
+        CHECK_THAT(adapter == NULL && error.code < 0 && error.message[0], "%s: a failure without its error", what);
+        CHECK_THAT(error.offset <= size, "%s: an error at %llu", what, (unsigned long long)error.offset);
+        d->refused++;
+    } else {
+        jamba_adapter_describe(adapter, &info);
+        CHECK_THAT(info.memory <= size + LOAD_LIMIT, "%s: takes %zu bytes", what, (size_t)info.memory);
+        if (CHECK(jamba_session_create(&session, d->model, NULL, NULL) == JAMBA_OK)) {
+            CHECK(jamba_session_set_adapters(session, &adapter, NULL, 1) == JAMBA_OK);
+            CHECK(jamba_eval(session, &token, 1) == JAMBA_OK);
+            jamba_session_free(session);
+        }
+        d->loaded++;
     }
     jamba_adapter_free(adapter);
-    return true;
+    free(copy);
 }
 
-static void check_damage(const jamba_model *model, image *file)
+static void must_fail(void *user, const uint8_t *data, size_t size, const char *what)
 {
-    size_t i, head = JMB_ADAPTER_BYTES + 2 * JMB_ADAPTER_ENTRY;
-    for (i = 0; i < file->size; i++) {
-        CHECK_THAT(!loads(model, file, i), "the first %zu bytes load", i);
-        file->bytes[i] ^= 0x10;
-        CHECK_THAT(!loads(model, file, file->size), "byte %zu changed and loads", i);
-        file->bytes[i] ^= 0x10;
-    }
-    for (i = 0; i < head; i++) { /* well hashed, and wrong */
-        static const uint8_t values[] = { 0, 1, 0x7f, 0xff };
-        uint8_t was = file->bytes[i];
-        size_t k;
-        for (k = 0; k < sizeof values; k++) {
-            file->bytes[i] = values[k];
-            seal(file);
-            if (values[k] != was && (i < 24 || i >= 32))
-                CHECK_THAT(!loads(model, file, file->size), "byte %zu is %u", i, values[k]);
-        }
-        file->bytes[i] = was;
-    }
-    seal(file);
-    CHECK(loads(model, file, file->size));
+    damaged *d = (damaged *)user;
+    size_t before = d->loaded;
+    may_load(user, data, size, what);
+    CHECK_THAT(d->loaded == before, "%s: loads", what);
+}
+
+static void repair_adapter(uint8_t *data, size_t size)
+{
+    image file;
+    file.data = data;
+    file.size = size;
+    if (size >= JMB_ADAPTER_BYTES) seal(&file);
+}
+
+static void announce_adapter(uint8_t *data, size_t size)
+{
+    if (size >= JMB_ADAPTER_BYTES) STORE_u64(data + 16, size);
+    repair_adapter(data, size);
+}
+
+static void check_damage(const jamba_model *model, const image *file)
+{
+    damaged d = { model, 0, 0 };
+    size_t head = JMB_ADAPTER_BYTES + (size_t)jmb_load_u32(file->data + 12) * JMB_ADAPTER_ENTRY;
+    sweep w;
+    w.good = file->data;
+    w.size = file->size;
+    w.user = &d;
+    w.test = must_fail;
+    w.repair = NULL;
+    sweep_prefixes(&w, 0, 1);
+    sweep_bytes(&w, 0, file->size, SWEEP_CHANGES, 2);
+    w.repair = announce_adapter;
+    sweep_prefixes(&w, 0, 1);
+    w.repair = repair_adapter;
+    w.test = may_load; /* another rank may take as many bytes */
+    sweep_bytes(&w, 0, head, SWEEP_CHANGES, SWEEP_CHANGES);
+    sweep_bytes(&w, head, file->size, SWEEP_CHANGES, 1);
+    sweep_values(&w, 0, head, 4);
+    CHECK_THAT(d.refused > 6 * head && d.loaded > (file->size - head) / 2, "%zu refused, %zu loaded", d.refused,
+        d.loaded);
+    sweep_mutations(&w, head, 9000);
+    w.repair = announce_adapter;
+    sweep_mutations(&w, head, 1000);
 }
 
 static size_t no_read(void *user, uint64_t offset, void *dst, size_t size)
@@ -549,10 +435,10 @@ static void check_arguments(const jamba_model *model, const jamba_model *other, 
     jamba_adapter_info info;
     jamba_io io = { no_read, NULL, 1000 };
     jamba_error error;
-    CHECK(jamba_adapter_load(NULL, model, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_ERR_ARGUMENT);
-    CHECK(jamba_adapter_load(&none, NULL, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_adapter_load(NULL, model, jamba_from_memory(file->data, file->size), &error) == JAMBA_ERR_ARGUMENT);
+    CHECK(jamba_adapter_load(&none, NULL, jamba_from_memory(file->data, file->size), &error) == JAMBA_ERR_ARGUMENT);
     CHECK(none == NULL);
-    CHECK(jamba_adapter_load(&none, other, jamba_from_memory(file->bytes, file->size), &error) == JAMBA_ERR_MISMATCH);
+    CHECK(jamba_adapter_load(&none, other, jamba_from_memory(file->data, file->size), &error) == JAMBA_ERR_MISMATCH);
     CHECK(jamba_adapter_load(&none, model, jamba_from_io(io), &error) == JAMBA_ERR_IO);
     CHECK(jamba_adapter_load(&none, model, jamba_from_file("build/no such file"), &error) == JAMBA_ERR_IO);
     CHECK(strstr(error.message, "no such file") != NULL);
@@ -594,7 +480,7 @@ static void test_refusals(void)
         file = make_adapter(model, entries, list_entries(model, entries, want_few), JMB_F16, 1);
         check_damage(model, &file);
         check_arguments(model, other, &file);
-        free(file.bytes);
+        free(file.data);
     }
     jamba_model_free(model);
     jamba_model_free(other);

@@ -9,9 +9,18 @@
 #include <sys/resource.h>
 #include <time.h>
 
+/* Thousands of files are written here: none is worth waiting for a disk. */
+static int no_sync(int descriptor)
+{
+    (void)descriptor;
+    return 0;
+}
+
+#define fsync no_sync
 #define main convert_main
 #include "../tools/convert.c"
 #undef main
+#undef fsync
 
 static char work[PATH_ROOM]; /* the folder that is damaged */
 static char out_folder[PATH_ROOM], out_path[PATH_ROOM];
@@ -49,37 +58,84 @@ static void check_converts(const char *what)
     remove(out_path);
 }
 
-/* ---- prefixes --------------------------------------------------------------------------------------- */
+/* ---- sweeps ------------------------------------------------------------------------------------------ */
 
-/* Every `step`-th prefix of one input from `from` on. */
-static void check_prefixes(const char *name, size_t from, size_t step)
+/* One file of the folder whose bytes are swept. */
+typedef struct swept_file {
+    const char *name;
+    char path[PATH_ROOM];
+    size_t failed, converted;
+} swept_file;
+
+static void must_fail(void *user, const uint8_t *data, size_t size, const char *what)
 {
-    char path[PATH_ROOM], what[PATH_ROOM];
-    size_t size, n;
-    uint8_t *data = file_need(tiny_path(path, work, name), &size);
-    for (n = from; n < size; n += step) {
-        snprintf(what, sizeof what, "%s cut to %zu bytes", name, n);
-        file_write(path, data, n);
-        check_fails(what, name);
+    swept_file *in = (swept_file *)user;
+    char full[PATH_ROOM];
+    snprintf(full, sizeof full, "%s %s", in->name, what);
+    sweep_write(in->path, data, size);
+    check_fails(full, in->name);
+}
+
+/* Damage fails by name or leaves a folder that converts; either way nothing is left but that. */
+static void may_convert(void *user, const uint8_t *data, size_t size, const char *what)
+{
+    swept_file *in = (swept_file *)user;
+    tool_error error;
+    sweep_write(in->path, data, size);
+    if (convert_type(work, JMB_BF16, &error)) {
+        in->converted++;
+        remove(out_path);
+        return;
     }
-    file_write(path, data, size);
-    free(data);
-    check_converts(name);
+    in->failed++;
+    CHECK_THAT(error.message[0] && !strchr(error.message, '\n'), "%s %s: '%s'", in->name, what, error.message);
+    CHECK_THAT(files_in(out_folder) == 0, "%s %s: leaves a file", in->name, what);
+}
+
+static sweep open_sweep(swept_file *in, const char *name, void (*test)(void *, const uint8_t *, size_t, const char *))
+{
+    sweep w;
+    memset(in, 0, sizeof *in);
+    in->name = name;
+    tiny_path(in->path, work, name);
+    w.good = file_need(in->path, &w.size);
+    w.test = test;
+    w.repair = NULL;
+    w.user = in;
+    return w;
+}
+
+/* The file as it was. */
+static void close_sweep(sweep *w)
+{
+    const swept_file *in = (const swept_file *)w->user;
+    file_write(in->path, w->good, w->size);
+    free((void *)(uintptr_t)w->good);
+    check_converts(in->name);
+}
+
+static void check_prefixes(const char *name, size_t step)
+{
+    swept_file in;
+    sweep w = open_sweep(&in, name, must_fail);
+    sweep_prefixes(&w, 0, step);
+    close_sweep(&w);
 }
 
 static void test_config_prefixes(void)
 {
-    check_prefixes("config.json", 0, 1);
+    check_prefixes("config.json", 1);
 }
 
 static void test_generation_prefixes(void)
 {
-    check_prefixes("generation_config.json", 0, 1);
+    check_prefixes("generation_config.json", 1);
 }
 
 static void test_tokenizer_prefixes(void)
 {
-    check_prefixes("tokenizer.json", 0, 1);
+    check_prefixes("tokenizer.json", 1);
+    check_prefixes("tokenizer_config.json", 1);
 }
 
 static size_t header_end(const char *name)
@@ -95,7 +151,7 @@ static size_t header_end(const char *name)
 static void test_safetensors_prefixes(void)
 {
     size_t end = header_end("model.safetensors");
-    check_prefixes("model.safetensors", 0, 1);
+    check_prefixes("model.safetensors", 1);
     CHECK(end > 1000);
 }
 
@@ -103,46 +159,34 @@ static void test_safetensors_prefixes(void)
 static void test_index_prefixes(void)
 {
     tiny_write(temp_path(work, "sharded"), true);
-    check_prefixes("model.safetensors.index.json", 0, 1);
-    check_prefixes(tiny_shard_2, 0, 13);
+    check_prefixes("model.safetensors.index.json", 1);
+    check_prefixes(tiny_shard_2, 13);
     temp_path(work, "single");
 }
 
-/* ---- changed bytes ------------------------------------------------------------------------------------ */
-
-/* A changed byte fails by name or gives a folder that converts; either way nothing is left but that. */
-static void check_changes(const char *name, size_t from, size_t to, size_t step)
+/* The first `to` bytes changed, each in some ways; then edits of all kinds in them. */
+static void check_changes(const char *name, size_t to, int each, uint64_t mutations)
 {
-    static const uint8_t flips[] = { 1, 0x80, 0x10 };
-    char path[PATH_ROOM];
-    size_t size, at, failed = 0, way;
-    uint8_t *data = file_need(tiny_path(path, work, name), &size);
-    tool_error error;
-    for (at = from; at < size && at < to; at += step) {
-        way = at % 3;
-        data[at] ^= flips[way];
-        file_write(path, data, size);
-        data[at] ^= flips[way];
-        if (convert_type(work, JMB_BF16, &error)) {
-            remove(out_path);
-            continue;
-        }
-        failed++;
-        CHECK_THAT(error.message[0] && !strchr(error.message, '\n'), "byte %zu of %s: '%s'", at, name, error.message);
-        CHECK_THAT(files_in(out_folder) == 0, "byte %zu of %s: leaves a file", at, name);
-    }
-    CHECK_THAT(failed > (to < size ? to - from : size - from) / step / 4, "only %zu changes fail", failed);
-    file_write(path, data, size);
-    free(data);
-    check_converts(name);
+    swept_file in;
+    sweep w = open_sweep(&in, name, may_convert);
+    if (to > w.size) to = w.size;
+    sweep_bytes(&w, 0, to, SWEEP_CHANGES, each);
+    if (sweep_all()) sweep_values(&w, 0, to < 4096 ? to : 4096, 256);
+    CHECK_THAT(in.failed > to * (size_t)each / 4, "%s: only %zu changes fail", name, in.failed);
+    sweep_mutations(&w, to, mutations);
+    close_sweep(&w);
 }
 
 static void test_changes(void)
 {
-    size_t end = header_end("model.safetensors");
-    check_changes("config.json", 0, SIZE_MAX, 1);
-    check_changes("model.safetensors", 0, end, 1);
-    check_changes("tokenizer.json", 0, SIZE_MAX, 3);
+    check_changes("config.json", SIZE_MAX, 2, 500);
+    check_changes("generation_config.json", SIZE_MAX, 4, 100);
+    check_changes("tokenizer_config.json", SIZE_MAX, 4, 100);
+    check_changes("model.safetensors", header_end("model.safetensors"), 1, 500);
+    check_changes("tokenizer.json", 1500, 1, 300);
+    tiny_write(temp_path(work, "sharded"), true);
+    check_changes("model.safetensors.index.json", SIZE_MAX, 1, 300);
+    temp_path(work, "single");
 }
 
 /* ---- config values ------------------------------------------------------------------------------------- */
@@ -821,7 +865,12 @@ int main(int argc, char **argv)
     size_t i;
     test_start(argc, argv);
     if (!test_state.list) {
+        static const char tokenizer_config[] =
+            "{\"add_bos_token\": true, \"bos_token\": \"<s>\", \"eos_token\": {\"content\": \"</s>\"}}";
+        char path[PATH_ROOM];
         tiny_write(temp_path(work, "single"), false);
+        tiny_path(path, work, "tokenizer_config.json");
+        file_write(path, tokenizer_config, strlen(tokenizer_config));
         mkdir(temp_path(out_folder, "out"), 0777);
         tiny_path(out_path, out_folder, "out.jamba");
         remove(out_path);

@@ -5,10 +5,18 @@
  * without leaving a file, and folders cut short or changed byte by byte. */
 #include "tiny.h"
 
+/* Thousands of files are written here: none is worth waiting for a disk. */
+static int no_sync(int descriptor)
+{
+    (void)descriptor;
+    return 0;
+}
 
+#define fsync no_sync
 #define main convert_main
 #include "../tools/convert.c"
 #undef main
+#undef fsync
 
 static char base_folder[PATH_ROOM], base_path[PATH_ROOM], adapter_folder[PATH_ROOM], out_folder[PATH_ROOM];
 static char out_path[PATH_ROOM];
@@ -702,45 +710,58 @@ static void test_numbers(void)
 
 /* ---- damage ------------------------------------------------------------------------------------------------------ */
 
-static void check_prefixes(const char *name)
+/* One file of the adapter's folder whose bytes are swept. */
+typedef struct input {
+    const char *name;
+    char path[PATH_ROOM];
+    size_t failed;
+} input;
+
+static void must_fail(void *user, const uint8_t *data, size_t size, const char *what)
 {
-    char path[PATH_ROOM], what[PATH_ROOM];
-    size_t size, n;
-    uint8_t *data = file_need(tiny_path(path, adapter_folder, name), &size);
-    for (n = 0; n < size; n++) {
-        snprintf(what, sizeof what, "%s cut to %zu bytes", name, n);
-        file_write(path, data, n);
-        check_fails(what, name);
-    }
-    file_write(path, data, size);
-    free(data);
-    check_converts(name);
+    const input *in = (const input *)user;
+    char full[PATH_ROOM];
+    snprintf(full, sizeof full, "%s %s", in->name, what);
+    sweep_write(in->path, data, size);
+    check_fails(full, in->name);
 }
 
-/* A changed byte fails by name or gives a folder that converts; either way nothing is left but that. */
-static void check_changes(const char *name, size_t to)
+/* Damage fails by name or leaves a folder that converts; either way nothing is left but that. */
+static void may_convert(void *user, const uint8_t *data, size_t size, const char *what)
 {
-    static const uint8_t flips[] = { 1, 0x80, 0x10 };
-    char path[PATH_ROOM];
-    size_t size, at, failed = 0;
-    uint8_t *data = file_need(tiny_path(path, adapter_folder, name), &size);
+    input *in = (input *)user;
     tool_error error;
-    for (at = 0; at < size && at < to; at++) {
-        data[at] ^= flips[at % 3];
-        file_write(path, data, size);
-        data[at] ^= flips[at % 3];
-        if (convert_adapter(JMB_F32, &error)) {
-            remove(out_path);
-            continue;
-        }
-        failed++;
-        CHECK_THAT(strstr(error.message, adapter_folder) && !strchr(error.message, '\n'), "byte %zu of %s: '%s'", at,
-            name, error.message);
-        CHECK_THAT(files_in(out_folder) == 0, "byte %zu of %s: leaves a file", at, name);
+    sweep_write(in->path, data, size);
+    if (convert_adapter(JMB_F32, &error)) {
+        remove(out_path);
+        return;
     }
-    CHECK_THAT(failed > (to < size ? to : size) / 2, "only %zu changes fail", failed);
-    file_write(path, data, size);
-    free(data);
+    in->failed++;
+    CHECK_THAT(strstr(error.message, adapter_folder) && !strchr(error.message, '\n'), "%s %s: '%s'", in->name, what,
+        error.message);
+    CHECK_THAT(files_in(out_folder) == 0, "%s %s: leaves a file", in->name, what);
+}
+
+/* Every prefix; the first `to` bytes changed, and edited. */
+static void sweep_input(const char *name, size_t to, int each)
+{
+    input in;
+    sweep w;
+    memset(&in, 0, sizeof in);
+    in.name = name;
+    w.good = file_need(tiny_path(in.path, adapter_folder, name), &w.size);
+    w.repair = NULL;
+    w.user = &in;
+    w.test = must_fail;
+    sweep_prefixes(&w, 0, 1);
+    w.test = may_convert;
+    if (to > w.size) to = w.size;
+    sweep_bytes(&w, 0, to, SWEEP_CHANGES, each);
+    if (sweep_all()) sweep_values(&w, 0, to < 4096 ? to : 4096, 256);
+    CHECK_THAT(in.failed > to / 2, "only %zu changes fail", in.failed);
+    sweep_mutations(&w, to, 500);
+    file_write(in.path, w.good, w.size);
+    free((void *)(uintptr_t)w.good);
     check_converts(name);
 }
 
@@ -751,10 +772,8 @@ static void test_damage(void)
     uint8_t *data = file_need(tiny_path(path, adapter_folder, "adapter_model.safetensors"), &size);
     size_t header = 8 + (size_t)jmb_load_u64(data);
     free(data);
-    check_prefixes("adapter_config.json");
-    check_prefixes("adapter_model.safetensors");
-    check_changes("adapter_config.json", SIZE_MAX);
-    check_changes("adapter_model.safetensors", header);
+    sweep_input("adapter_config.json", SIZE_MAX, 3);
+    sweep_input("adapter_model.safetensors", header, 2);
 }
 
 /* ---- the programs ------------------------------------------------------------------------------------------------ */

@@ -169,15 +169,9 @@ static double check_model(subject *s, const char *path)
     return worst;
 }
 
-static uint64_t number_of(const char *name, uint64_t otherwise)
-{
-    const char *text = getenv(name);
-    return text ? strtoull(text, NULL, 10) : otherwise;
-}
-
 static void test_models(void)
 {
-    uint64_t first = number_of("SEED", 1), count = number_of("MODELS", MODELS), i, tokens = 0, attempts = 0;
+    uint64_t first = env_number("SEED", 1), count = env_number("MODELS", MODELS), i, tokens = 0, attempts = 0;
     double worst = 0, error;
     char path[PATH_ROOM];
     temp_path(path, "model.jamba");

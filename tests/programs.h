@@ -43,7 +43,7 @@ static void store(uint8_t *p, uint64_t value, int bytes)
 #define STORE_u64(p, value) store(p, value, 8)
 #define STORE_f32(p, value) store(p, jmb_bits_of(value), 4)
 
-static program start_program(uint32_t vocab, uint32_t hidden, uint32_t type)
+TEST_UNUSED static program start_program(uint32_t vocab, uint32_t hidden, uint32_t type)
 {
     program p;
     memset(&p, 0, sizeof p);
@@ -59,7 +59,7 @@ static program start_program(uint32_t vocab, uint32_t hidden, uint32_t type)
 }
 
 /* Sizes small and odd; the caller changes what matters to it. */
-static jmb_block *add_block(program *p, uint32_t kind)
+TEST_UNUSED static jmb_block *add_block(program *p, uint32_t kind)
 {
     uint32_t unit = p->header.blocks++;
     jmb_block *b = &p->blocks[unit];
@@ -191,7 +191,7 @@ static void repair_identity(uint8_t *data)
 }
 
 /* The file; image_free() it. Same program and state of the generator, same file. */
-static image write_image(program *p)
+TEST_UNUSED static image write_image(program *p)
 {
     jmb_tensor *tensors = list_tensors(p);
     jmb_parts parts = jmb_place_parts(&p->header);

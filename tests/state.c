@@ -663,95 +663,92 @@ static bool try_restore(victim *v, const uint8_t *data, size_t size, jamba_resul
     return false;
 }
 
+static victim swept; /* by the sweep that runs */
+static size_t sweep_accepted, sweep_refused;
+
+static void may_restore(void *user, const uint8_t *data, size_t size, const char *what)
+{
+    (void)user;
+    if (try_restore(&swept, data, size, JAMBA_OK, what)) sweep_accepted++;
+    else sweep_refused++;
+}
+
+/* The hash sees every change; the header's fields are checked before it, and of those the version first. */
+static void must_fail(void *user, const uint8_t *data, size_t size, const char *what)
+{
+    bool version = size == swept.good.size && memcmp(data + 8, swept.good.data + 8, 4) != 0;
+    jamba_result want = version ? JAMBA_ERR_UNSUPPORTED : JAMBA_ERR_FORMAT;
+    (void)user;
+    CHECK_THAT(!try_restore(&swept, data, size, want, what), "%s: restored", what);
+}
+
+static void announce(uint8_t *data, size_t size)
+{
+    if (size >= JMB_SAVED_BYTES) jmb_store_u64(data + 16, size);
+    if (size % 8 == 0) repair_hash(data, size);
+}
+
+static sweep sweep_of(void (*test)(void *, const uint8_t *, size_t, const char *), void (*repair)(uint8_t *, size_t))
+{
+    sweep w;
+    w.good = swept.good.data;
+    w.size = swept.good.size;
+    w.test = test;
+    w.repair = repair;
+    w.user = NULL;
+    sweep_accepted = sweep_refused = 0;
+    return w;
+}
+
 static void test_prefixes(void)
 {
-    victim v;
     uint8_t *data;
     char what[60];
+    sweep w;
     size_t n;
-    if (!victim_open(&v, JAMBA_EXACT)) return;
-    data = (uint8_t *)malloc(v.good.size + 64);
-    for (n = 0; n < v.good.size; n++) {
-        snprintf(what, sizeof what, "prefix of %zu", n);
-        CHECK_THAT(!try_restore(&v, v.good.data, n, JAMBA_ERR_FORMAT, what), "%s is restored", what);
-        if (n < JMB_SAVED_BYTES) continue;
-        memcpy(data, v.good.data, n); /* says that it is whole */
-        jmb_store_u64(data + 16, n);
-        if (n % 8 == 0) repair_hash(data, n);
-        CHECK_THAT(!try_restore(&v, data, n, JAMBA_ERR_FORMAT, what), "%s that says so is restored", what);
-    }
+    if (!victim_open(&swept, JAMBA_EXACT)) return;
+    w = sweep_of(must_fail, NULL);
+    sweep_prefixes(&w, 0, 1);
+    w.repair = announce;
+    sweep_prefixes(&w, 0, 1);
+    data = (uint8_t *)calloc(1, swept.good.size + 64);
     for (n = 1; n < 64; n++) {
         snprintf(what, sizeof what, "%zu bytes more", n);
-        memset(data, 0, v.good.size + 64);
-        memcpy(data, v.good.data, v.good.size);
-        CHECK_THAT(!try_restore(&v, data, v.good.size + n, JAMBA_ERR_FORMAT, what), "%s are accepted", what);
-        jmb_store_u64(data + 16, v.good.size + n);
-        if (n % 8 == 0) repair_hash(data, v.good.size + n);
-        CHECK_THAT(!try_restore(&v, data, v.good.size + n, JAMBA_ERR_FORMAT, what), "%s are accepted", what);
+        memcpy(data, swept.good.data, swept.good.size);
+        must_fail(NULL, data, swept.good.size + n, what);
+        announce(data, swept.good.size + n);
+        must_fail(NULL, data, swept.good.size + n, what);
     }
-    CHECK(try_restore(&v, v.good.data, v.good.size, JAMBA_OK, "whole"));
+    CHECK(try_restore(&swept, swept.good.data, swept.good.size, JAMBA_OK, "whole"));
     free(data);
-    victim_close(&v);
+    victim_close(&swept);
 }
 
-static uint8_t changed_byte(uint8_t byte, int way)
-{
-    static const uint8_t flips[] = { 1, 0x80, 0x40 };
-    if (way < 3) return byte ^ flips[way];
-    return way == 3 ? 0 : way == 4 ? 0xff : (uint8_t)(byte + 1);
-}
-
-/* The hash sees every change; the header's fields are checked before it. */
 static void test_stale(void)
 {
-    jamba_result want;
-    victim v;
-    uint8_t *data;
-    char what[60];
-    size_t at;
-    int way;
-    if (!victim_open(&v, JAMBA_EXACT)) return;
-    data = (uint8_t *)malloc(v.good.size);
-    memcpy(data, v.good.data, v.good.size);
-    for (at = 0; at < v.good.size; at++) {
-        for (way = 0; way < 6; way += at < JMB_SAVED_BYTES ? 1 : 3) {
-            data[at] = changed_byte(v.good.data[at], way);
-            if (data[at] == v.good.data[at]) continue;
-            snprintf(what, sizeof what, "byte %zu is %02x", at, data[at]);
-            want = at / 4 == 2 ? JAMBA_ERR_UNSUPPORTED : JAMBA_ERR_FORMAT; /* the version comes first */
-            CHECK_THAT(!try_restore(&v, data, v.good.size, want, what), "%s: restored", what);
-        }
-        data[at] = v.good.data[at];
-    }
-    free(data);
-    victim_close(&v);
+    sweep w;
+    if (!victim_open(&swept, JAMBA_EXACT)) return;
+    w = sweep_of(must_fail, NULL);
+    sweep_bytes(&w, 0, JMB_SAVED_BYTES, SWEEP_CHANGES, SWEEP_CHANGES);
+    sweep_bytes(&w, JMB_SAVED_BYTES, w.size, SWEEP_CHANGES, 2);
+    if (sweep_all()) sweep_values(&w, 0, 4096, 256);
+    victim_close(&swept);
 }
 
 /* Somebody who knows the hash may put in any numbers, and no more than numbers. */
 static void test_repaired(jamba_form form)
 {
-    victim v;
-    uint8_t *data;
-    char what[60];
-    size_t at, accepted = 0, refused = 0;
-    int way;
-    if (!victim_open(&v, form)) return;
-    data = (uint8_t *)malloc(v.good.size);
-    memcpy(data, v.good.data, v.good.size);
-    for (at = 0; at < v.good.size; at++) {
-        for (way = 0; way < 6; way++) {
-            data[at] = changed_byte(v.good.data[at], way);
-            if (data[at] == v.good.data[at] || at / 8 == 3) continue;
-            snprintf(what, sizeof what, "byte %zu is %02x, hash repaired", at, data[at]);
-            repair_hash(data, v.good.size);
-            if (try_restore(&v, data, v.good.size, JAMBA_OK, what)) accepted++;
-            else refused++;
-        }
-        data[at] = v.good.data[at];
-    }
-    CHECK_THAT(accepted > v.good.size && refused > 400, "%zu accepted, %zu refused", accepted, refused);
-    free(data);
-    victim_close(&v);
+    sweep w;
+    if (!victim_open(&swept, form)) return;
+    w = sweep_of(may_restore, repair_hash);
+    sweep_bytes(&w, 0, w.size, SWEEP_CHANGES, 4);
+    if (sweep_all()) sweep_values(&w, 0, 4096, 256);
+    CHECK_THAT(sweep_accepted > w.size && sweep_refused > 400, "%zu accepted, %zu refused", sweep_accepted,
+        sweep_refused);
+    sweep_mutations(&w, 1024, form == JAMBA_EXACT ? 7000 : 1000);
+    w.repair = announce;
+    sweep_mutations(&w, 1024, 1000);
+    victim_close(&swept);
 }
 
 /* Each field of the header to its extremes, with all lengths of bytes that could then be meant. */

@@ -562,4 +562,157 @@ TEST_UNUSED static int fail_each(failing f, fault_work work, void *user, jamba_r
     return alone;
 }
 
+/* ---- sweeps --------------------------------------------------------------------------------------- */
+
+/* A file that is in order, and what is done with each damaged copy of it. SWEEPS=all makes every sweep whole; without it
+ * those that take long leave out some of the damage, never the same for neighbouring bytes. */
+typedef struct sweep {
+    const uint8_t *good;
+    size_t size;
+    void (*repair)(uint8_t *data, size_t size); /* makes the hash right again; NULL: it stays */
+    void (*test)(void *user, const uint8_t *data, size_t size, const char *what);
+    void *user;
+} sweep;
+
+enum { SWEEP_CHANGES = 12, SWEEP_FLIPS = 8, SWEEP_ROOM = 64 };
+
+TEST_UNUSED static uint64_t env_number(const char *name, uint64_t otherwise)
+{
+    const char *text = getenv(name);
+    return text && *text ? strtoull(text, NULL, 10) : otherwise;
+}
+
+TEST_UNUSED static bool sweep_all(void)
+{
+    const char *text = getenv("SWEEPS");
+    return text && strcmp(text, "all") == 0;
+}
+
+/* A file in place of one there; truncating that instead waits for the disk on some file systems. */
+TEST_UNUSED static void sweep_write(const char *path, const uint8_t *data, size_t size)
+{
+    remove(path);
+    file_write(path, data, size);
+}
+
+static uint8_t *sweep_copy(const sweep *s)
+{
+    uint8_t *data = (uint8_t *)calloc(1, s->size + SWEEP_ROOM);
+    test_require(data != NULL, "out of memory", "sweep");
+    memcpy(data, s->good, s->size);
+    return data;
+}
+
+/* One damaged copy; afterwards it is good again, if no more than its hash was repaired. */
+static void sweep_one(const sweep *s, uint8_t *data, size_t at, uint8_t value)
+{
+    char what[60];
+    if (value == s->good[at]) return;
+    data[at] = value;
+    if (s->repair) s->repair(data, s->size);
+    snprintf(what, sizeof what, "byte %zu is %02x%s", at, value, s->repair ? ", hash repaired" : "");
+    s->test(s->user, data, s->size, what);
+    data[at] = s->good[at];
+}
+
+/* The file cut to each length from `from` on that is a multiple of `step` more. */
+TEST_UNUSED static void sweep_prefixes(const sweep *s, size_t from, size_t step)
+{
+    uint8_t *data = sweep_copy(s);
+    char what[60];
+    size_t n;
+    for (n = from; n < s->size; n += sweep_all() ? 1 : step) {
+        memcpy(data, s->good, n);
+        if (s->repair) s->repair(data, n);
+        snprintf(what, sizeof what, "cut to %zu bytes", n);
+        s->test(s->user, data, n, what);
+    }
+    free(data);
+}
+
+/* Its eight bits flipped, one more, one less, no bits, all bits. */
+static uint8_t sweep_change(uint8_t byte, int way)
+{
+    if (way < SWEEP_FLIPS) return (uint8_t)(byte ^ 1u << way);
+    return (uint8_t)(way == 8 ? byte + 1 : way == 9 ? byte - 1 : way == 10 ? 0 : 0xff);
+}
+
+/* Each byte from `from` to `to`, changed in `each` of the first `ways` ways. */
+TEST_UNUSED static void sweep_bytes(const sweep *s, size_t from, size_t to, int ways, int each)
+{
+    uint8_t *data = sweep_copy(s);
+    size_t at;
+    int k;
+    if (sweep_all()) each = ways;
+    for (at = from; at < to && at < s->size; at++)
+        for (k = 0; k < each; k++)
+            sweep_one(s, data, at, sweep_change(s->good[at], (int)((at * 5 + (size_t)k) % (size_t)ways)));
+    free(data);
+}
+
+/* Each byte from `from` to `to` given `each` of all values. */
+TEST_UNUSED static void sweep_values(const sweep *s, size_t from, size_t to, int each)
+{
+    uint8_t *data = sweep_copy(s);
+    size_t at;
+    int k;
+    if (sweep_all()) each = 256;
+    for (at = from; at < to && at < s->size; at++)
+        for (k = 0; k < each; k++) sweep_one(s, data, at, (uint8_t)(at * 89 + (size_t)k * 37));
+    free(data);
+}
+
+/* A few bytes that numbers are made wrong with. */
+static size_t sweep_edit(uint8_t *data, size_t size, size_t room, size_t focus, uint64_t *random)
+{
+    static const uint64_t numbers[] = { 0, 1, 2, 15, 63, 64, 255, 256, 1024, 4096, 65535, 65536, 1u << 20, 0x7fffffff,
+        0x80000000, 0xffffffff, 0x100000000u, INT64_MAX, UINT64_MAX, 0x7fc00000, 0x7f800000, 0xbf800000 };
+    uint64_t r = random_next(random), value = numbers[(r >> 8) % (sizeof numbers / sizeof numbers[0])];
+    size_t within = r & 1 && focus < size ? focus : size, at, bytes, from;
+    if (size < 16) return size;
+    at = (size_t)(random_next(random) % (within - 8));
+    from = (size_t)(random_next(random) % (size - 8));
+    switch (r >> 1 & 7) {
+    case 0: data[at] = (uint8_t)(data[at] ^ 1u << (r >> 16 & 7)); break;
+    case 1: data[at] = (uint8_t)(r >> 16); break;
+    case 2: data[at & ~(size_t)3] = (uint8_t)(data[at & ~(size_t)3] + (r >> 16 & 1 ? 1 : -1)); break;
+    case 3:
+    case 4: /* a number of 4 or 8 bytes in its place */
+        bytes = r >> 16 & 1 ? 4 : 8;
+        at -= at % 4;
+        while (bytes-- > 0) data[at + bytes] = (uint8_t)(value >> (8 * bytes));
+        break;
+    case 5: memmove(data + at, data + from, 8); break;
+    case 6: /* a piece taken out or put in */
+        bytes = (size_t)(r >> 16) % 16;
+        if (r >> 32 & 1 || size + bytes > room) {
+            memmove(data + at, data + at + bytes % (size - at), size - at - bytes % (size - at));
+            return size - bytes % (size - at);
+        }
+        memmove(data + at + bytes, data + at, size - at);
+        return size + bytes;
+    default: return (r >> 16 & 15) == 0 ? from : size;
+    }
+    return size;
+}
+
+/* `count` files, each with some edits, half of them in the first `focus` bytes. MUTATIONS=N: how many; SEED=S: only that
+ * one. */
+TEST_UNUSED static void sweep_mutations(const sweep *s, size_t focus, uint64_t count)
+{
+    uint8_t *data = sweep_copy(s);
+    uint64_t seed, first = env_number("SEED", 0), last = first ? first : env_number("MUTATIONS", count);
+    for (seed = first ? first : 1; seed <= last; seed++) {
+        uint64_t random = seed, edits = 1 + random_next(&random) % 6;
+        size_t size = s->size;
+        char what[60];
+        memcpy(data, s->good, s->size);
+        while (edits-- > 0) size = sweep_edit(data, size, s->size + SWEEP_ROOM, focus, &random);
+        if (s->repair) s->repair(data, size);
+        snprintf(what, sizeof what, "mutation SEED=%llu%s", (unsigned long long)seed, s->repair ? ", repaired" : "");
+        s->test(s->user, data, size, what);
+    }
+    free(data);
+}
+
 #endif
