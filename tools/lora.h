@@ -12,6 +12,7 @@
 #include "safetensors.h"
 
 enum { LORA_KEY = PATTERN_TEXT + 8 }; /* room for the name of a module or parameter */
+typedef char lora_names_fit[(int)ST_MAX_NAME <= (int)PATTERN_TEXT ? 1 : -1];
 
 typedef struct lora_module {
     char *name; /* of the base model */
@@ -310,10 +311,10 @@ static char *lora_base_name(const char *name, size_t prefix, size_t suffix)
 
 static const char lora_prefix[] = "base_model.model.";
 
-/* The tensor of the same name but for its end; `t` has at most PATTERN_TEXT characters. */
+/* The tensor of the same name but for its end. */
 static const st_tensor *lora_partner(const lora_set *set, const st_tensor *t, const char *end, const char *other)
 {
-    char name[PATTERN_TEXT + 32];
+    char name[ST_MAX_NAME + 32];
     snprintf(name, sizeof name, "%.*s%s", (int)(strlen(t->name) - strlen(end)), t->name, other);
     return st_find(&set->checkpoint, name);
 }
@@ -359,8 +360,6 @@ static bool lora_add_tensor(lora_set *set, const st_tensor *t, tool_error *error
     if (strncmp(t->name, lora_prefix, sizeof lora_prefix - 1) != 0)
         return tool_error_set(error, "%s: tensor %s does not begin with %s: not what PEFT saves of a language model",
             set->path, t->name, lora_prefix);
-    if (strlen(t->name) > PATTERN_TEXT)
-        return tool_error_set(error, "%s: tensor %s has too long a name", set->path, t->name);
     for (half = 0; half < 2; half++) {
         if (lora_ends(t->name, linear[half])) return lora_add_half(set, t, linear, half, false, error);
         if (lora_ends(t->name, embedding[half])) return lora_add_half(set, t, embedding, half, true, error);
