@@ -272,6 +272,12 @@ static void test_tensors(void)
     data[40] = 3; /* the first piece differs: the others are not read */
     tiny_write_parts(path, header, data, sizeof data);
     CHECK(st_same_piece(&c, &c.tensors[0], &c.tensors[1], room, 12, &same, &error) && !same);
+    same = true;
+    test_require(truncate(path, (off_t)(8 + strlen(header) + 40)) == 0, "truncate", path);
+    CHECK(!st_same_piece(&c, &c.tensors[0], &c.tensors[1], room, 12, &same, &error)
+        && strstr(error.message, "shorter than it was"));
+    CHECK(!st_same_piece(&c, &c.tensors[1], &c.tensors[0], room, 12, &same, &error));
+    CHECK(!st_same(&c, &c.tensors[0], &c.tensors[1], &same, &error) || !same);
     st_close(&c);
     remove(path);
 }
@@ -347,6 +353,10 @@ static void check_model(const char *bytes, size_t size, const char *words)
 
 #define MODEL(bytes, words) check_model(bytes, sizeof bytes - 1, words)
 
+#define ONE_PIECE "\x0a\x03\x0a\x01" "a"
+#define BPE "\x12\x02\x18\x02\x1a\x02\x20\x00"
+#define FORTY "0123456789012345678901234567890123456789"
+
 static void test_models(void)
 {
     MODEL("\x80\x80\x80\x80\x80\x01", "a field has a wrong number");
@@ -359,6 +369,55 @@ static void test_models(void)
     MODEL("\x0a\x05\x15\x00\x00\x80\x3f", "a piece has no text");
     MODEL("\x0a\x08\x0a\x01" "a\x15\x00\x00\x80\x7f", "a score is not finite");
     MODEL("\x09\x00\x00\x00\x00\x00\x00\x00", "it ends inside a number");
+    MODEL(ONE_PIECE BPE, NULL);
+    MODEL(ONE_PIECE BPE "\x1a\x0d\x0a\x08" "identity\x12\x01x", NULL);
+    MODEL(ONE_PIECE BPE "\x1a\x0d\x0a\x08" "nmt_nfkc\x12\x01x", "normalizer \"nmt_nfkc\"");
+    MODEL(ONE_PIECE BPE "\x1a\x2f\x0a\x2a" FORTY "xy\x12\x01x", "normalizer \"" FORTY);
+    MODEL("\x0a\x2e\x0a\x2a" FORTY "xy\x18\x05" BPE, "of type unused");
+    MODEL("\x0a\x56\x0a\x52" FORTY FORTY "xy\x18\x05" BPE, "of type unused");
+    MODEL("\x0a\x08\x0a\x06" "<0x00>" "\x12\x05\x18\x02\x98\x02\x01\x1a\x02\x20\x00", "byte_fallback without a piece <0x00>");
+    MODEL("\x0a\x05\x0a\x01" "a\x18\x04" "\x0a\x04\x0a\x02" "ba" "\x0a\x03\x0a\x01" "b" BPE,
+        "a character that is no piece");
+}
+
+static tool_buffer repeated(const char *bytes, size_t size, size_t count, const char *end, size_t end_size)
+{
+    tool_buffer out = { NULL, 0, 0, false };
+    while (count-- > 0) tool_buffer_add(&out, bytes, size);
+    tool_buffer_add(&out, end, end_size);
+    return out;
+}
+
+/* More pieces than a model may have, and texts that are too long. */
+static void test_large_models(void)
+{
+    static const tokenizer_scored low = { { 0, 0, 1, 0 }, 1 }, high = { { 0, 0, 2, 0 }, 1 };
+    tool_buffer text = repeated("x", 1, 1025, "", 0), data = repeated(ONE_PIECE, 5, JMB_MAX_VOCAB + 1, "", 0);
+    tokenizer_build b;
+    tool_error error;
+    uint32_t i;
+    check_model((const char *)data.data, data.size, "too many pieces");
+    tool_buffer_free(&data);
+    data = repeated(ONE_PIECE, 5, 41, BPE, sizeof BPE - 1);
+    check_model((const char *)data.data, data.size, "40");
+    tool_buffer_free(&data);
+    tool_buffer_add(&data, "\x0a\x84\x08\x0a\x81\x08", 6);
+    tool_buffer_add(&data, text.data, text.size);
+    check_model((const char *)data.data, data.size, "no text or too much");
+    tool_buffer_free(&data);
+    CHECK(tokenizer_compare_scored(&low, &high) == -1 && tokenizer_compare_scored(&high, &low) == 1);
+    if (!CHECK(tokenizer_begin(&b, NULL, 70000, &error))) return;
+    for (i = 0; i < 70000; i++) {
+        b.tokens[i].text = (const char *)text.data;
+        b.tokens[i].size = 1024;
+    }
+    b.count = 65536;
+    CHECK(tokenizer_write(&b, &data) && data.size > (64u << 20));
+    tool_buffer_free(&data);
+    b.count = 65537;
+    check_result(tokenizer_write(&b, &data), &error, "65537 KiB", "more than 64 MiB of text");
+    tokenizer_end(&b, false, &data);
+    tool_buffer_free(&text);
 }
 
 /* ---- tokenizer.json ------------------------------------------------------------------------------------------- */
@@ -417,6 +476,15 @@ static void check_tokenizer(const char *json, const char *from, const char *to, 
 #define LONG_RULE "01234567890123456789012345678901234567890123456789012345678901234"
 #define UNK "{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false,\"lstrip\":false,\"rstrip\":false," \
     "\"single_word\":false}"
+
+#define NFC "{\"type\":\"NFC\"}"
+#define FOUR_NFC NFC "," NFC "," NFC "," NFC
+#define DECODER "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":" \
+    "\"\\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}," \
+    "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}"
+#define REPLACE(from, to) "{\"type\":\"Replace\",\"pattern\":{\"String\":\"" from "\"},\"content\":\"" to "\"}"
+#define FIRST "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"first\"," \
+    "\"split\":true}"
 
 static void test_tokenizers(void)
 {
@@ -483,6 +551,19 @@ static void test_tokenizers(void)
         { "\"content\":\"<unk>\",", "\"content\":7,", "added token" },
         { UNK, UNK "," UNK, "added token" },
         { "\"version\":\"1.0\",", "", NULL },
+        { "\"normalizer\":" NORMALIZER ",", "", NULL },
+        { NORMALIZER, "{\"type\":\"Sequence\",\"normalizers\":[" FOUR_NFC "," FOUR_NFC "," NFC "]}", "more than 8 rules" },
+        { "\"pre_tokenizer\":" METASPACE ",", "", NULL },
+        { DECODER ",", "", "there is no decoder" },
+        { DECODER, "\"decoder\":{\"type\":\"Metaspace\",\"replacement\":7}", "not one character" },
+        { DECODER, "\"decoder\":{\"type\":\"Sequence\",\"decoders\":7}", "lacks the list" },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("ab", "x") "," FIRST, "after Replace of or by" },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("b", "") "," FIRST, "after Replace of or by" },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("b", "xy") "," FIRST, NULL },
+        { "\"unk_token\":\"<unk>\"", "\"unk_token\":7", "unk_token is not in the vocabulary" },
+        { "[\"a\",\"b\"],", "[\"a\",\"b\"],[\"a\",\"b\"],", NULL },
+        { "[\"a\",\"b\"]", "[\"" FORTY FORTY FORTY "\",\"b\"]", "\"" FORTY FORTY "01234567890123456789\" is not" },
+        { "[\"a\",\"b\"]", "[\"" FORTY "\",\"b\"]", "\"" FORTY "\" is not in the vocabulary" },
         { "\"aab\":8", "\"\":8", "" },
         { "\"model\":{\"type\":\"BPE\",", "\"model\":{", "model type \"\" is not supported" },
     };
@@ -503,13 +584,88 @@ static void test_raw_tokenizers(void)
     check_tokenizer(raw_json, vocab, "{}", "the vocabulary is empty");
     check_tokenizer(raw_json, "[[\"\u00c3\",\"\u00a9\"]]", "{}", "\"merges\" is not an array");
     check_tokenizer(raw_json, "[[\"\u00c3\",\"\u00a9\"]]", "[]", NULL);
+    check_tokenizer(raw_json, "\"a\":0", "\"\xc2\x80\":0", "neither made of bytes nor an added token");
+    check_tokenizer(raw_json, "\"a\":0", "\"\u00ad\":0", "neither made of bytes nor an added token");
+    check_tokenizer(raw_json, "\"a\":0", "\"\u00ae\":0", NULL);
 }
+
+#define LISTED(id, content) "{\"added_tokens_decoder\":{\"" id "\":{\"content\":" content "}}}"
+
+/* What tokenizer_config.json adds to the vocabulary. */
+static void test_listed_tokens(void)
+{
+    static const struct {
+        const char *config, *words;
+    } rows[] = {
+        { "{}", NULL },
+        { "{\"added_tokens_decoder\":7}", "is not an object" },
+        { LISTED("10", "\"<e>\""), NULL },
+        { LISTED("x", "\"<e>\""), "is no id from 0 to 11" },
+        { "{\"added_tokens_decoder\":{\"10\":{}}}", "token 10 has no \"content\"" },
+        { LISTED("10", "\"\""), "token 10 has no \"content\"" },
+        { LISTED("10", "\"<e>\",\"special\":7"), "lacks \"special\"" },
+        { LISTED("10", "\"<e>\",\"special\":true"), NULL },
+        { LISTED("0", "\"<unk>\""), NULL },
+        { LISTED("0", "\"<u>\""), "in the tokenizer \"<unk>\"" },
+        { LISTED("0", "\"<unx>\""), "in the tokenizer \"<unk>\"" },
+        { LISTED("1", "\"<unk>\""), "the tokenizer gives it 0" },
+    };
+    static const char unclaimed[] = "\"vocab\":{\"  \":5,";
+    char text[8192];
+    const char *vocab = strstr(raw_json, "\"vocab\":{");
+    size_t i;
+    for (i = 0; i < COUNT(rows); i++) check_document(words_json, rows[i].config, rows[i].config, rows[i].words);
+    check_document(raw_json, LISTED("10", "\"\u00e9\""), "letters", "is letters for bytes");
+    check_document(raw_json, LISTED("10", "\"plain\""), "letters", NULL);
+    snprintf(text, sizeof text, "%.*s%s%s", (int)(vocab - raw_json), raw_json, unclaimed, vocab + 9);
+    check_document(text, NULL, "a token of blanks", "neither made of bytes");
+    check_document(text, LISTED("5", "\"  \""), "a token of blanks", NULL);
+    check_document(text, LISTED("5", "\" \""), "a token of blanks", "in the tokenizer");
+    snprintf(text, sizeof text, "%.*s\"vocab\":{\"%s%s\":5,%s", (int)(vocab - raw_json), raw_json, FORTY, FORTY,
+        vocab + 9);
+    check_document(text, LISTED("5", "\"x\""), "a long token", "in the tokenizer \"" FORTY "01234567890123456789\"");
+}
+
+/* A folder whose tokenizer cannot be read, or does not name its first and last tokens. */
+static void test_tokenizer_folders(void)
+{
+    static const struct {
+        const char *config;
+        uint32_t bos, eos;
+    } rows[] = { { "{\"bos_token\":\"\",\"eos_token\":7}", JMB_NO_TOKEN, 0 },
+        { "{\"bos_token\":\"nope\",\"eos_token\":\"nope\"}", JMB_NO_TOKEN, 0 },
+        { "{\"bos_token\":\"<unk>\",\"eos_token\":{\"content\":\"<unk>\"}}", 0, 1 }, { "{}", JMB_NO_TOKEN, 0 } };
+    tool_buffer out = { NULL, 0, 0, false };
+    char path[PATH_ROOM];
+    tool_error error;
+    json_doc doc;
+    size_t i;
+    mkdir(tiny_path(path, folder, "tokenizer.model"), 0777);
+    check_result(tokenizer_compile(folder, 12, &out, &error), &error, "a folder", "tokenizer.model: is a directory");
+    rmdir(path);
+    test_require(json_parse(&doc, words_json, strlen(words_json), &error), "tokenizer", error.message);
+    test_require(tokenizer_compile_json(json_root(&doc), NULL, 12, &out, &error), "tokenizer", error.message);
+    for (i = 0; i < COUNT(rows); i++) {
+        jmb_header header;
+        memset(&header, 0, sizeof header);
+        header.vocab = 12;
+        header.bos = JMB_NO_TOKEN;
+        write_text("tokenizer_config.json", rows[i].config);
+        CHECK(tokenizer_fill_ids(folder, &out, &header, &error));
+        CHECK_THAT(header.bos == rows[i].bos && header.eos_count == rows[i].eos, "%s", rows[i].config);
+    }
+    drop("tokenizer_config.json");
+    tool_buffer_free(&out);
+    json_free(&doc);
+}
+
+#define ADDED(id, content) "{\"id\":" id ",\"content\":\"" content "\",\"special\":true,\"normalized\":false," \
+    "\"lstrip\":false,\"rstrip\":false,\"single_word\":false}"
 
 /* A token, or a message about one, of any length. */
 static void test_long_tokens(void)
 {
     char text[8192], token[1100];
-    const char *merge = strstr(words_json, "[\"a\",\"b\"]");
     size_t length;
     for (length = 1023; length <= 1025; length++) {
         memset(token, 'x', length);
@@ -522,7 +678,11 @@ static void test_long_tokens(void)
     check_tokenizer(words_json, "\"b\":2", text, "");
     snprintf(text, sizeof text, "\"%.150s %.150s %.150s\"", token, token, token);
     check_tokenizer(words_json, "\"\\u2581 a\"", text, "is not a pair of tokens");
-    CHECK(merge != NULL);
+    memset(token, 'x', sizeof token);
+    snprintf(text, sizeof text, "\"content\":\"%.1090s%.1090s\",", token, token);
+    check_tokenizer(words_json, "\"content\":\"<unk>\",", text, "has id 0");
+    snprintf(text, sizeof text, "\"added_tokens\":[" ADDED("5", "%.1090s%.1090s") "]", token, token);
+    check_tokenizer(raw_json, "\"added_tokens\":[]", text, "more than 1024 bytes");
 }
 
 /* ---- configurations ------------------------------------------------------------------------------------------- */
@@ -778,6 +938,35 @@ static void test_names(void)
     CHECK(name_number("a.layers.:", ".layers.") == SIZE_MAX && name_number("a.layers.9", ".layers.") == 9);
 }
 
+static void test_leftovers(void)
+{
+    static const float row[64] = { 1, -1, 0.5f }, above[64] = { 1.009f, -1, 0.5f }, below[64] = { 0.991f, -1, 0.5f },
+        far_off[64] = { 1, -1.02f, 0.5f };
+    convert_plan plan;
+    tool_error error;
+    char *text = case_config("llama", NULL, "\"tie_word_embeddings\":true");
+    link_case("llama");
+    write_text("config.json", text);
+    if (CHECK_THAT(plan_make(&plan, folder, JMB_F32, NULL, &error), "%s", error.message)) {
+        lora_part part;
+        lora_set none;
+        char name[NAME_ROOM] = "nameless";
+        memset(&part, 0, sizeof part);
+        memset(&none, 0, sizeof none);
+        CHECK(plan_is_harmless(&plan, "a.rotary_emb.inv_freq") && !plan_is_harmless(&plan, "inv_freq"));
+        CHECK(!plan_is_harmless(&plan, "model.layers.0.self_attn.q_proj.weight"));
+        CHECK(rule_find_lora(&none, &head_rules[0], &plan.model.tensors[0], NULL, name, &part, &error));
+        plan_free(&plan);
+    }
+    drop("model.safetensors");
+    write_tensors("model.safetensors", "{" TENSOR("lm_head.weight", "1", 0, 4) "}", 4);
+    check_plan("a head alone", "model.embed_tokens.weight is missing");
+    drop("model.safetensors");
+    free(text);
+    CHECK(copy_row_is_near(row, row, 3) && copy_row_is_near(above, row, 3) && copy_row_is_near(below, row, 3));
+    CHECK(!copy_row_is_near(far_off, row, 3));
+}
+
 /* A model file says which family it is of. */
 static void test_model_plans(void)
 {
@@ -966,6 +1155,7 @@ static void test_lora_tensors(void)
         { "{" TENSOR("base_model.model.a.bias", "4", 0, 16) "}", 16, "is a bias" },
         { "{" TENSOR("base_model.model.a.gain", "4", 0, 16) "}", 16, "is unknown" },
         { "{" TENSOR("base_model.model.a.weight", "4", 0, 16) "}", 16, "holds no LoRA matrices" },
+        { "{}", 0, "has no tensors" },
     };
     size_t i;
     for (i = 0; i < COUNT(rows); i++) {
@@ -1000,6 +1190,28 @@ static void test_lora_parts(void)
     CHECK(!lora_same(&x, &y, 2, 2));
     y.rank = 1;
     CHECK(!lora_same(&x, &y, 2, 2));
+}
+
+/* Ranks of a module for a matrix of 4 rows and 6 columns. */
+static void test_lora_ranks(void)
+{
+    static const uint64_t shapes[][4] = { { 2, 6, 4, 2 }, { 2, 5, 4, 2 }, { 2, 6, 3, 2 }, { 2, 6, 4, 3 },
+        { JMB_MAX_RANK + 1, 6, 4, JMB_MAX_RANK + 1 }, { 3, 6, 4, 3 } };
+    static const uint32_t ranks[] = { 2, 0, 0, 0, 0, 3 };
+    st_tensor a, b;
+    lora_module m;
+    size_t i;
+    memset(&m, 0, sizeof m);
+    memset(&a, 0, sizeof a);
+    memset(&b, 0, sizeof b);
+    m.a = &a;
+    m.b = &b;
+    for (i = 0; i < COUNT(ranks); i++) {
+        memcpy(a.shape, shapes[i], 2 * sizeof(uint64_t));
+        memcpy(b.shape, shapes[i] + 2, 2 * sizeof(uint64_t));
+        CHECK_THAT(lora_rank(&m, 4, 6, 1) == ranks[i], "row %zu", i);
+    }
+    CHECK(lora_rank(&m, 4, 6, 3) == 1 && lora_rank(&m, 4, 6, 2) == 0);
 }
 
 /* ---- patterns ------------------------------------------------------------------------------------------------- */
@@ -1060,18 +1272,23 @@ int main(int argc, char **argv)
         { "shapes and copies", test_tensors },
         { "indexes", test_indexes },
         { "tokenizer.model", test_models },
+        { "large and odd models of tokens", test_large_models },
         { "tokenizer.json", test_tokenizers },
+        { "tokens of tokenizer_config.json", test_listed_tokens },
+        { "folders of tokenizers", test_tokenizer_folders },
         { "byte level", test_raw_tokenizers },
         { "long tokens", test_long_tokens },
         { "configurations", test_configs },
         { "the width of a Mamba", test_mamba_width },
         { "files beside the configuration", test_folders },
         { "names", test_names },
+        { "leftovers", test_leftovers },
         { "plans of model files", test_model_plans },
         { "configurations of adapters", test_lora_configs },
         { "modules of adapters", test_lora_modules },
         { "tensors of adapters", test_lora_tensors },
         { "parts of adapters", test_lora_parts },
+        { "ranks of adapters", test_lora_ranks },
         { "patterns", test_patterns },
     };
     size_t i;

@@ -184,14 +184,23 @@ static bool lora_ends_with(const char *name, const char *word)
     return end <= length && strcmp(name + length - end, word) == 0 && (end == length || name[length - end - 1] == '.');
 }
 
+/* Whether `name` has one of a list of ends. */
+static bool lora_in_list(const lora_set *set, const char *key, const char *name)
+{
+    const json_value *item;
+    bool listed = false;
+    for (item = json_first(lora_value(set, key)); item; item = json_next(item))
+        listed |= lora_ends_with(name, json_string(item, NULL));
+    return listed;
+}
+
 /* A list of ends, or one pattern. */
 static bool lora_listed(const lora_set *set, const char *key, const char *name, bool *listed, tool_error *error)
 {
-    const json_value *v = lora_value(set, key), *item;
-    *listed = false;
+    const json_value *v = lora_value(set, key);
     if (json_kind(v) == JSON_STRING)
         return lora_matches(set, key, json_string(v, NULL), name, PATTERN_WHOLE, listed, error);
-    for (item = json_first(v); item; item = json_next(item)) *listed |= lora_ends_with(name, json_string(item, NULL));
+    *listed = lora_in_list(set, key, name);
     return true;
 }
 
@@ -227,16 +236,22 @@ static bool lora_layer(const lora_set *set, const char *name, int64_t *layer, to
     return true;
 }
 
+static bool lora_is_layer(const json_value *v, int64_t layer)
+{
+    int64_t value = -1;
+    return json_int(v, &value) && value == layer;
+}
+
 /* Whether layers_to_transform has the module's layer, or there is no such list. */
 static bool lora_layer_is_meant(const lora_set *set, const char *name, bool *meant, tool_error *error)
 {
     const json_value *v = lora_value(set, "layers_to_transform"), *item;
-    int64_t layer, own;
+    int64_t own;
     *meant = !v || (json_kind(v) == JSON_ARRAY && json_count(v) == 0);
     if (*meant) return true;
     if (!lora_layer(set, name, &own, error)) return false;
-    for (item = json_first(v); item; item = json_next(item)) *meant |= json_int(item, &layer) && layer == own;
-    *meant |= json_int(v, &layer) && layer == own;
+    for (item = json_first(v); item; item = json_next(item)) *meant |= lora_is_layer(item, own);
+    *meant |= lora_is_layer(v, own);
     return true;
 }
 
@@ -262,10 +277,11 @@ static bool lora_is_meant(
     json_bool(lora_value(set, "ensure_weight_tying"), &tying);
     if (!lora_module_is_meant(set, name, meant, error)) return false;
     *meant |= tying && lora_ends_with(name, "lm_head");
-    if (!*meant && !lora_listed(set, "target_parameters", key, meant, error)) return false;
+    *meant |= lora_in_list(set, "target_parameters", key);
     if (*meant) return true;
     snprintf(key, LORA_KEY, "%s.weight", name);
-    return lora_listed(set, "target_parameters", key, meant, error);
+    *meant = lora_in_list(set, "target_parameters", key);
+    return true;
 }
 
 /* The factor of B A for a module or parameter of that name and rank. */
