@@ -1260,6 +1260,202 @@ static void test_patterns(void)
     CHECK(!pattern_match("a*", text, PATTERN_WHOLE, &matches));
 }
 
+/* ---- the library's own files ---------------------------------------------------------------------------------- */
+
+static uint8_t *model_file;
+static size_t model_size;
+
+static void make_model(void)
+{
+    char dir[PATH_ROOM], path[PATH_ROOM];
+    uint8_t *data;
+    void *aligned;
+    if (model_file) return;
+    tiny_write(temp_path(dir, "tiny"), false);
+    test_require(convert(dir, "tiny", "f32", path), "cannot convert", dir);
+    data = file_need(path, &model_size);
+    test_require(posix_memalign(&aligned, 64, model_size) == 0, "out of memory", path);
+    model_file = (uint8_t *)memcpy(aligned, data, model_size);
+    free(data);
+}
+
+/* A header whose parts follow each other, but not inside the file, or too far in it. */
+static void test_far_data(void)
+{
+    static const struct {
+        uint64_t size, strings;
+    } rows[] = { { 1 << 20, 1 << 21 }, { (uint64_t)1 << 30, (uint64_t)1 << 29 } };
+    uint8_t header[JMB_HEADER_BYTES];
+    jmb_heap heap = { jmb_allocator_or_default(NULL), NULL, 0 };
+    jmb_metadata m;
+    jamba_error error;
+    size_t i;
+    make_model();
+    for (i = 0; i < COUNT(rows); i++) {
+        memset(&m, 0, sizeof m);
+        memcpy(header, model_file, sizeof header);
+        tool_store_le(header + 16, rows[i].size, 8);
+        tool_store_le(header + 144, rows[i].strings, 8);
+        jmb_read_header(&m.header, header);
+        tool_store_le(header + 24, jmb_place_parts(&m.header).data, 8);
+        CHECK(jmb_parse_header(&m, header, rows[i].size, &error) == JAMBA_ERR_FORMAT);
+        CHECK_THAT(error.offset == 24 && strstr(error.message, "does not follow"), "%s", error.message);
+    }
+    memset(&m, 0, sizeof m);
+    CHECK(jmb_parse_metadata(&m, &heap, model_file, 300, model_size, &error) == JAMBA_ERR_FORMAT);
+    CHECK_THAT(error.offset == 24 && strstr(error.message, "cut off"), "%s", error.message);
+}
+
+/* Of a file that says its metadata is larger than any may be, no more than the header is touched. */
+static void test_large_metadata(void)
+{
+    void *header;
+    jamba_model *model = NULL;
+    jamba_error error;
+    make_model();
+    test_require(posix_memalign(&header, 64, JMB_HEADER_BYTES) == 0, "out of memory", "");
+    memcpy(header, model_file, JMB_HEADER_BYTES);
+    tool_store_le((uint8_t *)header + 24, (1u << 28) + 64, 8);
+    CHECK(jamba_model_load(&model, jamba_from_memory(header, 1u << 29), NULL, &error) == JAMBA_ERR_FORMAT);
+    CHECK_THAT(error.offset == 16, "%s", error.message);
+    free(header);
+}
+
+/* Gives the model, and zeros behind it; or something else each time it is asked. */
+typedef struct odd_reader {
+    size_t calls, changes; /* the call from which on all is zero */
+    const uint8_t *data;
+    size_t size;
+} odd_reader;
+
+static size_t odd_read(void *user, uint64_t offset, void *dst, size_t size)
+{
+    odd_reader *r = (odd_reader *)user;
+    size_t have = offset < r->size && ++r->calls < r->changes ? r->size - (size_t)offset : 0;
+    memset(dst, 0, size);
+    memcpy(dst, r->data + (have ? offset : 0), have < size ? have : size);
+    return size;
+}
+
+static jamba_source odd_source(odd_reader *r, const uint8_t *data, size_t size, uint64_t whole, size_t changes)
+{
+    jamba_io io;
+    r->calls = 0;
+    r->changes = changes;
+    r->data = data;
+    r->size = size;
+    io.read = odd_read;
+    io.user = r;
+    io.size = whole;
+    return jamba_from_io(io);
+}
+
+/* Files are read in pieces of 64 MiB; huge pages change where the bytes lie and nothing else. */
+static void test_sources(void)
+{
+    uint8_t *copy;
+    odd_reader r;
+    jamba_model_params params;
+    jamba_model *model = NULL;
+    jamba_error error;
+    char path[PATH_ROOM];
+    memset(&params, 0, sizeof params);
+    make_model();
+    copy = (uint8_t *)malloc(model_size);
+    memcpy(copy, model_file, model_size);
+    tool_store_le(copy + 16, (1u << 26) + 64, 8);
+    CHECK(jamba_model_load(&model, odd_source(&r, copy, model_size, (1u << 26) + 64, 9), NULL, &error)
+        == JAMBA_ERR_FORMAT);
+    CHECK_THAT(strstr(error.message, "hash differs") && r.calls == 2, "%s after %zu reads", error.message, r.calls);
+    free(copy);
+    params.huge_pages = true;
+    if (CHECK_THAT(jamba_model_load(&model, odd_source(&r, model_file, model_size, model_size, 9), &params, &error)
+            == JAMBA_OK, "%s", error.message)) jamba_model_free(model);
+    model = NULL;
+    file_write(temp_path(path, "pages.jamba"), model_file, model_size);
+    if (CHECK_THAT(jamba_model_load(&model, jamba_from_file(path), &params, &error) == JAMBA_OK, "%s", error.message))
+        CHECK(!model->mapping || !JMB_HUGE_PAGES);
+    jamba_model_free(model);
+    remove(path);
+}
+
+/* What was looked at is looked at again when all of it has been read. */
+static void test_changing_files(void)
+{
+    static const uint8_t none[JMB_HEAD_BYTES];
+    jamba_session *session = NULL;
+    jamba_session_params params;
+    jamba_model *model = NULL;
+    jamba_adapter adapter;
+    jmb_bytes bytes;
+    jamba_error error;
+    memset(&params, 0, sizeof params);
+    memset(&adapter, 0, sizeof adapter);
+    memset(&bytes, 0, sizeof bytes);
+    adapter.heap.allocator = jmb_allocator_or_default(NULL);
+    params.context = 8;
+    make_model();
+    bytes.data = none;
+    bytes.size = sizeof none;
+    CHECK(jmb_take_adapter(&adapter, &bytes, &error) == JAMBA_ERR_FORMAT && strstr(error.message, "not an adapter"));
+    jmb_heap_free(&adapter.heap);
+    if (!CHECK(jamba_model_load(&model, jamba_from_memory(model_file, model_size), NULL, &error) == JAMBA_OK)) return;
+    if (CHECK(jamba_session_create(&session, model, &params, &error) == JAMBA_OK))
+        CHECK(jmb_restore(session, none, sizeof none) == JAMBA_ERR_FORMAT);
+    jamba_session_free(session);
+    jamba_model_free(model);
+}
+
+/* Callers that want no message, and parts of no bytes. */
+static void test_sections(void)
+{
+    static const uint8_t data[64] = { 1 };
+    jmb_heap heap = { jmb_allocator_or_default(NULL), NULL, 0 };
+    jmb_section s;
+    memset(&s, 0, sizeof s);
+    s.data = data;
+    s.size = sizeof data;
+    s.heap = &heap;
+    CHECK(jmb_check_padding(&s, 0, 8) == JAMBA_ERR_FORMAT && jmb_check_padding(&s, 1, 8) == JAMBA_OK);
+    CHECK(jmb_section_bytes(&s, 0) != NULL && s.at == 0);
+    jmb_heap_free(&heap);
+}
+
+/* Added tokens of which the normaliser leaves nothing, or too much. */
+static void test_normalised_tokens(void)
+{
+    char text[8192], many[300];
+    const char *added = strstr(words_json, "\"added_tokens\":["), *rules = strstr(words_json, "\"pre_tokenizer\"");
+    static const char *const forms[] = { "{\"type\":\"Replace\",\"pattern\":{\"String\":\"X\"},\"content\":\"\"}",
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\"X\"},\"content\":\"0123\"}" };
+    size_t i;
+    memset(many, 'X', sizeof many);
+    for (i = 0; i < 2; i++) {
+        snprintf(text, sizeof text, "{\"version\":\"1.0\",\"added_tokens\":[" UNK ",{\"id\":9,\"content\":\"%.*s\","
+            "\"special\":false,\"normalized\":true,\"lstrip\":false,\"rstrip\":false,\"single_word\":false}],"
+            "\"normalizer\":%s,%s", i ? 300 : 1, many, forms[i], rules);
+        check_document(text, NULL, forms[i], "wrong size, normalised, of token 9");
+    }
+    CHECK(added != NULL);
+}
+
+static void test_chat_arguments(void)
+{
+    static const jamba_message none[1] = { { "user", NULL } }, nobody[1] = { { NULL, "hello" } };
+    static jmb_string format = { "chat.format", "x" };
+    jmb_metadata m;
+    jamba_error error;
+    memset(&m, 0, sizeof m);
+    m.strings = &format;
+    CHECK(jmb_chat_check(&m, NULL, 0, 0, &error) == JAMBA_ERR_UNSUPPORTED);
+    m.string_count = 1;
+    CHECK(jmb_chat_check(&m, NULL, 0, 0, &error) == JAMBA_OK);
+    CHECK(jmb_chat_check(&m, NULL, 1, 0, &error) == JAMBA_ERR_ARGUMENT && strstr(error.message, "messages is NULL"));
+    CHECK(jmb_chat_check(&m, none, 1, 0, &error) == JAMBA_ERR_ARGUMENT && strstr(error.message, "message 0 is NULL"));
+    CHECK(jmb_chat_check(&m, nobody, 1, 0, &error) == JAMBA_ERR_ARGUMENT && strstr(error.message, "message 0 is NULL"));
+    CHECK(jmb_chat_check(&m, NULL, 0, JAMBA_CHAT_BEGIN | JAMBA_CHAT_CONTINUE, &error) == JAMBA_ERR_ARGUMENT);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -1290,6 +1486,13 @@ int main(int argc, char **argv)
         { "parts of adapters", test_lora_parts },
         { "ranks of adapters", test_lora_ranks },
         { "patterns", test_patterns },
+        { "data far away", test_far_data },
+        { "large metadata", test_large_metadata },
+        { "large files and pages", test_sources },
+        { "files that change", test_changing_files },
+        { "sections without a message", test_sections },
+        { "normalised tokens", test_normalised_tokens },
+        { "arguments of chats", test_chat_arguments },
     };
     size_t i;
     test_start(argc, argv);

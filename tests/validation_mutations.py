@@ -105,7 +105,7 @@ def expressions(mask, begin, end):
         else:
             line = mask[mask.rfind("\n", 0, at) + 1:at]
             rest = mask[at:end_of(mask, at, ",;")]
-            if not re.search(r"\b(static|for)\b|\[\d*\w*\]\s*=$", line) and not rest.lstrip().startswith("{"):
+            if not re.search(r"\b(static|for|enum)\b|\[\d*\w*\]\s*=$", line) and not rest.lstrip().startswith("{"):
                 yield at, at + len(rest), "="
 
 
