@@ -30,7 +30,7 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test faults real-size bench bench-peer bench-sessions lint install clean help FORCE
+.PHONY: all run test faults real-size coverage mutations-validation bench bench-peer bench-sessions lint install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
