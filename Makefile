@@ -47,6 +47,12 @@ faults: all $(BUILD)/tests/faults $(BUILD)/tests/tool_faults ## every fault, kil
 real-size: all $(BUILD)/real_size ## convert and run random models of 1.2 and 3 billion weights (takes 10 GB and minutes)
 	@$(BUILD)/real_size "$(BUILD)" Zamba2-1.2B Jamba-Reasoning-3B
 
+coverage: ## branches and MC/DC of what reads files, lines of jamba.h, over all tests (needs clang-19, llvm-19)
+	@tests/coverage.sh "$(BUILD)"
+
+mutations-validation: ## 200 mistakes in what reads files: how many the tests notice
+	@CC="$(CC)" python3 tests/validation_mutations.py "$(BUILD)"
+
 bench: $(BUILD)/bench $(STORY) ## measure reading and writing speed of examples/storyteller
 	@$(BUILD)/bench $(STORY)
 

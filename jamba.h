@@ -10394,7 +10394,7 @@ static void jmb_walk_channels(jmb_walk *w, float *state, size_t width, size_t de
         float row[16] = { 0 };
         if (state && !w->reads) memcpy(row, state + whole + i * 16, lanes * sizeof *row);
         jmb_walk_numbers(w, type, row, 16);
-        if (state && w->reads && w->data) memcpy(state + whole + i * 16, row, sizeof row);
+        if (state && w->reads) memcpy(state + whole + i * 16, row, sizeof row);
     }
 }
 

@@ -32,6 +32,9 @@ READERS = [
 # What cannot happen on the machine that measures: file, the line's text, why. Checked: the text must be there.
 ELSEWHERE = []
 
+# A call that reports and returns false, as the last of `a || b`, has no true side.
+REPORTS = re.compile(r"(tool_error_set|tool_no_memory|\w+_fail\w*)\(")
+
 READERS_GOAL = 100.0
 HEADER_GOAL = 95.0
 
@@ -88,24 +91,46 @@ def is_folded(branch, regions):
     return bool(inside) and max(inside, key=lambda r: (r[0], r[1]))[4] > 0
 
 
+def text_at(name, line, column, cache={}):
+    if name not in cache:
+        cache[name] = lines_of(name) if os.path.exists(name) else []
+    return cache[name][line - 1][column - 1:] if line <= len(cache[name]) else ""
+
+
+def has_sides(branch, function, name):
+    """Not a constant, and not a report."""
+    if branch[4] == 0 and branch[5] == 0 and is_folded(branch, function["regions"]):
+        return False
+    return not REPORTS.match(text_at(name, branch[0], branch[1]))
+
+
 def read_branches(function, place, branches):
     folded = set()
     for b in function["branches"]:
         name, line, columns = place.outermost(b[6], b[0], b[1])
         key = (name, line, columns, b[2], b[3])
-        if b[4] == 0 and b[5] == 0 and is_folded(b, function["regions"]):
-            folded.add(key)
-            continue
+        if not has_sides(b, function, name):
+            if REPORTS.match(text_at(name, b[0], b[1])):
+                b = b[:4] + [1] + b[5:]  # its false side counts
+            else:
+                folded.add(key)
+                continue
         old = branches.get(key, (0, 0))
         branches[key] = (max(old[0], b[4]), max(old[1], b[5]))
     return folded
 
 
 def read_decisions(function, place, decisions):
+    """The conditions of a decision are its branches in the order of the text."""
     for record in function["mcdc_records"]:
         key = (place.names[0], record[0], record[1], record[2], record[3])
-        old = decisions.get(key, [False] * len(record[6]))
-        decisions[key] = [a or b for a, b in zip(old, record[6])]
+        conditions = list(record[6])
+        branches = sorted(b for b in function["branches"] if b[8] == 6 and b[6] not in place.parents
+                          and (record[0], record[1]) <= (b[0], b[1]) and (b[2], b[3]) <= (record[2], record[3]))
+        if len(branches) == len(conditions):
+            conditions = [c or not has_sides(b, function, place.names[0]) for b, c in zip(branches, conditions)]
+        old = decisions.get(key, [False] * len(conditions))
+        decisions[key] = [a or b for a, b in zip(old, conditions)]
 
 
 def read_lines(segments, counts):

@@ -1,7 +1,8 @@
 #!/bin/bash
 # coverage.sh - what the tests execute: branches and MC/DC of everything that reads a file, lines of the header
 #
-#     tests/coverage.sh [BUILD] [TEST...]       BUILD: build; without TEST every test program runs
+#     tests/coverage.sh [BUILD] [TEST...]       BUILD: build; without TEST every test program runs, and every tool is
+#                                               built; with TEST only those and the converter
 #
 # Needs clang-19 and llvm-19 (clang's -fcoverage-mcdc) and python3. Builds everything into BUILD/coverage, runs the
 # tests and what they start, and lists each branch side and condition of the readers that stays undecided; ALL=1
@@ -17,17 +18,18 @@ flags="-O1 -w -DJMB_UNROLLED= -fprofile-instr-generate -fcoverage-mapping -fcove
 flags="$flags -Xclang -main-file-name -Xclang all.c"
 failed=0
 
-tests=("$@")
+tests=("$@") tools=(tools/convert.c)
 if [ ${#tests[@]} -eq 0 ]; then
+    tools=(tools/*.c examples/*.c)
     for test in tests/*.c; do
         case $test in tests/api_second.c | tests/real_size.c | *_preload.c) ;; *) tests+=("$(basename "$test" .c)") ;; esac
     done
 fi
 programs=()
-for tool in tools/*.c examples/*.c; do programs+=("$build/$(basename "$tool" .c)"); done
+for tool in "${tools[@]}"; do programs+=("$build/$(basename "$tool" .c)"); done
 
 make -s -j"$JOBS" BUILD="$build" CC="${CC:-clang-19}" CXX="${CXX:-clang++-19}" CFLAGS="$flags" CXXFLAGS="$flags" \
-    all "${tests[@]/#/$build/tests/}" >"$build.log" 2>&1 || { cat "$build.log"; exit 1; }
+    "${programs[@]}" "${tests[@]/#/$build/tests/}" >"$build.log" 2>&1 || { cat "$build.log"; exit 1; }
 
 if [ -z "$REPORT" ]; then
     rm -rf "$build/profiles" && mkdir -p "$build/profiles" || exit 1

@@ -15,18 +15,18 @@
 
 /* ---- calls that fail ------------------------------------------------------------------------------------------ */
 
-typedef enum fault { FAULT_ALLOC, FAULT_READ, FAULT_INTERRUPT, FAULT_END, FAULT_OPEN, FAULT_STREAM, FAULTS } fault;
+typedef enum failing { FAULT_ALLOC, FAULT_READ, FAULT_INTERRUPT, FAULT_END, FAULT_OPEN, FAULT_STREAM, FAULTS } failing;
 static const char *const fault_names[] = { "allocation", "read", "interrupted read", "file that ends", "open",
     "stream" };
 
 static struct {
-    fault kind;
+    failing kind;
     int at;       /* the call that fails, from 1 on; 0: none */
     bool forever; /* all after it too */
     int calls, live;
 } faults;
 
-static bool fault_now(fault kind)
+static bool fault_now(failing kind)
 {
     if (kind != faults.kind || faults.at == 0) return false;
     faults.calls++;
@@ -182,7 +182,7 @@ static bool compile_tokenizer(const job *j, tool_buffer *out, tool_error *error)
 static const char *const fault_words[] = { "memory", "cannot read", NULL, "shorter than it was", "", "cannot " };
 
 /* Whether the job failed; else it gave `want`. */
-static bool check_once(const job *j, const tool_buffer *want, fault kind, const char *what)
+static bool check_once(const job *j, const tool_buffer *want, failing kind, const char *what)
 {
     tool_buffer out = { NULL, 0, 0, false };
     tool_error error;
@@ -200,7 +200,7 @@ static bool check_once(const job *j, const tool_buffer *want, fault kind, const 
     return !ok;
 }
 
-static void check_kind(const job *j, const tool_buffer *want, fault kind, bool forever)
+static void check_kind(const job *j, const tool_buffer *want, failing kind, bool forever)
 {
     int n = 0, failed = 0;
     do {
@@ -224,8 +224,8 @@ static void check_job(const job *j)
     if (!test_begin("%s", j->name)) return;
     if (CHECK_THAT(j->run(j, &want, &error), "%s", error.message)) {
         for (kind = 0; kind < FAULTS; kind++) {
-            check_kind(j, &want, (fault)kind, false);
-            if (kind != FAULT_INTERRUPT) check_kind(j, &want, (fault)kind, true);
+            check_kind(j, &want, (failing)kind, false);
+            if (kind != FAULT_INTERRUPT) check_kind(j, &want, (failing)kind, true);
         }
     }
     tool_buffer_free(&want);
@@ -250,6 +250,25 @@ static void check_folder(const char *name, bool whole, const char *dir, const ch
     j.merge = merge;
     j.base = base;
     check_job(&j);
+}
+
+/* A head beside the embedding that it is tied to, by a copy of the case's files. */
+static void check_tied_head(void)
+{
+    char folder[PATH_ROOM], path[PATH_ROOM], *config, *tied;
+    uint8_t *weights;
+    size_t size;
+    mkdir(temp_path(folder, "tied"), 0777);
+    config = (char *)file_need("tests/cases/llama/config.json", &size);
+    tied = strstr(config, "\"tie_word_embeddings\": false");
+    test_require(tied != NULL, "no tie_word_embeddings", "tests/cases/llama/config.json");
+    memcpy(tied, "\"tie_word_embeddings\": true ", 28);
+    write_text(folder, "config.json", config);
+    free(config);
+    weights = file_need("tests/cases/llama/model.safetensors", &size);
+    file_write(tiny_path(path, folder, "model.safetensors"), weights, size);
+    free(weights);
+    check_folder("a tied head", false, folder, NULL, NULL);
 }
 
 static void check_tiny_folders(void)
@@ -323,7 +342,8 @@ static void check_tokenizers(void)
 
 int main(int argc, char **argv)
 {
-    static const char *const cases[] = { "jamba-moe", "llama-llama3", "zamba2-abc", "zamba2-attn-adapter" };
+    static const char *const cases[] = { "jamba-moe", "llama-llama3", "zamba2-abc", "zamba2-attn-adapter",
+        "zamba2-untied" };
     size_t i;
     test_start(argc, argv);
     temp_path(out_folder, "out");
@@ -337,7 +357,9 @@ int main(int argc, char **argv)
         snprintf(dir, sizeof dir, "tests/cases/%s", cases[i]);
         check_folder(cases[i], false, dir, NULL, NULL);
     }
+    check_tied_head();
     check_adapter("zamba2-blocks", "zamba2-abc", false);
+    check_adapter("jamba-seed", "jamba-mixed", true);
     check_adapter("jamba-tied", "jamba-flags", false);
     check_adapter("llama-ends", "llama", true);
     check_tokenizers();

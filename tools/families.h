@@ -900,8 +900,7 @@ static bool zamba2_derive_heads(convert_plan *plan, tool_error *error)
     double *s = plan->settings, inner = s[SET_EXPAND] * s[SET_HIDDEN];
     if (s[SET_MAMBA_HEADS] == 0)
         s[SET_MAMBA_HEADS] = s[SET_MAMBA_HEAD_DIM] == 0 ? 8 : floor(inner / s[SET_MAMBA_HEAD_DIM]);
-    if (s[SET_MAMBA_HEAD_DIM] == 0 && s[SET_MAMBA_HEADS] > 0)
-        s[SET_MAMBA_HEAD_DIM] = floor(inner / s[SET_MAMBA_HEADS]);
+    if (s[SET_MAMBA_HEAD_DIM] == 0) s[SET_MAMBA_HEAD_DIM] = floor(inner / s[SET_MAMBA_HEADS]);
     return plan_check_mamba_heads(plan, "n_mamba_heads", "mamba_headdim", error);
 }
 

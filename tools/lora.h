@@ -12,6 +12,7 @@
 #include "safetensors.h"
 
 enum { LORA_KEY = PATTERN_TEXT + 8 }; /* room for the name of a module or parameter */
+typedef char lora_names_fit[(int)ST_MAX_NAME <= (int)PATTERN_TEXT ? 1 : -1];
 
 typedef struct lora_module {
     char *name; /* of the base model */
@@ -183,14 +184,23 @@ static bool lora_ends_with(const char *name, const char *word)
     return end <= length && strcmp(name + length - end, word) == 0 && (end == length || name[length - end - 1] == '.');
 }
 
+/* Whether `name` has one of a list of ends. */
+static bool lora_in_list(const lora_set *set, const char *key, const char *name)
+{
+    const json_value *item;
+    bool listed = false;
+    for (item = json_first(lora_value(set, key)); item; item = json_next(item))
+        listed |= lora_ends_with(name, json_string(item, NULL));
+    return listed;
+}
+
 /* A list of ends, or one pattern. */
 static bool lora_listed(const lora_set *set, const char *key, const char *name, bool *listed, tool_error *error)
 {
-    const json_value *v = lora_value(set, key), *item;
-    *listed = false;
+    const json_value *v = lora_value(set, key);
     if (json_kind(v) == JSON_STRING)
         return lora_matches(set, key, json_string(v, NULL), name, PATTERN_WHOLE, listed, error);
-    for (item = json_first(v); item; item = json_next(item)) *listed |= lora_ends_with(name, json_string(item, NULL));
+    *listed = lora_in_list(set, key, name);
     return true;
 }
 
@@ -226,16 +236,22 @@ static bool lora_layer(const lora_set *set, const char *name, int64_t *layer, to
     return true;
 }
 
+static bool lora_is_layer(const json_value *v, int64_t layer)
+{
+    int64_t value = -1;
+    return json_int(v, &value) && value == layer;
+}
+
 /* Whether layers_to_transform has the module's layer, or there is no such list. */
 static bool lora_layer_is_meant(const lora_set *set, const char *name, bool *meant, tool_error *error)
 {
     const json_value *v = lora_value(set, "layers_to_transform"), *item;
-    int64_t layer, own;
+    int64_t own;
     *meant = !v || (json_kind(v) == JSON_ARRAY && json_count(v) == 0);
     if (*meant) return true;
     if (!lora_layer(set, name, &own, error)) return false;
-    for (item = json_first(v); item; item = json_next(item)) *meant |= json_int(item, &layer) && layer == own;
-    *meant |= json_int(v, &layer) && layer == own;
+    for (item = json_first(v); item; item = json_next(item)) *meant |= lora_is_layer(item, own);
+    *meant |= lora_is_layer(v, own);
     return true;
 }
 
@@ -261,10 +277,11 @@ static bool lora_is_meant(
     json_bool(lora_value(set, "ensure_weight_tying"), &tying);
     if (!lora_module_is_meant(set, name, meant, error)) return false;
     *meant |= tying && lora_ends_with(name, "lm_head");
-    if (!*meant && !lora_listed(set, "target_parameters", key, meant, error)) return false;
+    *meant |= lora_in_list(set, "target_parameters", key);
     if (*meant) return true;
     snprintf(key, LORA_KEY, "%s.weight", name);
-    return lora_listed(set, "target_parameters", key, meant, error);
+    *meant = lora_in_list(set, "target_parameters", key);
+    return true;
 }
 
 /* The factor of B A for a module or parameter of that name and rank. */
@@ -310,10 +327,10 @@ static char *lora_base_name(const char *name, size_t prefix, size_t suffix)
 
 static const char lora_prefix[] = "base_model.model.";
 
-/* The tensor of the same name but for its end; `t` has at most PATTERN_TEXT characters. */
+/* The tensor of the same name but for its end. */
 static const st_tensor *lora_partner(const lora_set *set, const st_tensor *t, const char *end, const char *other)
 {
-    char name[PATTERN_TEXT + 32];
+    char name[ST_MAX_NAME + 32];
     snprintf(name, sizeof name, "%.*s%s", (int)(strlen(t->name) - strlen(end)), t->name, other);
     return st_find(&set->checkpoint, name);
 }
@@ -359,8 +376,6 @@ static bool lora_add_tensor(lora_set *set, const st_tensor *t, tool_error *error
     if (strncmp(t->name, lora_prefix, sizeof lora_prefix - 1) != 0)
         return tool_error_set(error, "%s: tensor %s does not begin with %s: not what PEFT saves of a language model",
             set->path, t->name, lora_prefix);
-    if (strlen(t->name) > PATTERN_TEXT)
-        return tool_error_set(error, "%s: tensor %s has too long a name", set->path, t->name);
     for (half = 0; half < 2; half++) {
         if (lora_ends(t->name, linear[half])) return lora_add_half(set, t, linear, half, false, error);
         if (lora_ends(t->name, embedding[half])) return lora_add_half(set, t, embedding, half, true, error);

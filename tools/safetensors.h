@@ -12,7 +12,7 @@
 
 #include <fcntl.h>
 
-enum { ST_MAX_RANK = 8, ST_MAX_SHARDS = 1000, ST_MAX_HEADER = 100000000 };
+enum { ST_MAX_RANK = 8, ST_MAX_NAME = 1024, ST_MAX_SHARDS = 1000, ST_MAX_HEADER = 100000000 };
 
 typedef enum st_dtype { ST_F32, ST_F16, ST_BF16, ST_DTYPES } st_dtype;
 static const char *const st_dtype_names[] = { "F32", "F16", "BF16" };
@@ -213,8 +213,9 @@ static bool st_parse_tensor(
 {
     size_t length;
     const char *name = json_key(v, &length);
-    if (length == 0 || length > 1024 || strlen(name) != length)
-        return tool_error_set(error, "%s: a tensor name is empty, longer than 1024 bytes or holds NUL", shard->path);
+    if (length == 0 || length > ST_MAX_NAME || strlen(name) != length)
+        return tool_error_set(error, "%s: a tensor name is empty, longer than %d bytes or holds NUL", shard->path,
+            (int)ST_MAX_NAME);
     t->name = (char *)malloc(length + 1);
     if (!t->name) return tool_no_memory(error);
     memcpy(t->name, name, length + 1);

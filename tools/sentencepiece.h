@@ -54,15 +54,14 @@ static bool sp_read_varint(sp_reader *r, uint64_t *value)
 {
     unsigned shift;
     *value = 0;
-    for (shift = 0; shift < 70; shift += 7) {
+    for (shift = 0;; shift += 7) {
         uint8_t byte;
         if (r->p == r->end) return sp_fail(r, "it ends inside a number");
         byte = *r->p++;
-        if (shift == 63 && byte > 1) break;
+        if (shift == 63 && byte > 1) return sp_fail(r, "a number is too long");
         *value |= (uint64_t)(byte & 0x7f) << shift;
         if (byte < 0x80) return true;
     }
-    return sp_fail(r, "a number is too long");
 }
 
 static bool sp_read_fixed(sp_reader *r, size_t size, uint64_t *value)

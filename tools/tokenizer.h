@@ -419,7 +419,7 @@ static bool tokenizer_check_added_text(tokenizer_build *b, const char *text, siz
     size_t raw_size;
     if (!(b->flags & JMB_TEXT_RAW) || size > sizeof raw || !tokenizer_to_bytes(text, size, raw, &raw_size))
         return true;
-    return (raw_size == size && memcmp(raw, text, size) == 0)
+    return raw_size == size /* ASCII, which stands for itself */
         || tool_error_set(b->error, "added token \"%.60s\" is letters for bytes: not supported", text);
 }
 
@@ -747,14 +747,14 @@ static bool tokenizer_read_pieces(tokenizer_build *b, const sp_model *m)
 }
 
 /* Rules and flags that say what the library does with spaces and unknown characters. */
-static bool tokenizer_sentencepiece_rules(tokenizer_build *b, const sp_model *m)
+static void tokenizer_sentencepiece_rules(tokenizer_build *b, const sp_model *m)
 {
     static const char mark[] = "\xe2\x96\x81";
     b->flags = JMB_TEXT_FUSE_UNK | JMB_TEXT_DECODE_BYTES | JMB_TEXT_AS_WRITTEN;
-    if (m->dummy_prefix && !tokenizer_add_rule(b, JMB_RULE_PREPEND, "", 0, mark, 3)) return false;
+    if (m->dummy_prefix) tokenizer_add_rule(b, JMB_RULE_PREPEND, "", 0, mark, 3);
     b->strip = m->dummy_prefix ? 1 : 0;
-    return tokenizer_add_rule(b, JMB_RULE_REPLACE, " ", 1, mark, 3)
-        && tokenizer_add_rule(b, JMB_RULE_DECODE, mark, 3, " ", 1);
+    tokenizer_add_rule(b, JMB_RULE_REPLACE, " ", 1, mark, 3);
+    tokenizer_add_rule(b, JMB_RULE_DECODE, mark, 3, " ", 1);
 }
 
 static bool tokenizer_sentencepiece_bytes(tokenizer_build *b, const sp_model *m)
@@ -844,9 +844,11 @@ static bool tokenizer_derive_merges(tokenizer_build *b, const sp_model *m)
 
 static bool tokenizer_read_sentencepiece(tokenizer_build *b, const sp_model *m, tool_buffer *out)
 {
-    return tokenizer_check_sentencepiece(b, m) && tokenizer_sentencepiece_rules(b, m) && tokenizer_read_pieces(b, m)
-        && tokenizer_index(b) && tokenizer_sentencepiece_bytes(b, m) && tokenizer_derive_merges(b, m)
-        && tokenizer_read_added(b, NULL) && tokenizer_write(b, out) && tokenizer_load(b, out);
+    if (!tokenizer_check_sentencepiece(b, m)) return false;
+    tokenizer_sentencepiece_rules(b, m);
+    return tokenizer_read_pieces(b, m) && tokenizer_index(b) && tokenizer_sentencepiece_bytes(b, m)
+        && tokenizer_derive_merges(b, m) && tokenizer_read_added(b, NULL) && tokenizer_write(b, out)
+        && tokenizer_load(b, out);
 }
 
 /* ---- whole files --------------------------------------------------------------------------- */
