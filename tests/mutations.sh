@@ -11,6 +11,7 @@ wanted=" $* "
 cc=${CC:-cc}
 flags="-std=c99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 -O1 -w"
 passed=0 failed=0
+. tests/mutant.sh
 
 # Compiles golden, and the converter where it is what changed, from the copy in $1, and runs it: true when
 # it fails, false when it passes or does not compile.
@@ -28,23 +29,14 @@ golden_fails() {
 
 # mutate NAME FILE OLD NEW [OLD NEW]: replaces each first OLD, which must be there.
 mutate() {
-    local name=$1 file=$2 copy text
+    local name=$1 file=$2 copy
     case $wanted in "  " | *" $name "*) ;; *) return ;; esac
     copy=$build/mutations/$name
-    rm -rf "$copy"
-    mkdir -p "$copy/source/tests"
-    cp -r jamba.h tools examples "$copy/source/" && cp tests/*.[ch] "$copy/source/tests/"
-    shift 2
-    while [ $# -ge 2 ]; do
-        text=$(<"$copy/source/$file")
-        if [[ $text != *"$1"* ]]; then
-            echo "FAIL $name: the line to change is not in $file: $1"
-            failed=$((failed + 1))
-            return
-        fi
-        printf '%s\n' "${text/"$1"/"$2"}" >"$copy/source/$file"
-        shift 2
-    done
+    if ! mutant "$copy" "${@:2}"; then
+        echo "FAIL $name"
+        failed=$((failed + 1))
+        return
+    fi
     if golden_fails "$copy" "$file"; then
         passed=$((passed + 1))
         rm -rf "$copy"
@@ -57,9 +49,7 @@ mutate() {
 # Without a mistake golden must pass, or a catch means nothing.
 control() {
     local copy=$build/mutations/control
-    rm -rf "$copy"
-    mkdir -p "$copy/source/tests"
-    cp -r jamba.h tools examples "$copy/source/" && cp tests/*.[ch] "$copy/source/tests/"
+    mutant "$copy"
     golden_fails "$copy" jamba.h
     if [ ! -s "$copy/log" ] || ! tail -n 1 "$copy/log" | grep -q ' 0 failed'; then
         cat "$copy/log"

@@ -1964,7 +1964,7 @@ JMB_UNUSED static bool plan_limit_dt(convert_plan *plan, double low, double high
 /* Everything there is to know before data is read: sizes checked, every tensor of the program and of
  * the checkpoint accounted for. `dir` and `lora`, an adapter to be merged or NULL, must outlive the plan. On failure
  * nothing stays open. */
-static bool plan_make(
+JMB_UNUSED static bool plan_make(
     convert_plan *plan, const char *dir, uint32_t type, const lora_set *lora, tool_error *error)
 {
     bool ok;

@@ -23,7 +23,7 @@ static void text_free(convert_text *text)
 
 /* Reads what the plan's folder says about text, with the chat format `chat` or NULL; fills in the tokens that only
  * the tokenizer knows. */
-static bool text_make(convert_text *text, convert_plan *plan, const char *chat, tool_error *error)
+JMB_UNUSED static bool text_make(convert_text *text, convert_plan *plan, const char *chat, tool_error *error)
 {
     const char *dir = plan->checkpoint.dir;
     memset(text, 0, sizeof *text);

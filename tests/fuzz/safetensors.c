@@ -1,0 +1,43 @@
+/* safetensors.c - the header of a checkpoint file; how much data follows is the last number in it */
+#include "fuzz.h"
+
+#include "../../tools/families.h"
+
+static void check_tensor(const st_tensor *t, uint64_t start, uint64_t end)
+{
+    uint64_t bytes = st_dtype_bytes(t->dtype), i;
+    for (i = 0; i < t->rank; i++) bytes *= t->shape[i];
+    FUZZ_CHECK(bytes == t->bytes && t->offset >= start && t->bytes <= end && t->offset <= end - t->bytes);
+}
+
+/* The last number. */
+static uint64_t claimed(const uint8_t *data, size_t size)
+{
+    uint64_t value = 0, scale = 1;
+    while (size > 0 && (data[size - 1] < '0' || data[size - 1] > '9')) size--;
+    for (; size > 0 && data[size - 1] >= '0' && data[size - 1] <= '9' && scale < 1000000000000u; size--, scale *= 10)
+        value += (uint64_t)(data[size - 1] - '0') * scale;
+    return value;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    st_checkpoint c;
+    tool_error error;
+    uint32_t index;
+    uint64_t end = 8 + size + claimed(data, size);
+    size_t i;
+    bool ok;
+    memset(&c, 0, sizeof c);
+    c.dir = "folder";
+    fuzz_memory_begin();
+    ok = st_add_shard(&c, "model.safetensors", &index, &error)
+        && st_parse_header(&c, index, (const char *)data, size, end, &error) && st_sort(&c, &error);
+    for (i = 0; i < c.count && ok; i++) {
+        check_tensor(&c.tensors[i], 8 + size, end);
+        FUZZ_CHECK(st_find(&c, c.tensors[i].name) == &c.tensors[i]);
+    }
+    st_close(&c);
+    fuzz_memory_end(4096 + 100 * size);
+    return 0;
+}
