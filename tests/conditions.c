@@ -375,7 +375,8 @@ static void test_models(void)
     MODEL(ONE_PIECE BPE "\x1a\x2f\x0a\x2a" FORTY "xy\x12\x01x", "normalizer \"" FORTY);
     MODEL("\x0a\x2e\x0a\x2a" FORTY "xy\x18\x05" BPE, "of type unused");
     MODEL("\x0a\x56\x0a\x52" FORTY FORTY "xy\x18\x05" BPE, "of type unused");
-    MODEL("\x0a\x08\x0a\x06" "<0x00>" "\x12\x05\x18\x02\x98\x02\x01\x1a\x02\x20\x00", "byte_fallback without a piece <0x00>");
+    MODEL("\x0a\x08\x0a\x06" "<0x00>" "\x12\x05\x18\x02\x98\x02\x01\x1a\x02\x20\x00",
+        "byte_fallback without a piece <0x00>");
     MODEL("\x0a\x05\x0a\x01" "a\x18\x04" "\x0a\x04\x0a\x02" "ba" "\x0a\x03\x0a\x01" "b" BPE,
         "a character that is no piece");
 }
@@ -552,7 +553,8 @@ static void test_tokenizers(void)
         { UNK, UNK "," UNK, "added token" },
         { "\"version\":\"1.0\",", "", NULL },
         { "\"normalizer\":" NORMALIZER ",", "", NULL },
-        { NORMALIZER, "{\"type\":\"Sequence\",\"normalizers\":[" FOUR_NFC "," FOUR_NFC "," NFC "]}", "more than 8 rules" },
+        { NORMALIZER, "{\"type\":\"Sequence\",\"normalizers\":[" FOUR_NFC "," FOUR_NFC "," NFC "]}",
+        "more than 8 rules" },
         { "\"pre_tokenizer\":" METASPACE ",", "", NULL },
         { DECODER ",", "", "there is no decoder" },
         { DECODER, "\"decoder\":{\"type\":\"Metaspace\",\"replacement\":7}", "not one character" },

@@ -1,6 +1,6 @@
 /* reader_faults.c - the converter's readers while an allocation or a read fails
  *
- * Each folder is read in this process with the first, second, third ... call failing, once or from then on, until
+ * Each folder is read in this process with the first, second, third ... call fault_kind, once or from then on, until
  * none is left to fail: the result is one line that says so, no block is left and no file; or, where the call was
  * not needed, the same bytes as without a failure. */
 #include "test.h"
@@ -15,18 +15,18 @@
 
 /* ---- calls that fail ------------------------------------------------------------------------------------------ */
 
-typedef enum failing { FAULT_ALLOC, FAULT_READ, FAULT_INTERRUPT, FAULT_END, FAULT_OPEN, FAULT_STREAM, FAULTS } failing;
+typedef enum fault_kind { FAULT_ALLOC, FAULT_READ, FAULT_INTERRUPT, FAULT_END, FAULT_OPEN, FAULT_STREAM, FAULTS } fault_kind;
 static const char *const fault_names[] = { "allocation", "read", "interrupted read", "file that ends", "open",
     "stream" };
 
 static struct {
-    failing kind;
+    fault_kind kind;
     int at;       /* the call that fails, from 1 on; 0: none */
     bool forever; /* all after it too */
     int calls, live;
 } faults;
 
-static bool fault_now(failing kind)
+static bool fault_now(fault_kind kind)
 {
     if (kind != faults.kind || faults.at == 0) return false;
     faults.calls++;
@@ -182,7 +182,7 @@ static bool compile_tokenizer(const job *j, tool_buffer *out, tool_error *error)
 static const char *const fault_words[] = { "memory", "cannot read", NULL, "shorter than it was", "", "cannot " };
 
 /* Whether the job failed; else it gave `want`. */
-static bool check_once(const job *j, const tool_buffer *want, failing kind, const char *what)
+static bool check_once(const job *j, const tool_buffer *want, fault_kind kind, const char *what)
 {
     tool_buffer out = { NULL, 0, 0, false };
     tool_error error;
@@ -200,7 +200,7 @@ static bool check_once(const job *j, const tool_buffer *want, failing kind, cons
     return !ok;
 }
 
-static void check_kind(const job *j, const tool_buffer *want, failing kind, bool forever)
+static void check_kind(const job *j, const tool_buffer *want, fault_kind kind, bool forever)
 {
     int n = 0, failed = 0;
     do {
@@ -224,8 +224,8 @@ static void check_job(const job *j)
     if (!test_begin("%s", j->name)) return;
     if (CHECK_THAT(j->run(j, &want, &error), "%s", error.message)) {
         for (kind = 0; kind < FAULTS; kind++) {
-            check_kind(j, &want, (failing)kind, false);
-            if (kind != FAULT_INTERRUPT) check_kind(j, &want, (failing)kind, true);
+            check_kind(j, &want, (fault_kind)kind, false);
+            if (kind != FAULT_INTERRUPT) check_kind(j, &want, (fault_kind)kind, true);
         }
     }
     tool_buffer_free(&want);

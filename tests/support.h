@@ -564,8 +564,8 @@ TEST_UNUSED static int fail_each(failing f, fault_work work, void *user, jamba_r
 
 /* ---- sweeps --------------------------------------------------------------------------------------- */
 
-/* A file that is in order, and what is done with each damaged copy of it. SWEEPS=all makes every sweep whole; without it
- * those that take long leave out some of the damage, never the same for neighbouring bytes. */
+/* A file that is in order, and what is done with each damaged copy of it. SWEEPS=all makes every sweep whole; without
+ * it those that take long leave out some of the damage, never the same for neighbouring bytes. */
 typedef struct sweep {
     const uint8_t *good;
     size_t size;
@@ -696,8 +696,8 @@ static size_t sweep_edit(uint8_t *data, size_t size, size_t room, size_t focus, 
     return size;
 }
 
-/* `count` files, each with some edits, half of them in the first `focus` bytes. MUTATIONS=N: how many; SEED=S: only that
- * one. */
+/* `count` files, each with some edits, half of them in the first `focus` bytes. MUTATIONS=N: how many; SEED=S: only
+ * that one. */
 TEST_UNUSED static void sweep_mutations(const sweep *s, size_t focus, uint64_t count)
 {
     uint8_t *data = sweep_copy(s);
