@@ -44,6 +44,9 @@ test: all $(TESTS) ## build and run the tests
 faults: all $(BUILD)/tests/faults $(BUILD)/tests/tool_faults ## every fault, kill and full disk for library and tools (takes half an hour)
 	@CC="$(CC)" tests/faults.sh "$(BUILD)"
 
+sweeps: all $(addprefix $(BUILD)/tests/,models damage state adapters convert_damage lora_convert) ## every sweep whole, 100,000 mutations of each format, 10,000 random models (takes hours)
+	@tests/sweeps.sh "$(BUILD)"
+
 real-size: all $(BUILD)/real_size ## convert and run random models of 1.2 and 3 billion weights (takes 10 GB and minutes)
 	@$(BUILD)/real_size "$(BUILD)" Zamba2-1.2B Jamba-Reasoning-3B
 

@@ -3,6 +3,7 @@
  * Every prefix of every input file and one test a rule: each fails with one message that names the
  * file, tensor or key at fault, and leaves nothing behind. The converter's functions run in this
  * process, so that sanitizers see them; exit codes and signals are tested on the program. */
+#include "rules.h"
 #include "tiny.h"
 
 #include <signal.h>
@@ -46,6 +47,7 @@ static void check_fails(const char *what, const char *words)
         remove(out_path);
         return;
     }
+    rules_note(error.message);
     CHECK_THAT(strstr(error.message, words) != NULL, "%s: '%s' lacks '%s'", what, error.message, words);
     CHECK_THAT(strchr(error.message, '\n') == NULL, "%s: more than one line", what);
     CHECK_THAT(files_in(out_folder) == 0, "%s: leaves a file", what);
@@ -295,6 +297,7 @@ static void test_values(void)
         { "bos_token_id", "\"<s>\"", "config.json: bos_token_id" },
         { "pad_token_id", "100000000", "config.json: pad_token_id" },
         { "eos_token_id", "288", "config.json: eos_token_id" },
+        { "eos_token_id", "[3, 4, 5, 6, 7, 8, 9, 10, 11]", "eos_token_id lists more than 8 tokens" },
         { "eos_token_id", "[2, \"x\"]", "config.json: eos_token_id" },
     };
     check_values(tiny_config, changes, sizeof changes / sizeof changes[0]);
@@ -306,7 +309,7 @@ static void test_documents(void)
     static const char *const documents[] = { "", "null", "[]", "7", "{}", "{\"model_type\":\"jamba\"}}", "{'a':1}",
         "{\"model_type\":\"jamba\",\"model_type\":\"jamba\"}", "{\"model_type\":\"jam\xff\"}", "\xef\xbb\xbf{",
         "{\"a\":01}", "{\"a\":+1}", "{\"a\":1,}", "{\"a\":\"\x01\"}", "{\"a\":\"\\ud800\"}", "{\"a\":NaN}",
-        "{\"a\" 1}" };
+        "{\"a\" 1}", "{\"a\":\"\\u12g4\"}", "{\"a\":\"\\x\"}" };
     static const char *const names[] = { "config.json", "generation_config.json", "tokenizer.json" };
     char path[PATH_ROOM], deep[4001];
     size_t i, n, size;
@@ -330,6 +333,16 @@ static void test_documents(void)
         free(before);
     }
     check_converts("documents");
+}
+
+/* Text with its first `from` replaced. free() it. */
+static char *edited(const char *before, const char *from, const char *to)
+{
+    char *text = (char *)malloc(strlen(before) + strlen(to) + 1);
+    const char *at = strstr(before, from);
+    test_require(at != NULL, "the text lacks", from);
+    sprintf(text, "%.*s%s%s", (int)(at - before), before, to, at + strlen(from));
+    return text;
 }
 
 /* ---- other families -------------------------------------------------------------------------------------- */
@@ -397,6 +410,40 @@ static void test_rope_values(void)
     temp_path(work, "single");
 }
 
+/* Rules of single families: the config of a golden case with its first `from` replaced. */
+static void test_family_values(void)
+{
+    static const struct {
+        const char *name, *from, *to, *words;
+    } edits[] = {
+        { "zamba2-rope", "\"layers_block_type\": [", "\"layers_of_block\": [", "layers_block_type is missing" },
+        { "zamba2-rope", "\"hybrid\"", "\"other\"", "is \"other\"; mamba and hybrid can be converted" },
+        { "zamba2-rope", "\"layers_block_type\": [", "\"layers_block_type\": [\"mamba\",",
+            "layers_block_type is not a list of num_hidden_layers" },
+        { "zamba2-rope", "\"attention_hidden_size\": 64", "\"attention_hidden_size\": 66",
+            "attention_hidden_size must be twice hidden_size" },
+        { "zamba2-rope", "\"hybrid_layer_ids\": [", "\"hybrid_layer_ids\": [0,", "do not name the same layers" },
+        { "zamba2-rope", "\"n_mamba_heads\": 4", "\"n_mamba_heads\": 5", "n_mamba_heads (5) times mamba_headdim (16)" },
+        { "mamba2-dt-limit", "0.6", "0.05", "time_step_limit is not a list of two numbers" },
+        { "llama", "\"hidden_act\"", "\"quantization_config\": 1, \"hidden_act\"",
+            "quantization_config has a value that cannot be converted" },
+        { "llama-llama3", "\"high_freq_factor\": 4.0", "\"high_freq_factor\": 1.0", "high_freq_factor must be above" },
+        { "llama-llama3", "\"rope_parameters\"", "\"rope_scaling\": 7, \"rope_others\"",
+            "rope_scaling is neither an object nor null" },
+        { "llama-llama3", "\"rope_parameters\"", "\"partial_rotary_factor\": 0.5, \"rope_parameters\"",
+            "partial_rotary_factor other than 1" },
+    };
+    size_t i;
+    for (i = 0; i < sizeof edits / sizeof edits[0]; i++) {
+        char *config = link_case(edits[i].name), *text = edited(config, edits[i].from, edits[i].to);
+        write_config(text);
+        check_fails(edits[i].name, edits[i].words);
+        free(text);
+        free(config);
+    }
+    temp_path(work, "single");
+}
+
 /* ---- tensors ------------------------------------------------------------------------------------------------ */
 
 typedef struct parts {
@@ -423,16 +470,6 @@ static void free_parts(parts *p)
 {
     free(p->header);
     free(p->file);
-}
-
-/* The header with the first `from` replaced. free() it. */
-static char *edited(const char *header, const char *from, const char *to)
-{
-    char *text = (char *)malloc(strlen(header) + strlen(to) + 1);
-    const char *at = strstr(header, from);
-    test_require(at != NULL, "the header lacks", from);
-    sprintf(text, "%.*s%s%s", (int)(at - header), header, to, at + strlen(from));
-    return text;
 }
 
 /* One edit of the header of a file, and what the converter says then. */
@@ -519,6 +556,10 @@ static void test_tensor_cover(void)
     tiny_write_parts(path, header, room, p.size + 64);
     check_fails("a tensor too many", "model.extra.weight");
     free(header);
+    tiny_write_parts(path, "{}", NULL, 0);
+    check_fails("a header without tensors", "the checkpoint has no tensors");
+    remove(path);
+    check_fails("no checkpoint", "neither model.safetensors nor model.safetensors.index.json is there");
     file_write(path, p.file, 8 + strlen(p.header) + p.size);
     check_converts("the checkpoint put back");
     free(room);
@@ -594,13 +635,25 @@ static void check_shard_name(const parts *index, const char *name, const char *w
     free(text);
 }
 
+/* One shard more than there may be. */
+static void check_many_shards(const char *path)
+{
+    tiny_bytes text = { NULL, 0, 0 };
+    int i;
+    for (i = 0; i <= ST_MAX_SHARDS; i++) tiny_print(&text, "%s\"%d\":\"%d\"", i ? "," : "{\"weight_map\":{", i, i);
+    tiny_print(&text, "}}");
+    file_write(path, text.data, text.size);
+    check_fails("1,001 shards", "more than 1000 shards");
+    free(text.data);
+}
+
 static void test_index(void)
 {
     static const char *const names[] = { "\"../single/model.safetensors\"", "\"/etc/passwd\"", "\"sub/x.safetensors\"",
         "\"a\\\\b.safetensors\"", "\"\"", "\"-x.safetensors\"", "\"C:x.safetensors\"", "\"..\"", "\"x\\u0000y\"", "7",
         "null" };
     static const char index_name[] = "model.safetensors.index.json";
-    char path[PATH_ROOM], *text;
+    char path[PATH_ROOM], shard[PATH_ROOM], *text;
     parts index;
     size_t size, i;
     tiny_write(temp_path(work, "sharded"), true);
@@ -617,6 +670,14 @@ static void test_index(void)
     file_write(path, text, strlen(text));
     check_fails("no weight_map", "weight_map");
     free(text);
+    text = edited(index.header, "\"model.embed_tokens.weight\":\"model-00001-of-00002.safetensors\",", "");
+    file_write(path, text, strlen(text));
+    check_fails("a tensor that the index lacks", "is not in weight_map: download the folder again");
+    free(text);
+    mkdir(tiny_path(shard, work, "folder"), 0777);
+    check_shard_name(&index, "\"folder\"", "folder: not a regular file");
+    rmdir(shard);
+    check_many_shards(path);
     file_write(path, index.file, size);
     check_converts("index");
     remove(tiny_path(path, work, tiny_shard_1));
@@ -834,6 +895,30 @@ TEST_UNUSED static void test_memory(void)
     remove(tiny_path(program, folder, "model.safetensors"));
 }
 
+/* ---- every message ------------------------------------------------------------------------------------------ */
+
+static const rules_call reader_calls[] = { { "tool_error_set", "", "" },
+    { "json_fail", "not valid JSON at byte %zu: ", "" } };
+
+static void test_messages(void)
+{
+    static const rules_excuse excuses[] = {
+        { "cannot read", "tool_faults.c fails every read" },
+        { "shorter than it was", "a file that shrinks while it is read" },
+        { "more than 256 MiB of JSON", "takes so much" },
+        { "this locale cannot read numbers", "tools stay in the C locale" },
+        { NULL, NULL },
+    };
+    size_t count;
+    if (test_state.filter) return; /* rows were left out */
+    count = rules_check("tools/safetensors.h", NULL, NULL, reader_calls, 1, excuses);
+    count += rules_check("tools/json.h", NULL, NULL, reader_calls, 2, excuses);
+    count += rules_check("tools/families.h", NULL, "/* ---- low-rank matrices", reader_calls, 1, excuses);
+    count += rules_check(
+        "tools/families.h", "/* ---- sharing", "/* ---- all of an adapter", reader_calls, 1, excuses);
+    printf("convert_damage: %zu calls that refuse\n", count);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -849,6 +934,7 @@ int main(int argc, char **argv)
         { "config values", test_values },
         { "documents that are no config", test_documents },
         { "RoPE and other families", test_rope_values },
+        { "rules of single families", test_family_values },
         { "tensor descriptions", test_tensor_edits },
         { "holes and leftovers", test_tensor_cover },
         { "forms that must be read", test_tensor_forms },
@@ -857,6 +943,7 @@ int main(int argc, char **argv)
         { "a tensor in two shards", test_doubled_tensor },
         { "a folder of links", test_links },
         { "exit codes", test_program },
+        { "every message of the readers", test_messages },
         { "killed conversions", test_killed },
 #if !defined(SANITIZED) /* which reserve all of the address space */
         { "memory does not grow with the model", test_memory },

@@ -1,7 +1,7 @@
 /* damage.c - damaged model files
  *
- * Every prefix, every changed byte and random mutations of small models, with blocks of every kind, give an error or a
- * model that can be used; the hash that guards the metadata is repaired in half of the sweeps, so that the checks
+ * Every prefix, every changed byte and random mutations of small models, with blocks of every kind, give an error or
+ * a model that can be used; the hash that guards the metadata is repaired in half of the sweeps, so that the checks
  * behind it are reached. Meant to run under the sanitizers too. */
 #include "programs.h"
 #include "tiny.h"

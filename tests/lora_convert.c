@@ -3,6 +3,7 @@
  * Every kind of linear layer: each number of the adapter file, and of the merged weights, is compared with the
  * definition W + s B A, exactly, as all values are small fractions of two. Then what must be refused, by name and
  * without leaving a file, and folders cut short or changed byte by byte. */
+#include "rules.h"
 #include "tiny.h"
 
 /* Thousands of files are written here: none is worth waiting for a disk. */
@@ -469,6 +470,7 @@ static void check_fails(const char *what, const char *words)
             remove(out_path);
             continue;
         }
+        rules_note(error.message);
         CHECK_THAT(strstr(error.message, words) != NULL, "%s: '%s' lacks '%s'", what, error.message, words);
         CHECK_THAT(!strchr(error.message, '\n') && strstr(error.message, adapter_folder), "%s: '%s'", what,
             error.message);
@@ -641,6 +643,48 @@ static void check_modules(const module *m, const char *words)
     check_fails(m->name, words);
 }
 
+/* No matrices, matrices that are none, a long name, ranks that are too high together. */
+static void check_edges(void)
+{
+    static const module high[] = { { L0 "feed_forward.gate_proj", 16, 16, 600, PLAIN, 1 },
+        { L0 "feed_forward.up_proj", 16, 16, 600, PLAIN, 1 } };
+    tiny_checkpoint c = { { NULL, 0, 0 }, { NULL, 0, 0 }, 1 };
+    tiny_bytes header = { NULL, 0, 0 };
+    char path[PATH_ROOM], name[1025];
+    tool_error error;
+    tiny_path(path, adapter_folder, "adapter_model.safetensors");
+    tiny_tensor(&c, "base_model.model." L0 "mamba.in_proj.lora_A.weight", "F32", "2,16,1", 32, 1, 0);
+    tiny_tensor(&c, "base_model.model." L0 "mamba.in_proj.lora_B.weight", "F32", "32,2,1", 64, 1, 0);
+    tiny_write_checkpoint(path, &c);
+    check_fails("a cube", "is no matrix: only linear layers and embeddings");
+    memset(name, 'n', sizeof name); /* the longest, whole in the message */
+    name[sizeof name - 1] = 0;
+    memcpy(name, "base_model.model.", 17);
+    tiny_add(&header, "{\"", 2);
+    tiny_add(&header, name, strlen(name));
+    tiny_print(&header, "\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}");
+    tiny_add(&header, "", 1);
+    tiny_write_parts(path, (const char *)header.data, (const uint8_t *)"\0\0\0\0", 4);
+    free(header.data);
+    check_fails("a long name", "is unknown");
+    tiny_tensor(&c, "base_model.model.model.embed_tokens.base_layer.weight", "F32", "288,16", 4608, 1, 0);
+    tiny_write_checkpoint(path, &c);
+    check_fails("a base layer alone", "holds no LoRA matrices");
+    CHECK(!convert_folder(adapter_folder, NULL, out_path, &error));
+    CHECK_THAT(strstr(error.message, "is an adapter: say for which model with --base") != NULL, "%s", error.message);
+    rules_note(error.message);
+    write_modules(high, COUNT(high));
+    write_adapter_config("{\"peft_type\": \"LORA\", \"bias\": \"none\", \"r\": 600, \"lora_alpha\": 2, "
+        "\"target_modules\": [\"gate_proj\", \"up_proj\"]}");
+    CHECK(!convert_adapter(JMB_F32, &error));
+    CHECK_THAT(strstr(error.message, "are 1200 together, more than 1024") != NULL, "%s", error.message);
+    rules_note(error.message);
+    write_small();
+    CHECK(!adapter_convert(adapter_folder, "tests/versions/dense-1.jamba", out_path, JMB_F32, true, &error));
+    CHECK_THAT(strstr(error.message, "is none that adapters are known for") != NULL, "%s", error.message);
+    rules_note(error.message);
+}
+
 static void test_tensors(void)
 {
     static const module wrong[] = {
@@ -670,6 +714,7 @@ static void test_tensors(void)
     check_extra("base_model.model.model.embed_tokens.base_layer.weight", "288,16", 4608,
         "is not what the base model has");
     check_extra("base_model.model.lm_head.weight", "289,16", 4624, "is not 288 x 16");
+    check_edges();
     write_small();
     check_converts("the small adapter");
 }
@@ -702,6 +747,7 @@ static void test_numbers(void)
     tool_store_le(data + size - 4, jmb_bits_of(1e6f), 4);
     file_write(path, data, size);
     CHECK(!convert_adapter(JMB_F16, &error) && strstr(error.message, "too large for f16: use --type bf16"));
+    rules_note(error.message);
     CHECK(files_in(out_folder) == 0);
     check_converts("a million in f32");
     free(data);
@@ -843,6 +889,22 @@ static void run_small(const char *name, void (*test)(void))
     test_end();
 }
 
+/* ---- every message ------------------------------------------------------------------------------------------------ */
+
+static void test_messages(void)
+{
+    static const rules_call calls[] = { { "tool_error_set", "", "" } };
+    static const rules_excuse excuses[] = { { NULL, NULL } };
+    size_t count;
+    if (test_state.filter) return; /* rows were left out */
+    count = rules_check("tools/lora.h", NULL, NULL, calls, 1, excuses);
+    count += rules_check("tools/families.h", "/* ---- low-rank", "/* ---- sharing", calls, 1, excuses);
+    count += rules_check("tools/families.h", "/* ---- all of an adapter", NULL, calls, 1, excuses);
+    count += rules_check("tools/pattern.h", NULL, NULL, calls, 1, excuses);
+    count += rules_check("tools/adapter.h", NULL, NULL, calls, 1, excuses);
+    printf("lora_convert: %zu calls that refuse\n", count);
+}
+
 int main(int argc, char **argv)
 {
     size_t i;
@@ -865,5 +927,6 @@ int main(int argc, char **argv)
     run_small("damage", test_damage);
     run_small("programs", test_programs);
     run_small("inspect", test_inspect);
+    run_small("every message of the readers", test_messages);
     return test_summary();
 }

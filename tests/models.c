@@ -7,7 +7,7 @@
 #include "programs.h"
 
 static const double bound = 2e-4;
-enum { MODELS = 300, TOKENS = 10, FEWEST = 4, TRIES = 40, ATTEMPTS = 20, BATCH = 3 };
+enum { MODELS = 800, TOKENS = 10, FEWEST = 4, TRIES = 40, ATTEMPTS = 20, BATCH = 3 };
 
 typedef struct subject {
     uint64_t seed;
@@ -140,7 +140,7 @@ static void check_source(const subject *s, jamba_source source, const char *how,
 static void check_sources(subject *s, const char *path)
 {
     jamba_io io;
-    file_write(path, s->file.data, s->file.size);
+    sweep_write(path, s->file.data, s->file.size);
     check_source(s, jamba_from_file(path), "mapped", 5);
     io.read = read_image;
     io.user = &s->file;

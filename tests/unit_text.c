@@ -4,7 +4,7 @@
  * Tokenizers that may not be committed are read from ../shared/reference/tokenizers, or from the folder
  * that JAMBA_TOKENIZERS names.
  */
-#include "support.h"
+#include "rules.h"
 
 #include "tools/chat_formats.h"
 #include "tools/tokenizer.h"
@@ -929,6 +929,7 @@ static void refuse_in(const char *json, const char *from, const char *to, const 
     tool_error error;
     if (!CHECK_THAT(found != NULL, "no %s", from)) return;
     snprintf(text, sizeof text, "%.*s%s%s", (int)(found - json), json, to, found + strlen(from));
+    rules_note(compile(text, strlen(text), TINY_VOCAB, &error) ? "" : error.message);
     if (CHECK_THAT(!compile(text, strlen(text), TINY_VOCAB, &error), "%s compiles", to))
         CHECK_THAT(strcmp(error.message, message) == 0, "%s: %s", to, error.message);
 }
@@ -954,6 +955,66 @@ static void test_refused_byte_level(void)
         "added token \"\xc3\xa9\" is letters for bytes: not supported");
     refuse_in(raw_json, "\"id\":6,", "\"id\":5,", "added token \"  \" has id 5, the vocabulary gives it 6");
     refuse_in(raw_json, "\u0120 \u0120", "\u0120 \u2581", "merge 1: \"\xe2\x96\x81\" is not in the vocabulary");
+}
+
+/* The same, with a part of the message. */
+static void refuse_part(const char *json, const char *from, const char *to, const char *words)
+{
+    const char *found = strstr(json, from);
+    size_t room = strlen(json) + strlen(to) + 1;
+    char *text = (char *)malloc(room);
+    tool_error error;
+    if (CHECK_THAT(found != NULL, "no %s", from)) {
+        snprintf(text, room, "%.*s%s%s", (int)(found - json), json, to, found + strlen(from));
+        if (CHECK_THAT(!compile(text, strlen(text), TINY_VOCAB, &error), "%s compiles", words))
+            CHECK_THAT(strstr(error.message, words) != NULL, "'%s' lacks '%s'", error.message, words);
+        rules_note(error.message);
+    }
+    free(text);
+}
+
+static const char sequence_start[] = "\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},";
+
+static const char bare_json[] = "{\"added_tokens\":[],\"normalizer\":null,\"pre_tokenizer\":null,"
+    "\"decoder\":{\"type\":\"Fuse\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}";
+
+static void test_refused_parts(void)
+{
+    static const char rule[] = "{\"type\":\"Replace\",\"pattern\":{\"String\":\"q\"},\"content\":\"q\"},";
+    char many[40 + 9 * sizeof rule], longer[1100], big[1400];
+    int i;
+    snprintf(many, sizeof many, "\"normalizers\":[");
+    for (i = 0; i < 9; i++) strcat(many, rule);
+    refuse_part(tiny_json, sequence_start, many, "more than 8 rules");
+    memset(longer, 'q', sizeof longer);
+    longer[65] = 0;
+    snprintf(big, sizeof big, "\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"%s\"},", longer);
+    refuse_part(tiny_json, sequence_start, big, "a pattern or replacement has more than 64 bytes");
+    longer[65] = 'q';
+    longer[1025] = 0;
+    snprintf(big, sizeof big, "\"%s\":1", longer);
+    refuse_part(tiny_json, "\"a\":1", big, "token 1 has more than 1024 bytes");
+    refuse_part(tiny_json, sequence_start, "\"normalizers\":[7,", "is not");
+    refuse_part(tiny_json, "\"prepend\":\"\\u2581\"", "\"prepend\":7", "Prepend has no string \"prepend\"");
+    refuse_part(tiny_json, "\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"}",
+        "\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"x\"}",
+        "decoder Replace of \"x\" by \" \"");
+    refuse_part(bare_json, "{\"a\":0}", "7", "\"vocab\" is not an object");
+    refuse_part(bare_json, "{\"a\":0}", "{}", "the vocabulary is empty");
+    refuse_part(bare_json, "\"merges\":[]", "\"merges\":7", "\"merges\" is not an array");
+    refuse_part(bare_json, "\"model\":{", "\"model\":7,\"other\":{", "there is no object \"model\"");
+    refuse_part("[]", "[]", "[]", "there is no object \"model\"");
+    refuse_part(tiny_json, "\"content\":\"XY\"", "\"content\":7", "lacks a \"content\" or an integer \"id\"");
+    refuse_part(tiny_json, "{\"id\":9,\"content\":\"XY\"", "{\"id\":0,\"content\":\"<unk>\"",
+        "added token \"<unk>\" twice");
+    refuse_part(bare_json, "\"added_tokens\":[]", "\"added_tokens\":7", "\"added_tokens\" is not an array");
+    refuse_part(bare_json, "\"added_tokens\":[]", "\"added_tokens\":[7]", "an added token is not an object");
+    refuse_part(bare_json, "null", "{\"type\":\"Sequence\",\"normalizers\":7}",
+        "a Sequence lacks the list \"normalizers\"");
+    refuse_part(bare_json, "null,\"pre_tokenizer\":null",
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\"qq\"},\"content\":\"r\"},\"pre_tokenizer\":"
+        "{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"first\",\"split\":false}",
+        "Metaspace \"first\" after Replace of or by other than a character");
 }
 
 static void test_refused_forms(void)
@@ -1161,6 +1222,7 @@ static void refuse_spec(const model_spec *spec, const char *message)
     tool_error error;
     if (CHECK_THAT(!compile_model(data.data, data.size, &error), "compiles, and not \"%s\"", message))
         CHECK_THAT(strcmp(error.message, message) == 0, "%s", error.message);
+    rules_note(error.message);
     tool_buffer_free(&data);
 }
 
@@ -1169,6 +1231,7 @@ static void refuse_bytes(const char *bytes, size_t size, const char *message)
     tool_error error;
     if (CHECK_THAT(!compile_model((const uint8_t *)bytes, size, &error), "compiles, and not \"%s\"", message))
         CHECK_THAT(strstr(error.message, message) != NULL, "%s", error.message);
+    rules_note(error.message);
 }
 
 static void test_refused_models(void)
@@ -1241,6 +1304,7 @@ static void refuse_config(const char *config, const char *message)
     tool_error error;
     if (CHECK_THAT(!compile_with(&m, config, &error), "%s compiles", config))
         CHECK_THAT(strcmp(error.message, message) == 0, "%s", error.message);
+    rules_note(error.message);
     tool_buffer_free(&m.section);
 }
 
@@ -1309,6 +1373,7 @@ static void test_reading_folders(void)
     file_write(path, "{\"model\":1}", 11);
     CHECK(!tokenizer_compile(folder, 10, &out, &error));
     CHECK_THAT(strstr(error.message, "tokenizer.json: tokenizer: there is no object") != NULL, "%s", error.message);
+    rules_note(error.message);
     unlink(path);
 }
 
@@ -1684,6 +1749,26 @@ static void test_alone(const char *name, void (*test)(void))
     test_end();
 }
 
+/* ---- every message ------------------------------------------------------------------------------------- */
+
+static void test_messages(void)
+{
+    static const rules_call calls[] = { { "tool_error_set", "", "" },
+        { "sp_fail", "not a valid model at byte %zu: ", "" } };
+    static const rules_excuse excuses[] = {
+        { "more than 64 MiB of text", "takes so much" },
+        { "more than %d merges", "takes a million of them" },
+        { "too many hash collisions at merge", "malformed.c has such merges, for the library's own check" },
+        { "too many pieces", "takes a million of them" },
+        { NULL, NULL },
+    };
+    size_t count;
+    if (test_state.filter) return; /* rows were left out */
+    count = rules_check("tools/tokenizer.h", NULL, NULL, calls, 1, excuses);
+    count += rules_check("tools/sentencepiece.h", NULL, NULL, calls, 2, excuses);
+    printf("unit_text: %zu calls that refuse\n", count);
+}
+
 int main(int argc, char **argv)
 {
     test_start(argc, argv);
@@ -1714,6 +1799,7 @@ int main(int argc, char **argv)
     test_alone("tokenizer.json cut off", test_cut_json);
     test_alone("tokenizer.json with bytes changed", test_changed_json);
     test_alone("forms that are refused", test_refused_forms);
+    test_alone("parts that are refused", test_refused_parts);
     test_alone("byte-level forms that are refused", test_refused_byte_level);
     test_alone("a tokenizer.model", test_model);
     test_alone("tokenizer.model cut off", test_cut_model);
@@ -1727,6 +1813,7 @@ int main(int argc, char **argv)
     test_alone("chat formats detected", test_chat_detection);
     test_alone("mistral chat", test_mistral_chat);
     test_shared_chats();
+    test_alone("every message of the readers", test_messages);
     test_alone("forged roles in chats", test_forged_roles);
     return test_summary();
 }

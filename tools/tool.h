@@ -49,7 +49,7 @@
 /* ---- errors -------------------------------------------------------------------------------- */
 
 typedef struct tool_error {
-    char message[512];
+    char message[2400]; /* a path, a tensor's name of 1,024 bytes, and what is the matter with them */
 } tool_error;
 
 /* Bytes of the control character (C0, DEL, or C1 in UTF-8) that text begins with; 0: it begins with none. Names and
