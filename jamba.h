@@ -667,6 +667,21 @@ JAMBA_API jamba_result jamba_session_restart(jamba_session *session, int32_t tur
 #else
 #include <cpuid.h>
 #endif
+#if defined(_MSC_VER) && defined(__clang__) /* whose immintrin.h then has only what -m flags turn on */
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <f16cintrin.h>
+#include <fmaintrin.h>
+#include <avx512fintrin.h>
+#include <avx512bwintrin.h>
+#include <avx512dqintrin.h>
+#include <avx512vlintrin.h>
+#include <avx512vlbwintrin.h>
+#include <avx512vnniintrin.h>
+#include <avx512vlvnniintrin.h>
+#include <avxvnniintrin.h>
+#endif
 #else
 #define JMB_X86 0
 #endif
@@ -7825,7 +7840,7 @@ static void jmb_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t r[4])
 /* Register sets that the operating system saves: bits 1-2 for AVX, 5-7 besides for AVX-512. */
 static uint32_t jmb_xgetbv(void)
 {
-#if defined(_MSC_VER)
+#if defined(_MSC_VER) && !defined(__clang__)
     return (uint32_t)_xgetbv(0);
 #else
     uint32_t low, high;

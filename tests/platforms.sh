@@ -33,7 +33,8 @@ s390x      qemu-s390x-static    s390x-linux-gnu-gcc $quick $strict -static
 musl       -                    musl-gcc $quick $strict -static -DJAMBA_NO_SIMD
 tcc        -                    tcc
 mingw      wine                 x86_64-w64-mingw32-gcc $quick $strict -static
-aarch64    qemu-aarch64-static  aarch64-linux-gnu-gcc -O2 $strict -static
+msvc       -                    clang-16 --target=x86_64-pc-windows-msvc -fms-compatibility-version=19.35
+aarch64    qemu-aarch64-static  aarch64-linux-gnu-gcc $quick $strict -static
 wasm       node                 emcc
 wasm-simd  node                 emcc -msimd128
 "
@@ -124,6 +125,16 @@ run_platform() {
     if [ -z "$exe" ]; then made tests/damage.c && tests damage "header rules" "every prefix"; fi
 }
 
+# Compiles as for Visual Studio; its headers and libraries are not here.
+run_msvc() {
+    local language
+    for language in "c -std=c11" "c++ -std=c++14"; do
+        if $compiler -x $language $strict -O0 -ffreestanding -I. -isystem tests/compile/msvc \
+            -c -o "$there/implementation.o" tests/compile/implementation.c; then pass
+        else fail "does not compile as ${language% *}"; fi
+    done
+}
+
 # Addresses of 32 bits.
 run_i686() {
     run_platform
@@ -135,9 +146,10 @@ run_aarch64() {
     local emulator=$run kernels
     converter "$build/convert"
     made tools/logits.c && made tests/unit_kernels.c && made tests/state.c || return
+    run="$emulator -cpu max"
+    tests unit_kernels # of each set
     for kernels in neon-i8mm:max neon-dotprod:cortex-a76 neon:cortex-a53; do
         run="$emulator -cpu ${kernels#*:}"
-        tests unit_kernels
         if [[ $($run "$there/tests/unit_kernels" --list) != *"best kernels: ${kernels%:*}"$'\n'* ]]; then
             fail "${kernels#*:} does not choose ${kernels%:*}"
         fi
