@@ -83,7 +83,8 @@ verdict() { # NAME STATUS LOG
 # float-equal (meant: comparisons here are of exact numbers); switch-enum (what a default covers is meant);
 # bad-function-cast (a cast of a result is a conversion); disabled-macro-expansion (libc's macros);
 # conditional-uninitialized (does not follow flags; MSan and valgrind do). Tests besides: cast-qual (execv takes
-# pointers to char), missing-prototypes (a tool's main under another name), reserved names (glibc's own, behind faults). C++ besides: what makes C++ of C.
+# pointers to char), missing-prototypes (a tool's main under another name), reserved names (glibc's own, behind faults).
+# C++ besides: what makes C++ of C.
 row_warnings() {
     local off="-Wno-padded -Wno-unsafe-buffer-usage -Wno-used-but-marked-unused -Wno-float-equal -Wno-switch-enum
         -Wno-bad-function-cast -Wno-disabled-macro-expansion -Wno-conditional-uninitialized"
