@@ -7308,6 +7308,10 @@ JMB_FN void JMB_K(jmb_scan_fetch)(jmb_scan_in *s, const jmb_pass *p, const jmb_o
         v_store(s->dt + i * 16, v_load(jmb_row(p, &op->in, first + i) + at));
         v_store(s->u + i * 16, v_load(jmb_row(p, &op->out[0], first + i) + at));
         v_store(s->z + i * 16, v_load(jmb_row(p, &op->out[1], first + i) + at));
+        if (at + 16 <= op->in.width) continue;
+        JMB_ANY_CONTENT(s->dt + i * 16, 64); /* lanes beyond the channels */
+        JMB_ANY_CONTENT(s->u + i * 16, 64);
+        JMB_ANY_CONTENT(s->z + i * 16, 64);
     }
     for (i = 0; i < s->rows; i++) {
         v16 dt = JMB_K(jmb_softplus)(v_add(v_load(s->dt + i * 16), bias));

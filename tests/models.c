@@ -155,7 +155,7 @@ static double check_model(subject *s, const char *path)
 {
     jamba_model *model = load_image(&s->file, JAMBA_CPU_BEST);
     jamba_session_params params = params_of(s, (int32_t)s->count);
-    double worst = INFINITY;
+    double worst = (double)INFINITY;
     s->logits = model ? model_logits(model, &params, s->tokens, s->count, 0) : NULL;
     if (check_subject(s, s->logits != NULL, "does not run")) {
         worst = worst_error(s);

@@ -83,14 +83,15 @@ verdict() { # NAME STATUS LOG
 # float-equal (meant: comparisons here are of exact numbers); switch-enum (what a default covers is meant);
 # bad-function-cast (a cast of a result is a conversion); disabled-macro-expansion (libc's macros);
 # conditional-uninitialized (does not follow flags; MSan and valgrind do). Tests besides: cast-qual (execv takes
-# pointers to char), missing-prototypes (a tool's main under another name). C++ besides: what makes C++ of C.
+# pointers to char), missing-prototypes (a tool's main under another name), reserved names (glibc's own, behind faults).
+# C++ besides: what makes C++ of C.
 row_warnings() {
     local off="-Wno-padded -Wno-unsafe-buffer-usage -Wno-used-but-marked-unused -Wno-float-equal -Wno-switch-enum
         -Wno-bad-function-cast -Wno-disabled-macro-expansion -Wno-conditional-uninitialized"
     local gcc="-Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wcast-align=strict -Wcast-qual -Wundef
         -Wvla -Walloca -Wdouble-promotion -Wformat=2 -Wnull-dereference -Wlogical-op -Wduplicated-cond"
     local of_c="-Wno-old-style-cast -Wno-c++98-compat-pedantic -Wno-zero-as-null-pointer-constant"
-    local of_tests="-Wno-cast-qual -Wno-missing-prototypes"
+    local of_tests="-Wno-cast-qual -Wno-missing-prototypes -Wno-reserved-identifier -Wno-reserved-macro-identifier"
     local c="-Wstrict-prototypes -Wmissing-prototypes" header=tests/compile/implementation.c std file
     have gcc g++ clang-16 clang++-16 || return
     off=$(echo $off) gcc=$(echo $gcc)
