@@ -15,7 +15,9 @@
 
 /* ---- calls that fail ------------------------------------------------------------------------------------------ */
 
-typedef enum call_kind { FAULT_ALLOC, FAULT_READ, FAULT_INTERRUPT, FAULT_END, FAULT_OPEN, FAULT_STREAM, FAULTS } call_kind;
+typedef enum call_kind {
+    FAULT_ALLOC, FAULT_READ, FAULT_INTERRUPT, FAULT_END, FAULT_OPEN, FAULT_STREAM, FAULTS
+} call_kind;
 static const char *const fault_names[] = { "allocation", "read", "interrupted read", "file that ends", "open",
     "stream" };
 
