@@ -983,12 +983,14 @@ static void test_leftovers(void)
     if (CHECK_THAT(plan_make(&plan, folder, JMB_F32, NULL, &error), "%s", error.message)) {
         lora_part part;
         lora_set none;
+        jmb_block nothing;
         char name[NAME_ROOM] = "nameless";
+        memset(&nothing, 0, sizeof nothing);
         memset(&part, 0, sizeof part);
         memset(&none, 0, sizeof none);
         CHECK(plan_is_harmless(&plan, "a.rotary_emb.inv_freq") && !plan_is_harmless(&plan, "inv_freq"));
         CHECK(!plan_is_harmless(&plan, "model.layers.0.self_attn.q_proj.weight"));
-        CHECK(rule_find_lora(&none, &head_rules[0], &plan.model.tensors[0], NULL, name, &part, &error));
+        CHECK(rule_find_lora(&none, &head_rules[0], &plan.model.tensors[0], &nothing, name, &part, &error));
         plan_free(&plan);
     }
     drop("model.safetensors");
