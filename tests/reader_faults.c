@@ -83,12 +83,19 @@ static int fault_fstat(int file, struct stat *info)
     return fault_now(FAULT_OPEN) ? -1 : fstat(file, info);
 }
 
-static bool fault_of_stream;
+static bool fault_of_stream; /* the one opened last */
+
+static FILE *fault_fopen(const char *path, const char *mode)
+{
+    errno = EACCES;
+    fault_of_stream = false;
+    return fault_now(FAULT_OPEN) ? NULL : fopen(path, mode);
+}
 
 static size_t fault_fread(void *out, size_t size, size_t count, FILE *stream)
 {
     errno = EIO;
-    fault_of_stream = fault_now(FAULT_STREAM);
+    fault_of_stream |= fault_now(FAULT_STREAM);
     return fault_of_stream ? 0 : fread(out, size, count, stream);
 }
 
@@ -105,6 +112,7 @@ static int fault_ferror(FILE *stream)
 #define pread fault_pread
 #define open fault_open
 #define fstat fault_fstat
+#define fopen fault_fopen
 #define fread fault_fread
 #define ferror fault_ferror
 
