@@ -32,7 +32,6 @@ READERS = [
 # What no test on this machine can bring about: file, the line's text, why it stays. The text must be there.
 ELSEWHERE = [
     ("jamba.h", "if (!jmb_rounds_to_float())", "true on 32-bit x86 without SSE2 only"),
-    ("jamba.h", "if (!jmb_little_endian())", "true on big-endian machines only"),
     ("jamba.h", "if (!units) return jmb_no_memory(s->error);",
      "jmb_measure_added() has made the room for every token; the compiler cannot know"),
     ("tools/families.h", "missing[0] ? missing : jmb_tensor_name(t, name));",
