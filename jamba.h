@@ -1828,7 +1828,7 @@ static void jmb_list_block(jmb_tensor_list *list, const jmb_block *b, uint32_t h
     case JMB_MLP: jmb_list_mlp(list, b, hidden); break;
     case JMB_MOE: jmb_list_moe(list, b, hidden); break;
     case JMB_MAMBA2: jmb_list_mamba2(list, b, hidden); break;
-    case JMB_LINEAR: jmb_list_add(list, JMB_ROLE_LINEAR, 0, hidden, hidden); break;
+    default: jmb_list_add(list, JMB_ROLE_LINEAR, 0, hidden, hidden); break;
     }
 }
 
@@ -8669,10 +8669,11 @@ static jamba_result jmb_open_path(
     jmb_file file;
     jamba_io io;
     jamba_result result = JAMBA_OK;
+    bool mapped = !(JMB_HUGE_PAGES ? params->huge_pages : false);
     const char *why = jmb_file_open(&file, path);
     if (why) return jmb_fail(error, JAMBA_ERR_IO, 0, "cannot open %s: %s", path, why);
     model->size = file.size;
-    if (!params->no_mmap && (!params->huge_pages || !JMB_HUGE_PAGES) && jmb_file_map(&file)) {
+    if (mapped && !params->no_mmap && jmb_file_map(&file)) {
         model->mapping = file.mapping;
         model->data = (const uint8_t *)file.mapping;
     } else {

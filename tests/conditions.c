@@ -353,7 +353,8 @@ static void check_model(const char *bytes, size_t size, const char *words)
 
 #define MODEL(bytes, words) check_model(bytes, sizeof bytes - 1, words)
 
-#define ONE_PIECE "\x0a\x03\x0a\x01" "a"
+#define CHAR(c) "\x0a\x03\x0a\x01" c
+#define ONE_PIECE CHAR("a")
 #define BPE "\x12\x02\x18\x02\x1a\x02\x20\x00"
 #define FORTY "0123456789012345678901234567890123456789"
 
@@ -373,6 +374,10 @@ static void test_models(void)
     MODEL(ONE_PIECE BPE "\x1a\x0d\x0a\x08" "identity\x12\x01x", NULL);
     MODEL(ONE_PIECE BPE "\x1a\x0d\x0a\x08" "nmt_nfkc\x12\x01x", "normalizer \"nmt_nfkc\"");
     MODEL(ONE_PIECE BPE "\x1a\x2f\x0a\x2a" FORTY "xy\x12\x01x", "normalizer \"" FORTY);
+    MODEL(ONE_PIECE BPE "\x1a\x57\x0a\x52" FORTY FORTY "xy\x12\x01x", "normalizer \"" FORTY);
+    MODEL(ONE_PIECE BPE "\x1a\x02\x18\x00", NULL);
+    MODEL("\x0a\x0a\x0a\x06" "<0x41>" "\x18\x06" CHAR("<") CHAR("0") CHAR("x") CHAR("4") CHAR("1") CHAR(">") CHAR("b")
+        "\x0a\x09\x0a\x07" "<0x41>b" BPE, NULL); /* no merge of a byte */
     MODEL("\x0a\x2e\x0a\x2a" FORTY "xy\x18\x05" BPE, "of type unused");
     MODEL("\x0a\x56\x0a\x52" FORTY FORTY "xy\x18\x05" BPE, "of type unused");
     MODEL("\x0a\x08\x0a\x06" "<0x00>" "\x12\x05\x18\x02\x98\x02\x01\x1a\x02\x20\x00",
@@ -387,6 +392,32 @@ static tool_buffer repeated(const char *bytes, size_t size, size_t count, const 
     while (count-- > 0) tool_buffer_add(&out, bytes, size);
     tool_buffer_add(&out, end, end_size);
     return out;
+}
+
+/* Pieces of one to 1024 letters: of three letters they have more merges than there may be. */
+static void test_many_merges(void)
+{
+    tool_buffer data = { NULL, 0, 0, false }, out = { NULL, 0, 0, false };
+    tool_error error;
+    char text[JMB_MAX_TOKEN];
+    uint32_t letter, length;
+    for (letter = 0; letter < 3; letter++) {
+        memset(text, (int)('a' + letter), sizeof text);
+        for (length = 1; length <= JMB_MAX_TOKEN; length++) {
+            uint32_t inner = length + (length < 128 ? 2 : 3);
+            tool_buffer_u8(&data, 0x0a);
+            if (inner > 127) tool_buffer_u8(&data, (uint8_t)(inner | 128));
+            tool_buffer_u8(&data, (uint8_t)(inner > 127 ? inner >> 7 : inner));
+            tool_buffer_u8(&data, 0x0a);
+            if (length > 127) tool_buffer_u8(&data, (uint8_t)(length | 128));
+            tool_buffer_u8(&data, (uint8_t)(length > 127 ? length >> 7 : length));
+            tool_buffer_add(&data, text, length);
+        }
+    }
+    tool_buffer_add(&data, BPE, sizeof BPE - 1);
+    check_result(tokenizer_compile_model(data.data, data.size, NULL, 4000, &out, &error), &error, "3072 pieces",
+        "more than 1048576 merges");
+    tool_buffer_free(&data);
 }
 
 /* More pieces than a model may have, and texts that are too long. */
@@ -554,7 +585,7 @@ static void test_tokenizers(void)
         { "\"version\":\"1.0\",", "", NULL },
         { "\"normalizer\":" NORMALIZER ",", "", NULL },
         { NORMALIZER, "{\"type\":\"Sequence\",\"normalizers\":[" FOUR_NFC "," FOUR_NFC "," NFC "]}",
-        "more than 8 rules" },
+            "more than 8 rules" },
         { "\"pre_tokenizer\":" METASPACE ",", "", NULL },
         { DECODER ",", "", "there is no decoder" },
         { DECODER, "\"decoder\":{\"type\":\"Metaspace\",\"replacement\":7}", "not one character" },
@@ -952,12 +983,14 @@ static void test_leftovers(void)
     if (CHECK_THAT(plan_make(&plan, folder, JMB_F32, NULL, &error), "%s", error.message)) {
         lora_part part;
         lora_set none;
+        jmb_block nothing;
         char name[NAME_ROOM] = "nameless";
+        memset(&nothing, 0, sizeof nothing);
         memset(&part, 0, sizeof part);
         memset(&none, 0, sizeof none);
         CHECK(plan_is_harmless(&plan, "a.rotary_emb.inv_freq") && !plan_is_harmless(&plan, "inv_freq"));
         CHECK(!plan_is_harmless(&plan, "model.layers.0.self_attn.q_proj.weight"));
-        CHECK(rule_find_lora(&none, &head_rules[0], &plan.model.tensors[0], NULL, name, &part, &error));
+        CHECK(rule_find_lora(&none, &head_rules[0], &plan.model.tensors[0], &nothing, name, &part, &error));
         plan_free(&plan);
     }
     drop("model.safetensors");
@@ -967,6 +1000,65 @@ static void test_leftovers(void)
     free(text);
     CHECK(copy_row_is_near(row, row, 3) && copy_row_is_near(above, row, 3) && copy_row_is_near(below, row, 3));
     CHECK(!copy_row_is_near(far_off, row, 3));
+}
+
+/* The shapes of one tensor that holds all experts. */
+static void test_shapes(void)
+{
+    name_rule rule;
+    jmb_block block;
+    jmb_tensor t;
+    uint64_t shape[3];
+    memset(&rule, 0, sizeof rule);
+    memset(&block, 0, sizeof block);
+    memset(&t, 0, sizeof t);
+    rule.shape = SHAPE_EXPERTS;
+    block.experts = 4;
+    t.cols = 7;
+    CHECK(rule_shape_of(&rule, &t, &block, 40, shape) == 3 && shape[0] == 4 && shape[1] == 10 && shape[2] == 7);
+}
+
+/* Rows of embedding and head of a model file, and copies of them in an adapter. */
+static void test_vocab_rows(void)
+{
+    static const char names[2][48] = { "base_model.model.lm_head.weight",
+        "base_model.model.model.embed_tokens.weight" };
+    char path[PATH_ROOM], name[80];
+    jamba_model *model;
+    convert_plan plan;
+    tool_error error;
+    lora_set set;
+    st_tensor t;
+    uint8_t room[4];
+    float out[256];
+    uint32_t i, col;
+    if (!convert("tests/cases/llama", "llama", "f32", path)) return;
+    model = load_model(jamba_from_file(path), NULL);
+    if (!model) return;
+    memset(&set, 0, sizeof set);
+    memset(&t, 0, sizeof t);
+    set.path = "an adapter";
+    t.name = name;
+    if (CHECK_THAT(plan_of_model(&plan, &model->metadata, path, &set, &error), "%s", error.message)) {
+        const jmb_header *h = &plan.model.header;
+        for (i = 0; i < 2; i++) {
+            const jmb_tensor *w = &plan.model.tensors[i == 0 ? h->tensors - 1 : 0];
+            CHECK(plan_vocab_row(&plan, i == 0 ? JMB_ROLE_HEAD : JMB_ROLE_EMBED, 5, room, out, &error));
+            for (col = 0; col < h->hidden; col++) CHECK(out[col] == jmb_weight(w, 5, col));
+            snprintf(name, sizeof name, "%s", names[i]);
+            t.rank = 1;
+            check_result(lora_check_copy(&plan, &t, &error), &error, "a vector", "is not");
+            t.rank = 2;
+            t.shape[0] = h->vocab + 1;
+            t.shape[1] = h->hidden;
+            check_result(lora_check_copy(&plan, &t, &error), &error, "another vocabulary", "is not");
+            t.shape[0] = h->vocab;
+            t.shape[1] = h->hidden + 1;
+            check_result(lora_check_copy(&plan, &t, &error), &error, "another width", "is not");
+        }
+        plan_free(&plan);
+    }
+    jamba_model_free(model);
 }
 
 /* A model file says which family it is of. */
@@ -1194,6 +1286,34 @@ static void test_lora_parts(void)
     CHECK(!lora_same(&x, &y, 2, 2));
 }
 
+/* Shared blocks are compared with the adapter of their first layer, whose rank here is another. */
+static void test_lora_of_shared(void)
+{
+    static const char source[] = "tests/cases-lora/zamba2-blocks/adapter_config.json";
+    char *config, *text, path[PATH_ROOM];
+    convert_plan plan;
+    lora_set set;
+    tool_error error;
+    uint8_t *weights;
+    size_t size;
+    weights = file_need("tests/cases-lora/zamba2-blocks/adapter_model.safetensors", &size);
+    file_write(tiny_path(path, folder, "adapter_model.safetensors"), weights, size);
+    free(weights);
+    config = (char *)file_need(source, &size);
+    take_out(config, "rank_pattern");
+    text = (char *)malloc(size + 100);
+    sprintf(text, "{\"rank_pattern\":{\".*layers\\\\.0\\\\..*shared_transformer.*\":99},%s", config + 1);
+    write_text("adapter_config.json", text);
+    if (CHECK_THAT(lora_open(&set, folder, &error), "%s", error.message)) {
+        bool ok = plan_make(&plan, "tests/cases/zamba2-abc", JMB_F32, &set, &error);
+        check_result(ok, &error, "another rank", "is 99 here");
+        if (ok) plan_free(&plan);
+        lora_close(&set);
+    }
+    free(text);
+    free(config);
+}
+
 /* Ranks of a module for a matrix of 4 rows and 6 columns. */
 static void test_lora_ranks(void)
 {
@@ -1241,7 +1361,9 @@ static void test_patterns(void)
         { "a{x}", "a", WRONG }, { "a{99999999}", "a", WRONG }, { "a{1:}", "a", WRONG }, { "a+?", "aa", YES },
         { "a++", "aa", WRONG }, { "a**", "aa", WRONG }, { "(?=ab)a.", "ab", YES }, { "(?!ab)a.", "ab", NO },
         { "(?=*)a", "a", WRONG }, { "(?:a|b)+", "abba", YES }, { "(?P<n>a)", "a", YES }, { "(?P<na)", "a", WRONG },
-        { "(?<a)", "a", WRONG }, { "(a", "a", WRONG }, { "a)", "a", WRONG }, { "a|b|c", "c", YES }, { "", "", YES },
+        { "(?<a)", "a", WRONG }, { "(a", "a", WRONG }, { "a)", "a", WRONG }, { "ab?c", "ac", YES },
+        { "ab?c", "abbc", NO },
+        { "a|b|c", "c", YES }, { "", "", YES },
         { "((((((((((a))))))))))", "a", YES }, { "(((((((((((((((((a)))))))))))))))))", "a", WRONG },
         { "(a*)*b", "aaaa", NO }, { "(?=(?=a)a)a", "a", YES }, { "(((a{300}){300}){300})", "a", WRONG },
     };
@@ -1357,6 +1479,7 @@ static void test_sources(void)
 {
     uint8_t *copy;
     odd_reader r;
+    jamba_source none;
     jamba_model_params params;
     jamba_model *model = NULL;
     jamba_error error;
@@ -1370,6 +1493,8 @@ static void test_sources(void)
         == JAMBA_ERR_FORMAT);
     CHECK_THAT(strstr(error.message, "hash differs") && r.calls == 2, "%s after %zu reads", error.message, r.calls);
     free(copy);
+    memset(&none, 0, sizeof none);
+    CHECK(jamba_model_load(&model, none, NULL, &error) == JAMBA_ERR_ARGUMENT);
     params.huge_pages = true;
     if (CHECK_THAT(jamba_model_load(&model, odd_source(&r, model_file, model_size, model_size, 9), &params, &error)
             == JAMBA_OK, "%s", error.message)) jamba_model_free(model);
@@ -1414,12 +1539,20 @@ static void test_sections(void)
     static const uint8_t data[64] = { 1 };
     jmb_heap heap = { jmb_allocator_or_default(NULL), NULL, 0 };
     jmb_section s;
+    jmb_rule rule;
     memset(&s, 0, sizeof s);
     s.data = data;
     s.size = sizeof data;
     s.heap = &heap;
     CHECK(jmb_check_padding(&s, 0, 8) == JAMBA_ERR_FORMAT && jmb_check_padding(&s, 1, 8) == JAMBA_OK);
     CHECK(jmb_section_bytes(&s, 0) != NULL && s.at == 0);
+    memset(&rule, 0, sizeof rule);
+    rule.kind = JMB_RULE_SPACE;
+    rule.from[0] = rule.to[0] = ' ';
+    rule.from_size = rule.to_size = 1;
+    CHECK(jmb_rule_is_sound(&rule));
+    rule.to_size = 0;
+    CHECK(!jmb_rule_is_sound(&rule));
     jmb_heap_free(&heap);
 }
 
@@ -1471,6 +1604,7 @@ int main(int argc, char **argv)
         { "indexes", test_indexes },
         { "tokenizer.model", test_models },
         { "large and odd models of tokens", test_large_models },
+        { "more merges than there may be", test_many_merges },
         { "tokenizer.json", test_tokenizers },
         { "tokens of tokenizer_config.json", test_listed_tokens },
         { "folders of tokenizers", test_tokenizer_folders },
@@ -1481,12 +1615,15 @@ int main(int argc, char **argv)
         { "files beside the configuration", test_folders },
         { "names", test_names },
         { "leftovers", test_leftovers },
+        { "shapes of experts", test_shapes },
+        { "rows of the vocabulary", test_vocab_rows },
         { "plans of model files", test_model_plans },
         { "configurations of adapters", test_lora_configs },
         { "modules of adapters", test_lora_modules },
         { "tensors of adapters", test_lora_tensors },
         { "parts of adapters", test_lora_parts },
         { "ranks of adapters", test_lora_ranks },
+        { "adapters of shared blocks", test_lora_of_shared },
         { "patterns", test_patterns },
         { "data far away", test_far_data },
         { "large metadata", test_large_metadata },

@@ -22,7 +22,8 @@ tests=("$@") tools=(tools/convert.c)
 if [ ${#tests[@]} -eq 0 ]; then
     tools=(tools/*.c examples/*.c)
     for test in tests/*.c; do
-        case $test in tests/api_second.c | tests/real_size.c | *_preload.c) ;; *) tests+=("$(basename "$test" .c)") ;; esac
+        case $test in tests/api_second.c | tests/real_size.c | *_preload.c) continue ;; esac
+        tests+=("$(basename "$test" .c)")
     done
 fi
 programs=()
@@ -39,6 +40,7 @@ if [ -z "$REPORT" ]; then
     fi
 fi
 find "$build/profiles" -name '*.profraw' -size +0 >"$build/profiles.txt"
-"${LLVM_PROFDATA:-llvm-profdata-19}" merge --failure-mode=all -f "$build/profiles.txt" -o "$build/all.profdata" || exit 1
+"${LLVM_PROFDATA:-llvm-profdata-19}" merge --failure-mode=all -f "$build/profiles.txt" -o "$build/all.profdata" ||
+    exit 1
 python3 tests/coverage.py "$build/all.profdata" "${tests[@]/#/$build/tests/}" "${programs[@]}" || failed=1
 exit $failed

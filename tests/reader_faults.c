@@ -15,20 +15,20 @@
 
 /* ---- calls that fail ------------------------------------------------------------------------------------------ */
 
-typedef enum fault_kind {
+typedef enum call_kind {
     FAULT_ALLOC, FAULT_READ, FAULT_INTERRUPT, FAULT_END, FAULT_OPEN, FAULT_STREAM, FAULTS
-} fault_kind;
+} call_kind;
 static const char *const fault_names[] = { "allocation", "read", "interrupted read", "file that ends", "open",
     "stream" };
 
 static struct {
-    fault_kind kind;
+    call_kind kind;
     int at;       /* the call that fails, from 1 on; 0: none */
     bool forever; /* all after it too */
     int calls, live;
 } faults;
 
-static bool fault_now(fault_kind kind)
+static bool fault_now(call_kind kind)
 {
     if (kind != faults.kind || faults.at == 0) return false;
     faults.calls++;
@@ -83,12 +83,19 @@ static int fault_fstat(int file, struct stat *info)
     return fault_now(FAULT_OPEN) ? -1 : fstat(file, info);
 }
 
-static bool fault_of_stream;
+static bool fault_of_stream; /* the one opened last */
+
+static FILE *fault_fopen(const char *path, const char *mode)
+{
+    errno = EACCES;
+    fault_of_stream = false;
+    return fault_now(FAULT_OPEN) ? NULL : fopen(path, mode);
+}
 
 static size_t fault_fread(void *out, size_t size, size_t count, FILE *stream)
 {
     errno = EIO;
-    fault_of_stream = fault_now(FAULT_STREAM);
+    fault_of_stream |= fault_now(FAULT_STREAM);
     return fault_of_stream ? 0 : fread(out, size, count, stream);
 }
 
@@ -105,6 +112,7 @@ static int fault_ferror(FILE *stream)
 #define pread fault_pread
 #define open fault_open
 #define fstat fault_fstat
+#define fopen fault_fopen
 #define fread fault_fread
 #define ferror fault_ferror
 
@@ -184,7 +192,7 @@ static bool compile_tokenizer(const job *j, tool_buffer *out, tool_error *error)
 static const char *const fault_words[] = { "memory", "cannot read", NULL, "shorter than it was", "", "cannot " };
 
 /* Whether the job failed; else it gave `want`. */
-static bool check_once(const job *j, const tool_buffer *want, fault_kind kind, const char *what)
+static bool check_once(const job *j, const tool_buffer *want, call_kind kind, const char *what)
 {
     tool_buffer out = { NULL, 0, 0, false };
     tool_error error;
@@ -202,7 +210,7 @@ static bool check_once(const job *j, const tool_buffer *want, fault_kind kind, c
     return !ok;
 }
 
-static void check_kind(const job *j, const tool_buffer *want, fault_kind kind, bool forever)
+static void check_kind(const job *j, const tool_buffer *want, call_kind kind, bool forever)
 {
     int n = 0, failed = 0;
     do {
@@ -226,8 +234,8 @@ static void check_job(const job *j)
     if (!test_begin("%s", j->name)) return;
     if (CHECK_THAT(j->run(j, &want, &error), "%s", error.message)) {
         for (kind = 0; kind < FAULTS; kind++) {
-            check_kind(j, &want, (fault_kind)kind, false);
-            if (kind != FAULT_INTERRUPT) check_kind(j, &want, (fault_kind)kind, true);
+            check_kind(j, &want, (call_kind)kind, false);
+            if (kind != FAULT_INTERRUPT) check_kind(j, &want, (call_kind)kind, true);
         }
     }
     tool_buffer_free(&want);

@@ -4,8 +4,8 @@
 
 The code is what tests/coverage.py calls the readers. A mistake turns a comparison round or shifts it by one,
 swaps && and ||, changes a constant by one, or drops a check. All of them are compiled into one copy of the source,
-each behind its number (`MUTANT_IS(7) ? wrong : right`), so that a test program is compiled once; the environment variable
-MUTANT chooses one. First every test runs by itself without a mistake and tells which ones it comes by; then each
+each behind its number (`MUTANT_IS(7) ? wrong : right`), so that a test program is compiled once; the environment
+variable MUTANT chooses one. First every test runs by itself without a mistake and tells which ones it comes by; then each
 mistake is made while those tests run that come by it, the quickest first, until one fails.
 
 Prints what survived, and last: killed, of how many, per cent. Exit 1 below 95 per cent.
@@ -56,7 +56,8 @@ __attribute__((destructor)) static void mutant_tell(void)
 }
 """
 
-INERT = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|^[ \t]*#(?:[^\n\\]|\\.|\\\n)*', re.S | re.M)
+INERT = re.compile(
+    r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|^[ \t]*#(?:[^\n\\]|\\.|\\\n)*', re.S | re.M)
 TOKEN = re.compile(r"<<=?|>>=?|->|<=|>=|==|!=|&&|\|\||<|>|(?<![\w.])(?:0x[0-9a-fA-F]+|\d+)[uUlL]*(?![\w.])")
 SWAPS = {"<": ["<=", ">="], "<=": ["<", ">"], ">": [">=", "<="], ">=": [">", "<"], "==": ["!="], "!=": ["=="],
          "&&": ["||"], "||": ["&&"]}
