@@ -29,7 +29,7 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test real-size bench bench-peer bench-sessions lint install clean help FORCE
+.PHONY: all run test real-size bench bench-peer bench-sessions lint fuzz campaign install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 
@@ -53,6 +53,12 @@ bench-sessions: $(BUILD)/bench_sessions ## what marks, forks and saved states co
 
 lint: ## check jamba.h: calls it must not make, contents, declared and defined, line length
 	@CC="$(CC)" CXX="$(CXX)" tests/lint
+
+fuzz: ## replay the inputs of every fuzz target, then fuzz each for 15 seconds (needs clang with libFuzzer)
+	@tests/fuzz.sh "$(BUILD)" short
+
+campaign: ## fuzz each target for EXECUTIONS (5000000); goes on where it was stopped, results in tests/ledger.tsv
+	@tests/fuzz.sh "$(BUILD)" campaign
 
 install: ## copy jamba.h to PREFIX/include
 	mkdir -p "$(DESTDIR)$(PREFIX)/include"
