@@ -80,6 +80,12 @@ lint: ## check jamba.h: calls it must not make, contents, declared and defined, 
 analyse: ## analysers, strict warnings, MSan, UBSan, valgrind; appends to tests/ledger.tsv (takes an hour)
 	@LEDGER=tests/ledger.tsv tests/static.sh "$(BUILD)" all
 
+fuzz: ## replay the inputs of every fuzz target, then fuzz each for 15 seconds (needs clang with libFuzzer)
+	@tests/fuzz.sh "$(BUILD)" short
+
+campaign: ## fuzz each target for EXECUTIONS (5000000); goes on where it was stopped, results in tests/ledger.tsv
+	@tests/fuzz.sh "$(BUILD)" campaign
+
 install: ## copy jamba.h to PREFIX/include
 	mkdir -p "$(DESTDIR)$(PREFIX)/include"
 	cp jamba.h "$(DESTDIR)$(PREFIX)/include/jamba.h"

@@ -1,7 +1,7 @@
 /* config.c - a config.json and the header of a checkpoint, in parts 0 and 7: the whole plan of a conversion
  *
  * The checkpoint's data are zeros without end. What is planned, the library takes as a program. */
-#include "fuzz.h"
+#include "mutate_json.h"
 
 #include "../../tools/families.h"
 

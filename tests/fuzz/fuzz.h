@@ -1,7 +1,9 @@
 /* fuzz.h - what all fuzz targets share: checks, memory that is counted, input cut in parts, a main() for replaying.
  *
  * A target is one source with LLVMFuzzerTestOneInput(), built by tests/fuzz.sh. Without libFuzzer, FUZZ_MAIN makes a
- * program of it that runs the files and folders it is given. */
+ * program of it that runs the files and folders it is given, with any compiler:
+ *
+ *     cc -std=c99 -D_DEFAULT_SOURCE -I. -DFUZZ_MAIN -o json tests/fuzz/json.c -lm && ./json tests/fuzz/corpus/json */
 #ifndef FUZZ_H
 #define FUZZ_H
 
@@ -205,6 +207,14 @@ static int fuzz_run_path(const char *path)
     }
     closedir(dir);
     return count;
+}
+
+/* Which mutators name. */
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size)
+{
+    (void)data;
+    return size < max_size ? size : max_size;
 }
 
 #pragma weak LLVMFuzzerInitialize

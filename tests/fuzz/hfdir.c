@@ -2,7 +2,7 @@
  *
  * With the two files of an adapter it is merged, and made an adapter file for the result. What converts, loads. The
  * folder is in memory where the system has /dev/shm. */
-#include "fuzz.h"
+#include "mutate_json.h"
 
 #define main convert_main
 #include "../../tools/convert.c"

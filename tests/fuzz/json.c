@@ -1,5 +1,5 @@
 /* json.c - tools/json.h on any bytes; whatever parses is walked whole */
-#include "fuzz.h"
+#include "mutate_json.h"
 
 #include "../../tools/json.h"
 

@@ -1,12 +1,15 @@
 /* safetensors.c - the header of a checkpoint file; how much data follows is the last number in it */
-#include "fuzz.h"
+#include "mutate_json.h"
 
 #include "../../tools/families.h"
 
 static void check_tensor(const st_tensor *t, uint64_t start, uint64_t end)
 {
     uint64_t bytes = st_dtype_bytes(t->dtype), i;
-    for (i = 0; i < t->rank; i++) bytes *= t->shape[i];
+    bool empty = false;
+    for (i = 0; i < t->rank; i++) empty = empty || t->shape[i] == 0;
+    for (i = 0; i < t->rank; i++) FUZZ_CHECK(!__builtin_mul_overflow(bytes, t->shape[i], &bytes) || empty);
+    if (empty) bytes = 0;
     FUZZ_CHECK(bytes == t->bytes && t->offset >= start && t->bytes <= end && t->offset <= end - t->bytes);
 }
 

@@ -161,7 +161,8 @@ static void write_json(void)
     write_text("safetensors", "two", "{\"__metadata__\":{\"format\":\"pt\"},"
         "\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
         "\"b.c\":{\"dtype\":\"BF16\",\"shape\":[],\"data_offsets\":[16,18]},"
-        "\"d\":{\"dtype\":\"F16\",\"shape\":[3],\"data_offsets\":[18,24]}}");
+        "\"d\":{\"dtype\":\"F16\",\"shape\":[3],\"data_offsets\":[18,24]},"
+        "\"e\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[24,24]}}");
 }
 
 typedef struct bytes {

@@ -1,5 +1,5 @@
 /* tokenizer_json.c - a tokenizer.json of any bytes, behind a zero a tokenizer_config.json: compile, encode, decode */
-#include "fuzz.h"
+#include "mutate_json.h"
 
 #include "../../tools/tokenizer.h"
 
