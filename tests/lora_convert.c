@@ -889,7 +889,7 @@ static void run_small(const char *name, void (*test)(void))
     test_end();
 }
 
-/* ---- every message ------------------------------------------------------------------------------------------------ */
+/* ---- every message ---------------------------------------------------------------------------- */
 
 static void test_messages(void)
 {
