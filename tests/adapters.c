@@ -386,7 +386,7 @@ static void repair_adapter(uint8_t *data, size_t size)
     image file;
     file.data = data;
     file.size = size;
-    if (size >= JMB_ADAPTER_BYTES) seal(&file);
+    if (size >= JMB_ADAPTER_BYTES && size % 8 == 0) seal(&file);
 }
 
 static void announce_adapter(uint8_t *data, size_t size)

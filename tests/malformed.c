@@ -745,7 +745,7 @@ static uint64_t adapter_place(uint32_t part)
 static void adapter_repair(uint8_t *data, size_t size)
 {
     image file = { data, size };
-    if (size >= JMB_ADAPTER_BYTES) seal(&file);
+    if (size >= JMB_ADAPTER_BYTES && size % 8 == 0) seal(&file);
 }
 
 static jamba_result adapter_load(const image *file, need how, jamba_error *error)
@@ -892,7 +892,7 @@ static uint64_t state_place(uint32_t part)
 
 static void state_repair(uint8_t *data, size_t size)
 {
-    if (size >= JMB_SAVED_BYTES) jmb_store_u64(data + 24, jmb_saved_hash(data, size));
+    if (size >= JMB_SAVED_BYTES && size % 8 == 0) jmb_store_u64(data + 24, jmb_saved_hash(data, size));
 }
 
 static jamba_result state_load(const image *file, need how, jamba_error *error)

@@ -606,7 +606,7 @@ static void victim_close(victim *v)
 
 static void repair_hash(uint8_t *data, size_t size)
 {
-    if (size >= JMB_SAVED_BYTES) jmb_store_u64(data + 24, jmb_saved_hash(data, size));
+    if (size >= JMB_SAVED_BYTES && size % 8 == 0) jmb_store_u64(data + 24, jmb_saved_hash(data, size));
 }
 
 /* Whatever has been restored, the session must bear to be used. */
