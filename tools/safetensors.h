@@ -260,7 +260,7 @@ static bool st_check_metadata(const st_shard *shard, const json_value *v, tool_e
     return ok || tool_error_set(error, "%s: __metadata__ is not an object of strings", shard->path);
 }
 
-/* Adds the tensors that the header `root` describes. */
+/* Adds the tensors that the header `root`, an object, describes. */
 static bool st_add_tensors(
     st_checkpoint *c, uint32_t shard_index, const json_value *root, uint64_t start, uint64_t end, tool_error *error)
 {
@@ -268,7 +268,6 @@ static bool st_add_tensors(
     size_t first = c->count, total = c->count + json_count(root);
     const json_value *v;
     st_tensor *grown;
-    if (json_kind(root) != JSON_OBJECT) return tool_error_set(error, "%s: the header is no object", shard->path);
     grown = (st_tensor *)realloc(c->tensors, (total + 1) * sizeof *grown);
     if (!grown) return tool_no_memory(error);
     c->tensors = grown;
