@@ -491,6 +491,27 @@ static void check_document(const char *json, const char *config, const char *wha
     json_free(&doc);
 }
 
+/* A list of merges that is too long is not read; the pieces of a model go with a tokenizer_config.json. */
+static void test_long_lists(void)
+{
+    static const char end[] = "0]}}", config[] = "{\"added_tokens_decoder\":7}", model[] = ONE_PIECE BPE;
+    const char *merges = strstr(words_json, "\"merges\":[") + 10;
+    tool_buffer data = repeated("0,", 2, JMB_MAX_MERGES, end, sizeof end - 1), out = { NULL, 0, 0, false };
+    size_t front = (size_t)(merges - words_json);
+    char *text = (char *)calloc(1, front + data.size + 1);
+    tool_error error;
+    json_doc doc;
+    memcpy(text, words_json, front);
+    memcpy(text + front, data.data, data.size);
+    check_document(text, NULL, "a million merges", "more than 1048576 merges");
+    free(text);
+    tool_buffer_free(&data);
+    test_require(json_parse(&doc, config, strlen(config), &error), config, error.message);
+    check_result(tokenizer_compile_model((const uint8_t *)model, sizeof model - 1, json_root(&doc), 40, &out, &error),
+        &error, config, "is not an object");
+    json_free(&doc);
+}
+
 /* `json` with the first `from` replaced. */
 static void check_tokenizer(const char *json, const char *from, const char *to, const char *words)
 {
@@ -1605,6 +1626,7 @@ int main(int argc, char **argv)
         { "tokenizer.model", test_models },
         { "large and odd models of tokens", test_large_models },
         { "more merges than there may be", test_many_merges },
+        { "lists that are too long", test_long_lists },
         { "tokenizer.json", test_tokenizers },
         { "tokens of tokenizer_config.json", test_listed_tokens },
         { "folders of tokenizers", test_tokenizer_folders },

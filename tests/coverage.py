@@ -34,6 +34,9 @@ ELSEWHERE = [
     ("jamba.h", "if (!jmb_rounds_to_float())", "true on 32-bit x86 without SSE2 only"),
     ("jamba.h", "if (!units) return jmb_no_memory(s->error);",
      "jmb_measure_added() has made the room for every token; the compiler cannot know"),
+    ("tools/tokenizer.h", "if (slot == JMB_NO_TOKEN) return tool_error_set(b->error, \"too many hash collisions",
+     "takes 512 merges whose tokens have one hash; tests/shapes.c makes them for the library"),
+    ("tools/tokenizer.h", "|| !tokenizer_keep_merge(b, merges, b->merge_count))", "the same"),
     ("tools/families.h", "missing[0] ? missing : jmb_tensor_name(t, name));",
      "every role of a family's blocks has a rule today; a family without one would say so here"),
 ]
@@ -137,10 +140,14 @@ def read_decisions(function, place, decisions):
     for record in function["mcdc_records"]:
         key = (place.names[0], record[0], record[1], record[2], record[3])
         conditions = list(record[6])
-        branches = sorted(b for b in function["branches"] if b[8] == 6 and b[6] not in place.parents
-                          and (record[0], record[1]) <= (b[0], b[1]) and (b[2], b[3]) <= (record[2], record[3]))
+        branches = {}
+        for b in function["branches"]:
+            _, line, columns = place.outermost(b[6], b[0], b[1])
+            if b[8] == 6 and (record[0], record[1]) <= (line, columns[0][1]) < (record[2], record[3]):
+                branches[line, columns[0][1]] = b
         if len(branches) == len(conditions):
-            conditions = [c or not has_sides(b, function, place) for b, c in zip(branches, conditions)]
+            conditions = [c or not has_sides(branches[at], function, place)
+                          for at, c in zip(sorted(branches), conditions)]
         old = decisions.get(key, [False] * len(conditions))
         decisions[key] = [a or b for a, b in zip(old, conditions)]
 
