@@ -214,9 +214,10 @@ make_seeds() {
         rm -rf "$out/seeds" && "$out/make_seeds" "$out/seeds"
 }
 
-# Of the targets that check no hash: the others share their inputs. Inputs that once crashed stay as they are.
+# Of the targets that check no hash: the others share their inputs. Seeds and inputs
+# that once crashed stay as they are.
 minimise() {
-    local name=$1 new=$out/minimised/$1 log=$out/minimise-$1.log
+    local name=$1 new=$out/minimised/$1 log=$out/minimise-$1.log seed
     rm -rf "$new"
     mkdir -p "$new" "$out/work/$name" "$out/work/${name}_mended" "$out/seeds/$name" "$corpus/$name"
     "$out/$name" -merge=1 -set_cover_merge=1 -use_counters=0 $limits -max_len="$(column "$name" 4)" "$new" \
@@ -224,6 +225,7 @@ minimise() {
     if [ $? -eq 0 ]; then
         find "$corpus/$name" -type f ! -name 'crash-*' -delete
         cp "$new"/* "$corpus/$name/"
+        for seed in "$out/seeds/$name"/*; do cp "$seed" "$corpus/$name/seed-${seed##*/}"; done
         report "$name" 0 "$log"
     else report "$name" 1 "$log"
     fi
