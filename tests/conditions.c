@@ -103,6 +103,7 @@ static void test_json(void)
         { "[,1]", "a value should be here" },
         { "{\"a\":1,\"bb\":2,\"c\":3,\"dd\":4}", NULL },
         { "{\"a\":1,\"b\":2,\"a\":3}", "the key \"a\" twice" },
+        { "{\"a\":1,\"a\":2}", "the key \"a\" twice" },
         { "", "the text ends where a value should be" },
     };
     size_t i;
@@ -127,6 +128,9 @@ static void test_json_limits(void)
         CHECK(!json_int(json_at(json_root(&doc), 2), &integer));
         CHECK(json_at(json_root(&doc), 3) == NULL);
     }
+    json_free(&doc);
+    if (CHECK(json_parse(&doc, "\"\\u007f\\u0080\\u07ff\\u0800\\uffff\\ud800\\udc00\"", 44, &error)))
+        CHECK(json_is_string(json_root(&doc), "\x7f\xc2\x80\xdf\xbf\xe0\xa0\x80\xef\xbf\xbf\xf0\x90\x80\x80"));
     json_free(&doc);
     test_locale.decimal_point = (char *)(uintptr_t) "\xd9\xab";
     check_json("1.5", 3, "this locale cannot read numbers");
@@ -915,6 +919,7 @@ static void test_configs(void)
         { "zamba2-abc", NULL, "\"mamba_headdim\":null", NULL },
         { "zamba2-abc", NULL, "\"n_mamba_heads\":null,\"mamba_headdim\":null", "" },
         { "zamba2-abc", NULL, "\"n_mamba_heads\":null,\"mamba_headdim\":131072", "n_mamba_heads (0)" },
+        { "llama", "head_dim", "\"num_attention_heads\":1,\"num_key_value_heads\":1", "shape" },
         { "llama", NULL, "\"rope_parameters\":7", "neither an object nor null" },
         { "llama", NULL, "\"rope_parameters\":null", NULL },
         { "llama", NULL, "\"rope_parameters\":null,\"rope_scaling\":[]", "neither an object nor null" },
@@ -1574,6 +1579,11 @@ static void test_sections(void)
     CHECK(jmb_rule_is_sound(&rule));
     rule.to_size = 0;
     CHECK(!jmb_rule_is_sound(&rule));
+    rule.kind = JMB_RULE_PREPEND;
+    rule.to_size = 1;
+    CHECK(!jmb_rule_is_sound(&rule));
+    rule.from_size = 0;
+    CHECK(jmb_rule_is_sound(&rule));
     jmb_heap_free(&heap);
 }
 

@@ -1707,9 +1707,10 @@ static bool plan_find_stored(
     }
     if (t->role == JMB_ROLE_HEAD && plan_get(plan, SET_TIED)) source->tensor = plan_find_global(plan, JMB_ROLE_EMBED);
     if (source->tensor) return rule_bind(plan, head_rules, t, b, source, error);
+    if (!missing[0]) jmb_tensor_name(t, missing);
     return tool_error_set(error,
         "%s: tensor %s is missing: the download is incomplete, or config.json belongs to another model",
-        plan->checkpoint.dir, missing[0] ? missing : jmb_tensor_name(t, name));
+        plan->checkpoint.dir, missing);
 }
 
 /* The source of one half of a tensor, and what is to be merged into it. */
