@@ -154,7 +154,7 @@ fuzz() {
     local name=$1 log=$out/fuzz-$1.log
     shift
     mkdir -p "$out/work/$name"
-    "$out/$name" $limits $(dictionary "$name") -max_len="$(column "$name" 4)" -print_final_stats=1 "$@" \
+    "$out/$name" $limits $(dictionary "$name") -max_len="$(column "$name" 4)" -keep_seed=1 -print_final_stats=1 "$@" \
         -artifact_prefix="$out/$name-" "$out/work/$name" "$corpus/$(column "$name" 2)" >"$log" 2>&1
 }
 

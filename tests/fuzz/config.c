@@ -11,6 +11,7 @@ enum { DATA = 1 << 30 };
 static bool open_checkpoint(st_checkpoint *c, const char *text, size_t size, uint64_t data, tool_error *error)
 {
     uint32_t index;
+    if (size == 0 || text[0] != '{') return false; /* as its caller asks first */
     c->dir = "/nowhere";
     if (!st_add_shard(c, "model.safetensors", &index, error)) return false;
     c->shards[0].file = open("/dev/zero", O_RDONLY);

@@ -16,7 +16,7 @@ plant() {
     fi && build_target "$copy/source" "$copy/bin" "$target" || { echo "FAIL plant $name: does not compile"; return; }
     begun=$(date +%s)
     "$copy/bin/$target" $limits $(dictionary "$target") -max_len="$(column "$target" 4)" -max_total_time=600 \
-        -print_final_stats=1 -artifact_prefix="$copy/" "$copy/work" "$corpus/$source" >"$copy/log" 2>&1
+        -keep_seed=1 -print_final_stats=1 -artifact_prefix="$copy/" "$copy/work" "$corpus/$source" >"$copy/log" 2>&1
     ran=$(awk '/stat::number_of_executed_units/ { print $2 }' "$copy/log")
     if [ -n "$(find "$copy" -maxdepth 1 -name '*-*' -print -quit)" ]; then # an input that breaks it
         ledger "plant-$name" "${ran:-0}" $(($(date +%s) - begun)) "found by $target"

@@ -158,6 +158,7 @@ static void write_json(void)
     char name[16];
     size_t i;
     for (i = 0; i < 5; i++) snprintf(name, sizeof name, "%d", (int)i), write_text("json", name, documents[i]);
+    write_text("safetensors", "empty", "{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}");
     write_text("safetensors", "two", "{\"__metadata__\":{\"format\":\"pt\"},"
         "\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"
         "\"b.c\":{\"dtype\":\"BF16\",\"shape\":[],\"data_offsets\":[16,18]},"
