@@ -1049,7 +1049,7 @@ static void test_vocab_rows(void)
 {
     static const char names[2][48] = { "base_model.model.lm_head.weight",
         "base_model.model.model.embed_tokens.weight" };
-    char path[PATH_ROOM], name[80];
+    char path[PATH_ROOM], name[96];
     jamba_model *model;
     convert_plan plan;
     tool_error error;
