@@ -1,6 +1,7 @@
 /* adapter.c - an adapter file of any bytes: load it for a model, set it, evaluate with it
  *
  * With FUZZ_MENDS its hash is set right first. */
+#include "mutate_words.h"
 #include "subjects.h"
 
 static const int kinds[] = { FUZZ_HYBRID, FUZZ_ZAMBA, FUZZ_MAMBA2 };

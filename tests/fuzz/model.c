@@ -2,6 +2,7 @@
  *
  * The identity in the header, which is free where hashes are not checked, chooses what the session is like. With
  * FUZZ_MENDS it is set right first, for a library that checks it. */
+#include "mutate_words.h"
 #include "subjects.h"
 
 enum { SESSION_MOST = 1 << 24, CONTEXT = 40, GENERATED = 4 };

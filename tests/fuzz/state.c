@@ -1,5 +1,6 @@
 /* state.c - a saved state of any bytes, restored into a live session: of the model that it names, of its twin with
  * other weights; then four tokens. With FUZZ_MENDS its hash is set right first. */
+#include "mutate_words.h"
 #include "subjects.h"
 
 static const int kinds[] = { FUZZ_HYBRID, FUZZ_HYBRID_TWIN, FUZZ_ZAMBA, FUZZ_MAMBA2 };
