@@ -8,6 +8,7 @@
 # platforms). JOBS=N at a time (one per processor). Needs BUILD/convert and BUILD/logits, compilers and emulators. A
 # platform without its compiler or emulator is skipped. Prints N passed, N failed[, N skipped].
 cd "$(dirname "$0")/.." || exit 1
+export LC_ALL=C.UTF-8 WINEDEBUG=-all # wine reads names of files by the locale
 build=${1:-build}
 work=$build/platforms
 jobs=${JOBS:-$(nproc 2>/dev/null || echo 1)}
