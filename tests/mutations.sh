@@ -90,8 +90,8 @@ mutate glu_swapped jamba.h 'v_mul(JMB_K(jmb_activation)(gate[t], l->act), up[t])
 mutate no_mlp_adapter jamba.h 'if (!b->block->rank) return;' 'if (!b->block->rank || b->block->kind == JMB_MLP) return;'
 mutate first_adapter jamba.h '(uint32_t)(b->block - b->model->blocks), role, 0' 'b->block->unit, role, 0'
 # ---- mamba
-mutate conv_flipped jamba.h 'v_fma(v_load(w + j * 16), past, sum)' 'v_fma(v_load(w + (taps - 1 - j) * 16), past, sum)' \
-    'v_fma(v_load(w + j * 16), newest, sum)' 'v_fma(v_load(w), newest, sum)'
+mutate conv_flipped jamba.h 'v_fma(v_load_le(w + j * 64), past, sum)' 'v_fma(v_load_le(w + (taps - 1 - j) * 64), past, sum)' \
+    'v_fma(v_load_le(w + j * 64), newest, sum)' 'v_fma(v_load_le(w), newest, sum)'
 mutate conv_not_activated jamba.h 'v_store(u, JMB_K(jmb_activation)(sum, op->block->act));' 'v_store(u, sum);'
 mutate conv_state_lost jamba.h 'if (taps > 1) v_store(state + (taps - 2) * 16, newest);' ''
 mutate a_no_exp tools/families.h 'minus_exp = ' 'minus_exp = 0 && '
@@ -124,8 +124,8 @@ mutate m2_norm_eps_of_blocks tools/families.h 'b->inner_eps = (float)plan->setti
 mutate m2_norm_eps_fixed tools/families.h 'b->inner_eps = (float)plan->settings[SET_INNER_EPS];' 'b->inner_eps = 1e-5f;'
 mutate m2_norm_before_gate jamba.h \
     'for (i = 0; i < op->block->d_inner; i += 16) v_store(y + i, v_mul(v_load(y + i), v_silu(v_load(z + i))));' '' \
-    'v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part(w + i, n))' \
-    'v_mul(v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part(w + i, n)), v_silu(v_load_part(z + i, n)))'
+    'v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part_le(w + i * 4, n))' \
+    'v_mul(v_mul(v_mul(v_load_part(y + i, n), scale), v_load_part_le(w + i * 4, n)), v_silu(v_load_part(z + i, n)))'
 # ---- shared blocks
 mutate zamba_halves tools/families.h 'source->step = rule->rows == ROWS_EVEN || rule->rows == ROWS_ODD ? 2 : 1;' \
     'source->step = 1;' 'case ROWS_ODD: *total = 2 * rows; return 1;' 'case ROWS_ODD: *total = 2 * rows; return rows;'
