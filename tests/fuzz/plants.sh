@@ -46,8 +46,8 @@ stale "$out/models.o" && build_models . "$out"
 grow rule_size model jamba.h 'rule->from_size > JMB_MAX_RULE_TEXT || rule->to_size > JMB_MAX_RULE_TEXT || size' size
 grow shape_product safetensors tools/safetensors.h 'bytes = jmb_mul(bytes, (uint64_t)size);' 'bytes *= (uint64_t)size;'
 # ---- II: numbers cut short
-grow token_sign model jamba.h 'token == JMB_NO_TOKEN || token < vocab' \
-    'token == JMB_NO_TOKEN || (int32_t)token < (int32_t)vocab'
+grow shape_cut safetensors tools/safetensors.h 'bytes = jmb_mul(bytes, (uint64_t)size);' \
+    'bytes = (uint32_t)jmb_mul(bytes, (uint64_t)size);'
 grow field_length tokenizer_model tools/sentencepiece.h 'field->value > (uint64_t)(r->end - r->p)' \
     '(int32_t)field->value > (int32_t)(r->end - r->p)'
 # ---- III: indices from the file
