@@ -30,8 +30,8 @@ APITESTS := $(patsubst %.c,$(BUILD)/%,$(shell grep -l 'define SUPPORT_API_ONLY' 
 STORY    := $(BUILD)/storyteller.jamba
 
 .DELETE_ON_ERROR:
-.PHONY: all run test faults platforms stack million coverage mutations-validation fuzz campaign sweeps real-size bench bench-peer bench-sessions lint analyse \
-	install clean help FORCE
+.PHONY: all run test faults sweeps real-size coverage mutations-validation bench bench-peer bench-sessions platforms \
+	stack million lint analyse fuzz campaign install clean help FORCE
 
 all: $(PROGRAMS) ## build every tool and example (the default)
 

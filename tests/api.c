@@ -421,10 +421,7 @@ static void test_special_text(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "names and version", test_names },
         { "load arguments", test_load_arguments },
         { "describe", test_describe },
@@ -438,7 +435,6 @@ int main(int argc, char **argv)
         { "text arguments", test_text_arguments },
         { "special tokens in text", test_special_text },
     };
-    size_t i;
     test_start(argc, argv);
     if (!test_state.list) {
         test_require(convert("tests/cases/llama-linear", "llama-linear", "f32", model_path), "convert", "llama-linear");
@@ -448,11 +444,7 @@ int main(int argc, char **argv)
         test_require(model && story, "no model", "");
         vocab = model_vocab(model);
     }
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     jamba_model_free(model);
     jamba_model_free(story);
     return test_summary();

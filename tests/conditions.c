@@ -19,6 +19,7 @@ static struct lconv *test_localeconv(void)
 
 #include "../tools/families.h"
 #include "../tools/tokenizer.h"
+#include "tokenizer_files.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
@@ -458,20 +459,7 @@ static void test_large_models(void)
 
 /* ---- tokenizer.json ------------------------------------------------------------------------------------------- */
 
-static const char words_json[] =
-    "{\"version\":\"1.0\",\"added_tokens\":["
-    "{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false,\"lstrip\":false,\"rstrip\":false,"
-    "\"single_word\":false}],"
-    "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},"
-    "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]},"
-    "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"always\","
-    "\"split\":true},"
-    "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},"
-    "\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
-    "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},"
-    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,"
-    "\"vocab\":{\"<unk>\":0,\"a\":1,\"b\":2,\"\\u2581\":3,\"ab\":4,\"\\u2581a\":5,\"<0xC3>\":6,\"<0xA9>\":7,\"aab\":8},"
-    "\"merges\":[[\"a\",\"b\"],\"\\u2581 a\",[\"a\",\"ab\"]]}}";
+static const char words_json[] = WORDS_JSON("");
 
 static const char raw_json[] =
     "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":{\"type\":\"NFC\"},"
@@ -1624,10 +1612,7 @@ static void test_chat_arguments(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "JSON", test_json },
         { "limits of JSON", test_json_limits },
         { "headers of safetensors", test_headers },
@@ -1665,13 +1650,8 @@ int main(int argc, char **argv)
         { "normalised tokens", test_normalised_tokens },
         { "arguments of chats", test_chat_arguments },
     };
-    size_t i;
     test_start(argc, argv);
-    for (i = 0; i < COUNT(tests); i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        mkdir(temp_path(folder, "folder"), 0777);
-        tests[i].run();
-        test_end();
-    }
+    mkdir(temp_path(folder, "folder"), 0777);
+    test_run(tests, sizeof tests / sizeof tests[0]);
     return test_summary();
 }

@@ -921,10 +921,7 @@ static void test_messages(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "every prefix of config.json", test_config_prefixes },
         { "every prefix of generation_config.json", test_generation_prefixes },
         { "every prefix of tokenizer.json", test_tokenizer_prefixes },
@@ -949,7 +946,6 @@ int main(int argc, char **argv)
         { "memory does not grow with the model", test_memory },
 #endif
     };
-    size_t i;
     test_start(argc, argv);
     if (!test_state.list) {
         static const char tokenizer_config[] =
@@ -962,10 +958,6 @@ int main(int argc, char **argv)
         tiny_path(out_path, out_folder, "out.jamba");
         remove(out_path);
     }
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     return test_summary();
 }

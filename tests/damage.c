@@ -462,10 +462,7 @@ static void test_odd_files(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "the small model", test_size },
         { "bytes after the end", test_trailing },
         { "data of one pattern", test_data_patterns },
@@ -505,11 +502,7 @@ int main(int argc, char **argv)
             sweeps[k].run(&subjects[i]);
             test_end();
         }
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     close_subjects();
     free(file);
     return test_summary();

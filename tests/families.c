@@ -384,22 +384,14 @@ static void test_refusals(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = { { "shared blocks under another layer's name", test_other_layer },
+    static const named_test tests[] = { { "shared blocks under another layer's name", test_other_layer },
         { "tensors under a wrong name", test_wrong_layer }, { "copies of shared blocks", test_copies },
         { "a stored head that is tied", test_tied_head }, { "types of layers", test_layer_types },
         { "old keys of zamba2", test_old_keys }, { "spellings of mamba2", test_mamba2_spellings },
         { "--dt-limit", test_dt_limit }, { "--dt-limit, wrong", test_dt_limit_usage }, { "refused", test_refusals } };
-    size_t i;
     test_start(argc, argv);
     temp_path(folder, "folder");
     mkdir(folder, 0777);
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     return test_summary();
 }

@@ -945,10 +945,7 @@ static void make_files(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "memory: load", test_load },
         { "memory: adapters", test_adapter },
         { "memory: sessions", test_session },
@@ -969,15 +966,10 @@ int main(int argc, char **argv)
     };
     const char *wanted = getenv("SOAK");
     int cycles = wanted ? atoi(wanted) : 200;
-    size_t i;
     test_start(argc, argv);
     test_require(cycles > 0, "SOAK must be a number of cycles, not", wanted);
     if (!test_state.list) make_files();
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     if (test_begin("%d loads", cycles)) {
         test_soak(cycles);
         test_end();

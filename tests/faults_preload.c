@@ -128,30 +128,17 @@ static int open_file(const char *path, int flags, mode_t mode)
     return fails("open") ? -1 : (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
 }
 
-static mode_t mode_of(int flags, va_list args)
-{
-    return flags & O_CREAT ? va_arg(args, mode_t) : 0;
-}
-
 int open(const char *path, int flags, ...)
 {
     va_list args;
     mode_t mode;
     va_start(args, flags);
-    mode = mode_of(flags, args);
+    mode = flags & O_CREAT ? va_arg(args, mode_t) : 0;
     va_end(args);
     return open_file(path, flags, mode);
 }
 
-int open64(const char *path, int flags, ...)
-{
-    va_list args;
-    mode_t mode;
-    va_start(args, flags);
-    mode = mode_of(flags, args);
-    va_end(args);
-    return open_file(path, flags, mode);
-}
+int open64(const char *path, int flags, ...) __attribute__((alias("open")));
 
 ssize_t read(int file, void *data, size_t size)
 {

@@ -1284,10 +1284,7 @@ static void test_long(const family *f)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "numbers in every tensor", test_numbers },
         { "samplers and logits of every number", test_samplers },
         { "equal logits", test_equal_logits },
@@ -1300,11 +1297,7 @@ int main(int argc, char **argv)
     static const char *const locales[] = { "de_DE", "tr_TR" };
     size_t i;
     test_start(argc, argv);
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     for (i = 0; i < sizeof locales / sizeof locales[0]; i++)
         if (test_begin("locale %s", locales[i])) check_locale(locales[i]);
     for (i = 0; i < FAMILIES; i++) {

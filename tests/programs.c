@@ -687,10 +687,7 @@ static void test_draws(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "x beside the embedding", test_wide_inputs },
         { "random programs", test_random_programs },
         { "scans of all shapes", test_scans },
@@ -700,13 +697,8 @@ int main(int argc, char **argv)
         { "repeat penalty", test_penalty },
         { "draws without and with order", test_draws },
     };
-    size_t i;
     test_start(argc, argv);
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     if (test_begin("floating-point exceptions that trap")) test_traps();
     return test_summary();
 }

@@ -617,10 +617,7 @@ static void test_bad_weights(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "greedy", test_greedy },
         { "seeds", test_seeds },
         { "distributions", test_distributions },
@@ -635,7 +632,6 @@ int main(int argc, char **argv)
         { "filter writes NaN or infinity", test_filter_numbers },
         { "NaN and infinite weights", test_bad_weights },
     };
-    size_t i;
     int32_t *tokens = NULL;
     test_start(argc, argv);
     if (!test_state.list) {
@@ -646,11 +642,7 @@ int main(int argc, char **argv)
         tokens = golden_tokens("mixtral-top3", 90);
         test_require(jamba_eval(session, tokens, 90) == JAMBA_OK, "evaluation", jamba_session_error(session)->message);
     }
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     free(tokens);
     jamba_session_free(session);
     jamba_model_free(model);

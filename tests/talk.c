@@ -1451,10 +1451,7 @@ static jamba_model *tiny_chat(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "the log is the conversation written out", test_whole },
         { "who may begin, and in which order", test_order },
         { "pieces of whole characters", test_pieces },
@@ -1487,7 +1484,6 @@ int main(int argc, char **argv)
     };
     const char *wanted = getenv("CHATS");
     int chats = wanted ? atoi(wanted) : 2000;
-    size_t i;
     test_start(argc, argv);
     test_require(chats > 0, "CHATS must be a number of conversations, not", wanted);
     if (!test_state.list) {
@@ -1496,11 +1492,7 @@ int main(int argc, char **argv)
         tiny = tiny_chat();
         test_require(story && tiny, "no model", "");
     }
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     if (test_begin("%d random conversations", chats)) {
         test_random((uint64_t)chats);
         test_end();

@@ -109,6 +109,21 @@ TEST_UNUSED static void test_skip(const char *why)
     test_state.skipped++;
 }
 
+typedef struct named_test {
+    const char *name;
+    void (*run)(void);
+} named_test;
+
+TEST_UNUSED static void test_run(const named_test *tests, size_t count)
+{
+    size_t i;
+    for (i = 0; i < count; i++) {
+        if (!test_begin("%s", tests[i].name)) continue;
+        tests[i].run();
+        test_end();
+    }
+}
+
 /* Counts and prints one failed check. Returns `ok`. */
 TEST_UNUSED TEST_PRINTF(4) static bool test_check(bool ok, const char *file, int line, const char *format, ...)
 {

@@ -799,10 +799,7 @@ static void test_lora(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = {
+    static const named_test tests[] = {
         { "wrong usage and no models", test_usage },
         { "logits", test_logits },
         { "tokenize", test_tokenize },
@@ -823,7 +820,6 @@ int main(int argc, char **argv)
         { "examples/npc", test_npc },
         { "adapters in chat and npc", test_lora },
     };
-    size_t i;
     test_start(argc, argv);
     if (!test_state.list) {
         test_require(convert("tests/cases/llama-linear", "llama-linear", "f32", model_path), "convert", "llama-linear");
@@ -831,11 +827,7 @@ int main(int argc, char **argv)
         temp_path(in_path, "in");
         temp_path(out_path, "out");
     }
-    for (i = 0; i < sizeof tests / sizeof tests[0]; i++) {
-        if (!test_begin("%s", tests[i].name)) continue;
-        tests[i].run();
-        test_end();
-    }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     if (test_begin("examples/cpp")) {
         char path[PATH_ROOM];
         snprintf(path, sizeof path, "%s/cpp", test_state.build);

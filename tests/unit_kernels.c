@@ -558,22 +558,14 @@ static void check_arithmetic(void)
 
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        void (*run)(void);
-    } tests[] = { { "fma is exact", check_fma }, { "lanes equal plain C", check_lanes },
+    static const named_test tests[] = { { "fma is exact", check_fma }, { "lanes equal plain C", check_lanes },
         { "f16 conversion", check_f16 },
         { "accuracy of elementary functions", check_accuracy }, { "limits of elementary functions", check_limits },
         { "activation codes", check_quantise }, { "linears of every instruction set", check_linears },
         { "choice of experts", check_experts }, { "sha-256", check_sha256 },
         { "64-bit hash", check_hash64 }, { "checked arithmetic and messages", check_arithmetic } };
-    size_t i;
     test_start(argc, argv);
-    for (i = 0; i < sizeof tests / sizeof *tests; i++)
-        if (test_begin("%s", tests[i].name)) {
-            tests[i].run();
-            test_end();
-        }
+    test_run(tests, sizeof tests / sizeof tests[0]);
     if (test_begin("best kernels: %s", jmb_choose_kernels(JAMBA_CPU_BEST)->name)) {
         check_choice();
         test_end();

@@ -8,6 +8,7 @@
 
 #include "tools/chat_formats.h"
 #include "tools/tokenizer.h"
+#include "tokenizer_files.h"
 
 /* ---- a tokenizer in memory -------------------------------------------------------------------- */
 
@@ -727,21 +728,8 @@ static void test_failing_memory(const text_model *m)
 /* ---- damaged sections ----------------------------------------------------------------------------- */
 
 static const char tiny_json[] =
-    "{\"version\":\"1.0\",\"added_tokens\":["
-    "{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false,\"lstrip\":false,\"rstrip\":false,"
-    "\"single_word\":false},"
-    "{\"id\":9,\"content\":\"XY\",\"special\":false,\"normalized\":true,\"lstrip\":true,\"rstrip\":true,"
-    "\"single_word\":true}],"
-    "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},"
-    "{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]},"
-    "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"always\","
-    "\"split\":true},"
-    "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},"
-    "\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
-    "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},"
-    "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"fuse_unk\":true,\"byte_fallback\":true,"
-    "\"vocab\":{\"<unk>\":0,\"a\":1,\"b\":2,\"\\u2581\":3,\"ab\":4,\"\\u2581a\":5,\"<0xC3>\":6,\"<0xA9>\":7,\"aab\":8},"
-    "\"merges\":[[\"a\",\"b\"],\"\\u2581 a\",[\"a\",\"ab\"]]}}";
+    WORDS_JSON(",{\"id\":9,\"content\":\"XY\",\"special\":false,\"normalized\":true,\"lstrip\":true,\"rstrip\":true,"
+        "\"single_word\":true}");
 enum { TINY_VOCAB = 12 };
 
 /* A byte-level one: \u0120 is a blank, \u00c3\u00a9 the two bytes of U+00E9, and "  " no token of bytes. */
@@ -1063,41 +1051,6 @@ static void test_refused_forms(void)
 }
 
 /* ---- tokenizer.model --------------------------------------------------------------------------------- */
-
-static void pb_varint(tool_buffer *out, uint64_t value)
-{
-    for (; value > 127; value >>= 7) tool_buffer_u8(out, (uint8_t)(value | 128));
-    tool_buffer_u8(out, (uint8_t)value);
-}
-
-static void pb_number(tool_buffer *out, uint32_t field, uint64_t value)
-{
-    pb_varint(out, field << 3);
-    pb_varint(out, value);
-}
-
-static void pb_bytes(tool_buffer *out, uint32_t field, const void *bytes, size_t size)
-{
-    pb_varint(out, field << 3 | 2);
-    pb_varint(out, size);
-    tool_buffer_add(out, bytes, size);
-}
-
-static void pb_message(tool_buffer *out, uint32_t field, tool_buffer *message)
-{
-    pb_bytes(out, field, message->data, message->size);
-    tool_buffer_free(message);
-}
-
-static void pb_piece(tool_buffer *out, const char *text, float score, sp_type type)
-{
-    tool_buffer piece = { NULL, 0, 0, false };
-    pb_bytes(&piece, 1, text, strlen(text));
-    tool_buffer_u8(&piece, 2 << 3 | 5);
-    tool_buffer_u32(&piece, jmb_bits_of(score));
-    pb_number(&piece, 3, type);
-    pb_message(out, 1, &piece);
-}
 
 /* A model of six normal pieces; what varies is one of its settings, or one more piece. */
 typedef struct model_spec {

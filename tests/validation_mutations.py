@@ -69,7 +69,7 @@ INERT = re.compile(
 TOKEN = re.compile(r"<<=?|>>=?|->|<=|>=|==|!=|&&|\|\||<|>|(?<![\w.])(?:0x[0-9a-fA-F]+|\d+)[uUlL]*(?![\w.])")
 SWAPS = {"<": ["<=", ">="], "<=": ["<", ">"], ">": [">=", "<="], ">=": [">", "<"], "==": ["!="], "!=": ["=="],
          "&&": ["||"], "||": ["&&"]}
-SITE = re.compile(r"\b(if|while|for|JMB_TRY)\s*\(|\breturn\b|(?<![=!<>])=(?!=)")
+SITE = re.compile(r"\b(if|while|for|JMB_TRY|JMB_TRY_HASH)\s*\(|\breturn\b|(?<![=!<>])=(?!=)")
 
 
 def blank(match):
@@ -129,7 +129,7 @@ def variants(text, mask, start, end, what):
     body = text[start:end]
     if re.match(r"\s*(jmb_fail|jmb_bad_\w+|tool_fail\w*|json_fail|\w+_fail\w*)\(", body) or not body.strip():
         return
-    if what == "JMB_TRY":
+    if what.startswith("JMB_TRY"):
         yield "the check dropped", f"(({body}), JAMBA_OK)"
     if what == "if" and re.match(r"\)\s*(\{\s*)?return\b", mask[end:end + 200]):
         yield "the check dropped", "0"

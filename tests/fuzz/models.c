@@ -1,6 +1,7 @@
 /* models.c - see models.h */
 #include "../../tools/writer.h"
 
+#include "../tokenizer_files.h"
 #include "models.h"
 
 /* ---- tokenizers ------------------------------------------------------------------------------------------ */
@@ -165,36 +166,6 @@ char *fuzz_tokenizer_json(int kind, int whole)
 }
 
 /* ---- tokenizer.model ------------------------------------------------------------------------------------- */
-
-static void pb_varint(tool_buffer *out, uint64_t value)
-{
-    for (; value > 127; value >>= 7) tool_buffer_u8(out, (uint8_t)(value | 128));
-    tool_buffer_u8(out, (uint8_t)value);
-}
-
-static void pb_number(tool_buffer *out, uint32_t field, uint64_t value)
-{
-    pb_varint(out, field << 3);
-    pb_varint(out, value);
-}
-
-static void pb_bytes(tool_buffer *out, uint32_t field, const void *bytes, size_t size)
-{
-    pb_varint(out, field << 3 | 2);
-    pb_varint(out, size);
-    tool_buffer_add(out, bytes, size);
-}
-
-static void pb_piece(tool_buffer *out, const char *text, float score, sp_type type)
-{
-    tool_buffer piece = { NULL, 0, 0, false };
-    pb_bytes(&piece, 1, text, strlen(text));
-    tool_buffer_u8(&piece, 2 << 3 | 5);
-    tool_buffer_u32(&piece, jmb_bits_of(score));
-    pb_number(&piece, 3, type);
-    pb_bytes(out, 1, piece.data, piece.size);
-    tool_buffer_free(&piece);
-}
 
 /* Kind 0: as Llama's. 1: without byte fallback, with a token of the user. 2: of the type unigram. */
 uint8_t *fuzz_sentencepiece(int kind, size_t *size)

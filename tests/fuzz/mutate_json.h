@@ -6,9 +6,6 @@
 
 #include "fuzz.h"
 
-size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
-
 static const char *const json_values[] = { "0", "1", "-1", "2", "3", "7", "64", "65536", "1048576", "2147483647",
     "2147483648", "4294967295", "4294967296", "4611686018427387904", "9223372036854775807", "-9223372036854775808",
     "18446744073709551616", "0.5", "1e400", "-0", "null", "true", "false", "\"\"", "\"a\"", "\"\\u0000\"", "[]", "{}",

@@ -6,9 +6,6 @@
 
 #include "fuzz.h"
 
-size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
-
 static const uint32_t word_values[] = { 0, 1, 2, 3, 4, 15, 16, 17, 64, 255, 256, 1u << 16, 1u << 20, 1u << 30,
     0x7f800000u, 0x7fc00000u, 0x7fffffffu, 0x80000000u, 0x80000001u, 0xfffffffeu, 0xffffffffu };
 enum { WORD_VALUES = sizeof word_values / sizeof word_values[0], WORD_HEAD = 512 };
