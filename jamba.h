@@ -1930,6 +1930,7 @@ enum {
     JMB_MAX_BLOCKS = 4096,
     JMB_MAX_HEADS = 1024,
     JMB_MAX_MAMBA_HEADS = 32, /* each takes operations and tensors of its own */
+    JMB_MAX_OPERATIONS = 1 << 16, /* of the plan: blocks that share their tensors cost the file next to nothing */
     JMB_MAX_STRINGS = 4096,
     JMB_MAX_HEAD_DIM = 1024,
     JMB_MAX_STATE = 1024,
@@ -8765,6 +8766,9 @@ static jamba_result jmb_load_plan(jamba_model *model, jamba_error *error)
     for (i = 0; i < model->metadata.header.tensors; i++)
         model->metadata.tensors[i].data = model->data + model->metadata.tensors[i].offset;
     jmb_build_plan(plan, &model->metadata);
+    if (plan->count > JMB_MAX_OPERATIONS)
+        return jmb_fail(error, JAMBA_ERR_FORMAT, model->metadata.parts.program,
+            "the blocks need %u operations, more than %u", plan->count, (uint32_t)JMB_MAX_OPERATIONS);
     plan->ops = (jmb_op *)jmb_heap_take(&model->heap, plan->count, sizeof *plan->ops);
     if (!plan->ops) return jmb_no_memory(error);
     jmb_build_plan(plan, &model->metadata);

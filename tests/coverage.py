@@ -36,7 +36,7 @@ ELSEWHERE = [
      "jmb_measure_added() has made the room for every token; the compiler cannot know"),
     ("tools/tokenizer.h", "if (slot == JMB_NO_TOKEN) return tool_error_set(b->error, \"too many hash collisions",
      "takes 512 merges whose tokens have one hash; tests/shapes.c makes them for the library"),
-    ("tools/tokenizer.h", "|| !tokenizer_keep_merge(b, merges, b->merge_count))", "the same"),
+    ("tools/tokenizer.h", "if (!tokenizer_keep_merge(b, merges, b->merge_count)) return false;", "the same"),
     ("tools/families.h", "if (!missing[0]) jmb_tensor_name(t, missing);",
      "every role of a family's blocks has a rule today; a family without one would say so here"),
 ]

@@ -193,6 +193,21 @@ static void test_wrong_layer(void)
     check_refused("no such slot", p, "adapter_list.2.0.weight is missing");
 }
 
+/* A slot of the model's own adapters belongs to every use of its block: elsewhere it has no place. */
+static void test_idle_adapters(void)
+{
+    static const char from[] = "layers.1.shared_transformer.feed_forward.gate_up_proj_adapter_list.0.";
+    parts p = read_case("zamba2-rope");
+    copy_tensors(&p, from, "layers.4.shared_transformer.feed_forward.gate_up_proj_adapter_list.0.", 1);
+    check_same("zamba2-rope", p);
+    p = read_case("zamba2-rope");
+    copy_tensors(&p, from, "layers.3.shared_transformer.feed_forward.gate_up_proj_adapter_list.0.", 1);
+    check_refused("a slot of the other block", p, "gate_up_proj_adapter_list.0.0.weight has no place");
+    p = read_case("zamba2-rope");
+    copy_tensors(&p, from, "layers.2.shared_transformer.feed_forward.gate_up_proj_adapter_list.0.", 1);
+    check_refused("a slot in a layer without a block", p, "gate_up_proj_adapter_list.0.0.weight has no place");
+}
+
 /* Stored twice: the same is stored once in the model, something else is a block of its own. */
 static void test_copies(void)
 {
@@ -385,7 +400,8 @@ static void test_refusals(void)
 int main(int argc, char **argv)
 {
     static const named_test tests[] = { { "shared blocks under another layer's name", test_other_layer },
-        { "tensors under a wrong name", test_wrong_layer }, { "copies of shared blocks", test_copies },
+        { "tensors under a wrong name", test_wrong_layer },
+        { "adapters that nothing uses", test_idle_adapters }, { "copies of shared blocks", test_copies },
         { "a stored head that is tied", test_tied_head }, { "types of layers", test_layer_types },
         { "old keys of zamba2", test_old_keys }, { "spellings of mamba2", test_mamba2_spellings },
         { "--dt-limit", test_dt_limit }, { "--dt-limit, wrong", test_dt_limit_usage }, { "refused", test_refusals } };

@@ -712,6 +712,37 @@ static void test_cut_metadata(void)
     jmb_heap_free(&heap);
 }
 
+/* Blocks that all use one block's tensors, each a small part of the file and a large one of the plan. */
+static void test_many_operations(void)
+{
+    jamba_model model;
+    jamba_error error;
+    program p = start_program(VOCAB, 64, JMB_F32);
+    jmb_block *b = add_block(&p, JMB_MAMBA), *blocks;
+    image file;
+    uint32_t i;
+    b->heads = JMB_MAX_MAMBA_HEADS;
+    b->d_inner = 64;
+    file = write_image(&p);
+    memset(&model, 0, sizeof model);
+    model.heap.allocator = jmb_allocator_or_default(NULL);
+    model.data = file.data;
+    test_require(jmb_parse_metadata(&model.metadata, &model.heap, file.data, file.size, file.size, &error) == JAMBA_OK,
+        "no metadata", error.message);
+    blocks = (jmb_block *)jmb_heap_take(&model.heap, JMB_MAX_BLOCKS, sizeof *blocks);
+    test_require(blocks != NULL, "out of memory", "blocks");
+    for (i = 0; i < JMB_MAX_BLOCKS; i++) blocks[i] = model.metadata.blocks[0];
+    model.metadata.blocks = blocks;
+    model.metadata.header.blocks = JMB_MAX_BLOCKS;
+    CHECK(jmb_load_plan(&model, &error) == F && error.offset == JMB_HEADER_BYTES);
+    CHECK_THAT(strstr(error.message, " operations, more than 65536") != NULL, "%s", error.message);
+    rules_note(error.message);
+    model.metadata.header.blocks = JMB_MAX_OPERATIONS / JMB_MAX_MAMBA_HEADS / 8;
+    CHECK_THAT(jmb_load_plan(&model, &error) == JAMBA_OK, "%s", error.message);
+    jmb_heap_free(&model.heap);
+    image_free(&file);
+}
+
 /* ---- an adapter ---------------------------------------------------------------------------------------- */
 
 static jamba_model *base;
@@ -1027,6 +1058,7 @@ int main(int argc, char **argv)
     check_rows(&model, rows, directory_rows(rows));
     test_many_strings();
     test_cut_metadata();
+    test_many_operations();
     base = load_image(&model_file, JAMBA_CPU_BEST);
     test_require(base != NULL, "the model does not load", "malformed.c");
     make_adapter_file();

@@ -1015,6 +1015,8 @@ static void test_refused_forms(void)
     refuse("\"fuse_unk\":true", "\"shape\":1", "the model has the key \"shape\", which is not known");
     refuse("\"fuse_unk\":true", "\"type dropout\":1", "the model has the key \"type dropout\", which is not known");
     refuse("\"fuse_unk\":true", "\"type\\u0000s\":1", "the model has the key \"type\", which is not known");
+    refuse("\"fuse_unk\":true", "\"a_key_of_more_than_the_sixty_two_characters_that_known_keys_could_have\":1",
+        "the model has the key \"a_key_of_more_than_the_sixty_two_charact\", which is not known");
     refuse("\"fuse_unk\":true", "\"fuse_unk\":1", "\"fuse_unk\" is neither true nor false");
     refuse("\"unk_token\":\"<unk>\"", "\"unk_token\":\"<u>\"", "unk_token is not in the vocabulary");
     refuse("\"Sequence\",\"normalizers\"", "\"NFC\",\"normalizers\"",

@@ -683,9 +683,9 @@ static bool tokenizer_collect_merges(tokenizer_build *b, const json_value *list,
     for (v = json_first(list); v; v = json_next(v)) {
         const char *text = json_string(v, NULL);
         if (text && strncmp(text, "#version", 8) == 0) continue;
-        if (!tokenizer_read_pair(b, v, &pair) || !tokenizer_resolve_merge(b, &pair, &merges[b->merge_count])
-            || !tokenizer_keep_merge(b, merges, b->merge_count))
+        if (!tokenizer_read_pair(b, v, &pair) || !tokenizer_resolve_merge(b, &pair, &merges[b->merge_count]))
             return false;
+        if (!tokenizer_keep_merge(b, merges, b->merge_count)) return false;
         merges[b->merge_count].rank = b->merge_count;
         b->merge_count++;
     }
