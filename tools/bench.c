@@ -40,6 +40,7 @@ typedef struct bench {
     int prompt, written, repeats, threads;
     depth_result depths[DEPTHS_MAX];
     int depth_count;
+    double *rates; /* of all depths */
     int batch; /* sessions; the first one is the run's */
     jamba_session *sessions[BATCH_MAX];
     bool json;
@@ -438,10 +439,10 @@ static void print_depth(const bench *b, const depth_result *at)
 static void take_results(bench *b)
 {
     size_t count = (size_t)b->repeats;
-    double *rates = (double *)calloc(count * (size_t)b->depth_count, 3 * sizeof *rates);
-    if (!rates) tool_die(TOOL, "out of memory for %d repeats", b->repeats);
+    b->rates = (double *)calloc(count * (size_t)b->depth_count, 3 * sizeof *b->rates);
+    if (!b->rates) tool_die(TOOL, "out of memory for %d repeats", b->repeats);
     for (int i = 0; i < b->depth_count; i++) {
-        b->depths[i].prompt = rates + (size_t)i * 3 * count;
+        b->depths[i].prompt = b->rates + (size_t)i * 3 * count;
         b->depths[i].decode = b->depths[i].prompt + count;
         b->depths[i].batch = b->depths[i].decode + count;
     }
@@ -462,7 +463,7 @@ int main(int argc, char **argv)
     measure(&b);
     if (!b.json) print_machine(&b);
     for (int i = 0; i < b.depth_count; i++) print_depth(&b, &b.depths[i]);
-    free(b.depths[0].prompt);
+    free(b.rates);
     free(b.tokens);
     for (int i = 1; i < b.batch; i++) jamba_session_free(b.sessions[i]);
     run_close(&b.run);
