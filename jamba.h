@@ -10377,7 +10377,7 @@ static void jmb_walk_tile(jmb_walk *w, const jmb_kv_tile *own, const jmb_kv_tile
     const jmb_kv_tile *to = w->reads ? own : saved, *from = w->reads ? saved : own;
     if (to->type == from->type) jmb_copy_tile(to, from);
     else if (!jmb_convert_tile(w->session->model->kernels, to, from, count)) w->lost = true;
-    if (!w->reads && count < 16) jmb_clear_tile(to, count);
+    if (!w->reads) jmb_clear_tile(to, count);
 }
 
 /* Keys and values of one attention block. */

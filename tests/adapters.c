@@ -466,6 +466,20 @@ static bool want_few(const plan_entry *e, const jamba_model *model)
     return e->key.block == 0 && e->w->cols < 200 && (e->key.role == JMB_ROLE_DT || e->key.role == JMB_ROLE_DT_LOW);
 }
 
+/* The largest rank there may be, and eight bytes of something else. */
+static void check_limits(const jamba_model *model, plan_entry *entries, size_t count)
+{
+    jamba_adapter *adapter = NULL;
+    jamba_error error;
+    image file;
+    entries[0].rank = JMB_MAX_RANK;
+    file = make_adapter(model, entries, count, JMB_F16, 1);
+    jamba_adapter_free(load_adapter(model, &file));
+    free(file.data);
+    CHECK(jamba_adapter_load(&adapter, model, jamba_from_memory("jamba.h ", 8), &error) == JAMBA_ERR_FORMAT);
+    CHECK_THAT(strstr(error.message, "not an adapter for jamba.h") != NULL && !adapter, "%s", error.message);
+}
+
 static void test_refusals(void)
 {
     static plan_entry entries[ENTRIES_MAX];
@@ -477,10 +491,12 @@ static void test_refusals(void)
     model = load_for_cpu(path, JAMBA_CPU_BEST);
     other = load_for_cpu(other_path, JAMBA_CPU_BEST);
     if (CHECK(model && other)) {
-        file = make_adapter(model, entries, list_entries(model, entries, want_few), JMB_F16, 1);
+        size_t count = list_entries(model, entries, want_few);
+        file = make_adapter(model, entries, count, JMB_F16, 1);
         check_damage(model, &file);
         check_arguments(model, other, &file);
         free(file.data);
+        check_limits(model, entries, count);
     }
     jamba_model_free(model);
     jamba_model_free(other);

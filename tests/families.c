@@ -316,6 +316,17 @@ static void test_dt_limit(void)
     free(want);
 }
 
+/* Old configs do not say the width; one that says another is wrong. */
+static void test_mamba_width(void)
+{
+    parts p = read_case("mamba");
+    p.config = with_value(p.config, "intermediate_size", "null");
+    check_same("mamba", p);
+    p = read_case("mamba");
+    p.config = with_value(p.config, "intermediate_size", "126");
+    check_refused("another width", p, "has the shape");
+}
+
 static void test_dt_limit_usage(void)
 {
     static const char *const wrong[] = { "0.5", "1,0", "x,inf", "1,inf,", ",1", "", "inf,inf", "nan,1", "-1,1", NULL };
@@ -404,7 +415,7 @@ int main(int argc, char **argv)
         { "adapters that nothing uses", test_idle_adapters }, { "copies of shared blocks", test_copies },
         { "a stored head that is tied", test_tied_head }, { "types of layers", test_layer_types },
         { "old keys of zamba2", test_old_keys }, { "spellings of mamba2", test_mamba2_spellings },
-        { "--dt-limit", test_dt_limit }, { "--dt-limit, wrong", test_dt_limit_usage }, { "refused", test_refusals } };
+        { "the width of mamba", test_mamba_width }, { "--dt-limit", test_dt_limit }, { "--dt-limit, wrong", test_dt_limit_usage }, { "refused", test_refusals } };
     test_start(argc, argv);
     temp_path(folder, "folder");
     mkdir(folder, 0777);

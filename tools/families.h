@@ -1926,7 +1926,9 @@ static void plan_free(convert_plan *plan)
 static bool plan_check_folder(const convert_plan *plan, const char *dir, tool_error *error)
 {
     char *path = tool_path_join(dir, "adapter_config.json");
-    bool adapter = path && !tool_file_exists(plan->config_path) && tool_file_exists(path);
+    bool adapter;
+    if (!path) return tool_no_memory(error);
+    adapter = !tool_file_exists(plan->config_path) && tool_file_exists(path);
     free(path);
     return !adapter
         || tool_error_set(error, "%s: is an adapter: say for which model with --base MODEL.jamba, or give its model's "
