@@ -1661,7 +1661,7 @@ static uint64_t jmb_panel_bytes(uint32_t type, uint64_t cols)
 
 static uint64_t jmb_tensor_bytes(const jmb_tensor *t)
 {
-    uint64_t panels = jmb_mul((t->rows + 15u) / 16u, jmb_roles[t->role].paired ? 2 : 1);
+    uint64_t panels = jmb_mul(((uint64_t)t->rows + 15) / 16, jmb_roles[t->role].paired ? 2 : 1);
     return jmb_mul(panels, jmb_panel_bytes(t->type, t->cols));
 }
 
@@ -1812,12 +1812,14 @@ static void jmb_list_moe(jmb_tensor_list *list, const jmb_block *b, uint32_t hid
 /* Low-rank adapters are a block's own even where it shares its other tensors. */
 static void jmb_list_adapters(jmb_tensor_list *list, const jmb_block *b, uint32_t hidden)
 {
-    uint32_t q = b->heads * b->head_dim, kv = b->kv_heads * b->head_dim, width = jmb_input_width(b, hidden);
+    uint32_t q, kv, width = jmb_input_width(b, hidden);
     if (b->kind == JMB_MLP) {
         jmb_list_add(list, JMB_ROLE_GATE_UP_A, 0, b->rank, width);
         jmb_list_add(list, JMB_ROLE_GATE_UP_B, 0, b->intermediate, b->rank);
         return;
     }
+    q = b->heads * b->head_dim;
+    kv = b->kv_heads * b->head_dim;
     jmb_list_add(list, JMB_ROLE_Q_A, 0, b->rank, width);
     jmb_list_add(list, JMB_ROLE_K_A, 0, b->rank, width);
     jmb_list_add(list, JMB_ROLE_V_A, 0, b->rank, width);

@@ -21,16 +21,16 @@ defines="-D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -D_FILE_OFFSET_BITS=64"
 explained=tests/static/explained.txt
 programs=$(ls tools/*.c examples/*.c)
 
-# The header as users of it see it: bodies of more than a line are left out, so that a tool is analysed and not the
+# The header as users of it see it: bodies of more than eight lines are left out, so that a tool is analysed and not the
 # library each time again.
 awk '!/^{$/ { print; next }
     {
         body = ""
         for (n = 0; (getline line) > 0 && line !~ /^}/; n++) body = body line "\n"
-        if (n > 1) gsub(/[^\n]+/, "", body)
-        print (n > 1 ? ";" : $0)
+        if (n > 8) gsub(/[^\n]+/, "", body)
+        print (n > 8 ? ";" : $0)
         printf "%s", body
-        if (n > 1) sub(/^}/, "", line)
+        if (n > 8) sub(/^}/, "", line)
         print line
     }' jamba.h >"$out/declared/jamba.h"
 
