@@ -12,7 +12,7 @@ export LC_ALL=C
 build=${1:-build}
 shift
 out=$build/static
-mkdir -p "$out/declared" || exit 1
+mkdir -p "$out" || exit 1
 jobs=$(nproc 2>/dev/null || echo 2)
 quick_rows="explained warnings cppcheck tidy analyzer"
 deep_rows="tidy-deep analyzer-deep msan ubsan valgrind helgrind"
@@ -21,18 +21,22 @@ defines="-D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -D_FILE_OFFSET_BITS=64"
 explained=tests/static/explained.txt
 programs=$(ls tools/*.c examples/*.c)
 
-# The header as users of it see it: bodies of more than eight lines are left out, so that a tool is analysed and not the
+# The header as users of it see it: bodies of more than LINES lines are left out, so that a tool is analysed and not the
 # library each time again.
-awk '!/^{$/ { print; next }
+declare_header() { # LINES DIRECTORY
+    mkdir -p "$2" && awk -v lines="$1" '!/^{$/ { print; next }
     {
         body = ""
         for (n = 0; (getline line) > 0 && line !~ /^}/; n++) body = body line "\n"
-        if (n > 8) gsub(/[^\n]+/, "", body)
-        print (n > 8 ? ";" : $0)
+        if (n > lines) gsub(/[^\n]+/, "", body)
+        print (n > lines ? ";" : $0)
         printf "%s", body
-        if (n > 8) sub(/^}/, "", line)
+        if (n > lines) sub(/^}/, "", line)
         print line
-    }' jamba.h >"$out/declared/jamba.h"
+    }' jamba.h >"$2/jamba.h"
+}
+declare_header 0 "$out/declared"
+declare_header 8 "$out/short" # a checker that follows calls knows what short functions do
 
 # Whether the programs are there; else the row is skipped.
 have() {
@@ -152,7 +156,7 @@ row_cppcheck() {
 # ---- clang-tidy ----------------------------------------------------------------------------
 tidy() { # ROW CHECKS
     local file options="--quiet --config-file=tests/static/clang-tidy.yaml --header-filter='/(tools|examples)/'"
-    local flags="-std=c99 -I$out/declared -I. -Itools $defines -DJAMBA_NO_SIMD -Xclang -analyzer-opt-analyze-headers"
+    local flags="-std=c99 -I$out/short -I. -Itools $defines -DJAMBA_NO_SIMD -Xclang -analyzer-opt-analyze-headers"
     {
         echo "jamba.h $2 -- -x c -std=c99 -I. -DJAMBA_IMPLEMENTATION -DJAMBA_NO_SIMD"
         for file in $programs; do # each is one thread
