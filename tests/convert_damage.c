@@ -689,7 +689,7 @@ static void test_index(void)
 /* The same tensor in both shards. */
 static void test_doubled_tensor(void)
 {
-    char path[PATH_ROOM], extra[200], *header;
+    char path[PATH_ROOM], extra[200], words[200], *header;
     parts p;
     uint8_t *room;
     tiny_write(temp_path(work, "sharded"), true);
@@ -701,7 +701,8 @@ static void test_doubled_tensor(void)
         p.size + 64);
     header = edited(p.header, "{", extra);
     tiny_write_parts(tiny_path(path, work, tiny_shard_2), header, room, p.size + 64);
-    check_fails("a tensor in two shards", "model.final_layernorm.weight");
+    snprintf(words, sizeof words, "model.final_layernorm.weight is in two shards, %s and %s", tiny_shard_1, tiny_shard_2);
+    check_fails("a tensor in two shards", words);
     free(header);
     free(room);
     free_parts(&p);

@@ -883,7 +883,7 @@ static jamba_session *state_session(need how)
     return session;
 }
 
-/* Tokens, two marks, an adapter, a reply that has begun; the first two tokens are left out by hand. */
+/* Tokens, two marks, an adapter, a message, a reply that has begun; the first two tokens are left out by hand. */
 static void make_state(void)
 {
     jamba_session *session = state_session(PLAIN);
@@ -901,6 +901,7 @@ static void make_state(void)
     clocked = session;
     hold_reply(session);
     clocked = NULL;
+    jmb_set_turn(session, 3, JMB_TURN_SAID); /* a message too, in front of the reply */
     state_image.size = jamba_session_save_as(session, &params, NULL, 0);
     state_image.data = (uint8_t *)malloc(state_image.size);
     CHECK(jamba_session_save_as(session, &params, state_image.data, state_image.size) == state_image.size);
@@ -912,7 +913,7 @@ static void make_state(void)
     w = jmb_walk_of(session, &h, NULL, false);
     jmb_walk_all(&w);
     state_at[END] = w.at;
-    CHECK(h.marks == 2 && h.turns > 0 && h.text > 1);
+    CHECK(h.marks == 2 && h.turns == 2 && h.text > 1);
     jamba_session_free(session);
 }
 
@@ -987,6 +988,7 @@ static size_t state_rows(row *rows)
         { "turn 0 of the saved state is out of order", F, TURNS, 0, { { TURNS, 4, 4, 0 } }, 0, PLAIN },
         { "turn 0 of the saved state is out of order", F, TURNS, 0,
             { { TURNS, 4, 4, 2 * JMB_TURN_PROPER } }, 0, PLAIN },
+        { "turn 1 of the saved state is out of order", F, TURNS, 8, { { TURNS, 8, 4, 3 } }, 0, PLAIN },
         { "the reply of the saved state is no text", F, REPLY, 0, { { REPLY, 0, 4, 4 } }, 0, PLAIN },
         { "the reply of the saved state is no text", F, REPLY, 0, { { REPLY, 4, 4, 2 } }, 0, PLAIN },
         { "the reply of the saved state is no text", F, REPLY, 0, { { REPLY, 12, 1, 0xff } }, 0, PLAIN },

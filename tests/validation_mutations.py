@@ -74,6 +74,7 @@ EQUIVALENT = [
     ("tools/tokenizer.h", "return x->merge.left < y->merge.left ? -1 :", "< becomes <=", "no merge comes twice"),
     ("jamba.h", "if (token >= t->tokens || !(t->token_flags[token] & JMB_TOKEN_MODEL))", ">= becomes >",
      "reads one flag too many, which only a sanitizer sees"),
+    ("tools/safetensors.h", "size_t middle = low + (high - low) / 2;", "2 becomes 3", "any place between finds it"),
     ("jamba.h", "size_t part = io->size - at < (1u << 26) ?", "26 becomes 25", "how often progress is told"),
     ("jamba.h", "count = position - key < 16 ? position - key : 16;", "< becomes <=", "the smaller of two"),
     ("jamba.h", "|| h->turns > h->position + h->pending + 1)", "> becomes >=", "no turn is without a token"),

@@ -372,7 +372,9 @@ static bool st_is_base_name(const json_value *v)
 
 static int st_compare_names(const void *a, const void *b)
 {
-    return strcmp(((const st_tensor *)a)->name, ((const st_tensor *)b)->name);
+    const st_tensor *x = (const st_tensor *)a, *y = (const st_tensor *)b;
+    int order = strcmp(x->name, y->name);
+    return order != 0 ? order : x->shard < y->shard ? -1 : 1;
 }
 
 static st_tensor *st_find(const st_checkpoint *c, const char *name)
