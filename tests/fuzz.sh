@@ -60,7 +60,7 @@ language="-std=c99 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -D_FILE_OFFSET_BI
 warnings="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror"
 sanitize="-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -gline-tables-only"
 # Small pages of keys and values, so that a few tokens fill some.
-ignored=-fsanitize-coverage-ignorelist=tests/fuzz/kernels.ignore
+ignored=-fsanitize-coverage-ignorelist=tests/fuzz/untraced.ignore
 library="-DJAMBA_IMPLEMENTATION -DJMB_PAGE=16 -DJMB_UNROLLED= -fsanitize=fuzzer-no-link $ignored"
 
 # The library: `unsafe` does not check hashes, `shipped` does. Their sources are in $1, the objects go to $2.

@@ -157,18 +157,27 @@ FUZZ_UNUSED static void fuzz_mended(const uint8_t *data, size_t size, void (*men
 /* Files in one input: behind 0xff 0xfe and its number stands each, up to the next one. */
 enum { FUZZ_PART_MARK = 3 };
 
+/* How many bytes stand in front of the next one. */
+FUZZ_UNUSED static size_t fuzz_part_size(const uint8_t *data, size_t size)
+{
+    const uint8_t *p = data, *end = data + size;
+    while (end - p >= FUZZ_PART_MARK && (p = (const uint8_t *)memchr(p, 0xff, (size_t)(end - p))) != NULL) {
+        if (end - p >= FUZZ_PART_MARK && p[1] == 0xfe) return (size_t)(p - data);
+        p++;
+    }
+    return size;
+}
+
 FUZZ_UNUSED static bool fuzz_next_part(fuzz_input *in, int *number, const uint8_t **data, size_t *size)
 {
-    size_t at = 0;
-    while (in->left >= FUZZ_PART_MARK && (in->p[0] != 0xff || in->p[1] != 0xfe)) in->p++, in->left--;
-    if (in->left < FUZZ_PART_MARK) return false;
-    *number = in->p[2];
-    *data = in->p += FUZZ_PART_MARK;
-    in->left -= FUZZ_PART_MARK;
-    while (at < in->left && !(in->left - at >= FUZZ_PART_MARK && in->p[at] == 0xff && in->p[at + 1] == 0xfe)) at++;
-    *size = at;
-    in->p += at;
-    in->left -= at;
+    size_t skipped = fuzz_part_size(in->p, in->left);
+    if (in->left - skipped < FUZZ_PART_MARK) return false;
+    *number = in->p[skipped + 2];
+    *data = in->p += skipped + FUZZ_PART_MARK;
+    in->left -= skipped + FUZZ_PART_MARK;
+    *size = fuzz_part_size(in->p, in->left);
+    in->p += *size;
+    in->left -= *size;
     return true;
 }
 

@@ -41,9 +41,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 /* The header of a checkpoint file ends with its first two closing braces. */
 static size_t header_size(const uint8_t *data, size_t size)
 {
-    size_t i;
-    for (i = 1; i < size; i++)
-        if (data[i - 1] == '}' && data[i] == '}') return i + 1;
+    const uint8_t *p = data, *end = data + size;
+    while ((p = (const uint8_t *)memchr(p, '}', (size_t)(end - p))) != NULL && ++p < end)
+        if (*p == '}') return (size_t)(p + 1 - data);
     return size;
 }
 
