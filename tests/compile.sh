@@ -73,8 +73,10 @@ for i in "${!c_compilers[@]}"; do
         queue "${c_compilers[$i]}-$std-static" \
             "$compiler -std=$std -O0 -DJAMBA_STATIC $warnings -I. -c -o $out/static.$i.$std.o $source"
     done
-    queue "${c_compilers[$i]}-openmp" "${c_compilers[$i]} -std=c99 -O2 -fopenmp $warnings -I. -c -o $out/openmp.$i.o $source"
-    queue "${c_compilers[$i]}-native" "${c_compilers[$i]} -O2 -march=native $warnings -I. -c -o $out/native.$i.o $source"
+    for special in "-fopenmp" "-march=native" "-ffp-contract=fast -funsigned-char -fshort-enums"; do
+        name=${c_compilers[$i]}${special%% *}
+        queue "$name" "${c_compilers[$i]} -std=c99 -O2 $special $warnings -I. -c -o $out/$name.o $source"
+    done
 done
 for target in aarch64-linux-gnu arm-linux-gnueabihf i686-linux-gnu; do
     name=$target-c99-O0
@@ -153,13 +155,14 @@ else
     done
     builds=()
     for i in "${!c_compilers[@]}"; do
-        for flags in -O0 -O3 "-O2 -march=native" "-O2 -ffp-contract=fast -funsigned-char -fshort-enums" "-O2 -fopenmp"; do
-            builds+=("${c_compilers[$i]} $flags")
+        for object in -c99-O0 -c99-O3 -c++11-O2 -fopenmp -march=native -ffp-contract=fast; do
+            builds+=("$i:${c_compilers[$i]}$object")
         done
-        builds+=("${cxx_compilers[$i]} -x c++ -O2")
     done
+    "${c_compilers[0]}" -std=c99 $warnings -I. -c -o "$out/bits.o" tests/compile/bits.c || failed=$((failed + 1))
     for b in "${!builds[@]}"; do
-        queue "bits-$b" "${builds[$b]} -I. -o $out/bits.$b tests/compile/bits.c -lm"
+        linker="${cxx_compilers[${builds[$b]%%:*}]}"
+        queue "bits-$b" "$linker -fopenmp -o $out/bits.$b $out/bits.o $out/${builds[$b]#*:}.o -lm"
     done
     run_queue
     for b in "${!builds[@]}"; do
@@ -172,7 +175,7 @@ else
                     "$out/bits.$b" "$model" "$cpu" 2>"$out/bits.log" | cmp - "$model.want" 2>>"$out/bits.log"
                 fi
                 status=$? # before the name is made: a command substitution has a status too
-                result "${builds[$b]}: logits of $(basename "$model") ($cpu)" $status "$out/bits.log"
+                result "${builds[$b]#*:}: logits of $(basename "$model") ($cpu)" $status "$out/bits.log"
             done
         done
     done

@@ -415,7 +415,8 @@ int main(int argc, char **argv)
         { "adapters that nothing uses", test_idle_adapters }, { "copies of shared blocks", test_copies },
         { "a stored head that is tied", test_tied_head }, { "types of layers", test_layer_types },
         { "old keys of zamba2", test_old_keys }, { "spellings of mamba2", test_mamba2_spellings },
-        { "the width of mamba", test_mamba_width }, { "--dt-limit", test_dt_limit }, { "--dt-limit, wrong", test_dt_limit_usage }, { "refused", test_refusals } };
+        { "the width of mamba", test_mamba_width }, { "--dt-limit", test_dt_limit },
+        { "--dt-limit, wrong", test_dt_limit_usage }, { "refused", test_refusals } };
     test_start(argc, argv);
     temp_path(folder, "folder");
     mkdir(folder, 0777);

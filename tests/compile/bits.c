@@ -1,14 +1,12 @@
-/* bits.c - writes the logits of MODEL for fixed tokens, raw. Valid as C99 and C++11: compile.sh builds it
- * in many ways, and every build must write the same bytes.
+/* bits.c - writes the logits of MODEL for fixed tokens, raw. compile.sh links it with implementation.c built in many
+ * ways, and every one of them must write the same bytes.
  *
  *     bits MODEL best|scalar > OUT
  */
+#include "jamba.h"
+
 #include <stdio.h>
 #include <string.h>
-
-#define JAMBA_IMPLEMENTATION
-#define JAMBA_STATIC
-#include "jamba.h"
 
 enum { TOKENS = 40 };
 
