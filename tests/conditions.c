@@ -881,6 +881,8 @@ static void test_configs(void)
         { "mamba2", NULL, "\"time_step_limit\":[0]", "time_step_limit" },
         { "mamba2", NULL, "\"time_step_limit\":{\"a\":0,\"b\":1}", "time_step_limit" },
         { "mamba2", NULL, "\"time_step_limit\":[-1,1]", "time_step_limit" },
+        { "mamba2", NULL, "\"time_step_limit\":[3.4028234663852886e38,Infinity]", NULL },
+        { "mamba2", NULL, "\"time_step_limit\":[3.4028235e39,Infinity]", "time_step_limit" },
         { "mamba2", NULL, "\"time_step_limit\":[2,1]", "time_step_limit" },
         { "mamba2", NULL, "\"time_step_limit\":[1e39,1e39]", "time_step_limit" },
         { "mamba2", NULL, "\"num_heads\":5", "times head_dim" },

@@ -948,6 +948,7 @@ static jamba_result state_load(const image *file, need how, jamba_error *error)
 static size_t state_rows(row *rows)
 {
     const uint32_t size = (uint32_t)state_image.size, turn = jmb_load_u32(state_image.data + state_at[TURNS]);
+    const uint32_t text = jmb_load_u32(state_image.data + 88); /* one more than the bytes of the reply */
     row all[] = {
         { "not a saved state", F, HEAD, 0, { { HEAD, 3, 1, 'B' } }, 0, PLAIN },
         { "too short for a saved state (319 bytes)", F, HEAD, 319, { { 0, 0, 0, 0 } }, CUT_TO(319), PLAIN },
@@ -992,6 +993,7 @@ static size_t state_rows(row *rows)
         { "the reply of the saved state is no text", F, REPLY, 0, { { REPLY, 0, 4, 4 } }, 0, PLAIN },
         { "the reply of the saved state is no text", F, REPLY, 0, { { REPLY, 4, 4, 2 } }, 0, PLAIN },
         { "the reply of the saved state is no text", F, REPLY, 0, { { REPLY, 12, 1, 0xff } }, 0, PLAIN },
+        { "the reply of the saved state is no text", F, REPLY, 0, { { REPLY, 10 + (int)text, 1, 0xc3 } }, 0, PLAIN },
         { "a byte that must be zero is not", F, END, 0, { { END, 0, 1, 1 } }, 0, PLAIN },
     };
     CHECK(turn <= CONTEXT && state_at[END] < size);

@@ -734,7 +734,7 @@ static bool config_read_limit(convert_plan *plan, const config_key *key, const j
     double *limit = &plan->settings[key->which];
     bool ok = json_kind(v) == JSON_ARRAY && json_count(v) == 2 && config_limit_number(json_at(v, 0), &limit[0])
         && config_limit_number(json_at(v, 1), &limit[1]);
-    return (ok && limit[0] >= 0 && limit[0] <= limit[1] && limit[0] < (double)FLT_MAX)
+    return (ok && limit[0] >= 0 && limit[0] <= limit[1] && limit[0] <= (double)FLT_MAX)
         || tool_error_set(error, "%s: %s is not a list of two numbers, the second not below the first",
             plan->config_path, key->name);
 }
