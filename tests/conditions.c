@@ -83,6 +83,7 @@ static void test_json(void)
         { "\"\\ud83d\\ude00\"", NULL },
         { "\"\\udbff\\udfff\"", NULL },
         { "\"\\udc00\"", "a lone surrogate" },
+        { "\"\\udfff\"", "a lone surrogate" },
         { "\"\\ud800", "a lone surrogate" },
         { "\"\\ud800\\", "a lone surrogate" },
         { "\"\\ud800xu", "a lone surrogate" },

@@ -232,7 +232,8 @@ static void check_less(const family *f)
     memset(&sampler, 0, sizeof sampler);
     less.no_tokens = less.marks = true;
     sampler.repeat_penalty = 1.5f;
-    CHECK(jamba_eval(a, f->tokens, 20) == JAMBA_OK && jamba_session_mark(a) == JAMBA_OK);
+    CHECK(jamba_eval(a, f->tokens, 1) == JAMBA_OK && jamba_session_mark(a) == JAMBA_OK);
+    CHECK(jamba_eval(a, f->tokens + 1, 19) == JAMBA_OK && jamba_session_mark(a) == JAMBA_OK);
     CHECK(jamba_eval(a, f->tokens + 20, 10) == JAMBA_OK && jamba_feed(a, f->tokens + 30, 2) == JAMBA_OK);
     saved = save_as(a, &less);
     CHECK(restore(b, saved) && jamba_step(a, 0) == JAMBA_OK && jamba_step(b, 0) == JAMBA_OK);
