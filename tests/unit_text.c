@@ -1191,6 +1191,23 @@ static void refuse_bytes(const char *bytes, size_t size, const char *message)
     rules_note(error.message);
 }
 
+/* A normalizer that changes nothing may have any name. */
+static void test_idle_normalizers(void)
+{
+    static const char *const names[] = { "nmt_nfkc", "identity" }, *const charsmaps[] = { "", "xyz" };
+    size_t i;
+    for (i = 0; i < 2; i++) {
+        model_spec spec = good_spec;
+        tool_buffer data;
+        tool_error error;
+        spec.normalizer = names[i];
+        spec.charsmap = charsmaps[i];
+        data = make_model(&spec);
+        CHECK_THAT(compile_model(data.data, data.size, &error), "%s: %s", names[i], error.message);
+        free(data.data);
+    }
+}
+
 static void test_refused_models(void)
 {
     model_spec spec = good_spec;
@@ -1761,6 +1778,7 @@ int main(int argc, char **argv)
     test_alone("a tokenizer.model", test_model);
     test_alone("tokenizer.model cut off", test_cut_model);
     test_alone("tokenizer.model with bytes changed", test_changed_model);
+    test_alone("normalizers that change nothing", test_idle_normalizers);
     test_alone("models that are refused", test_refused_models);
     test_alone("folders", test_reading_folders);
     test_alone("tokens of tokenizer_config.json", test_config_tokens);
