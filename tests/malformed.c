@@ -943,6 +943,21 @@ static jamba_result state_load(const image *file, need how, jamba_error *error)
     return result;
 }
 
+/* As many bytes of a character as a reply may hold back come back. */
+static void test_held_bytes(void)
+{
+    jamba_session *session = state_session(PLAIN);
+    image file = state_image;
+    file.data = (uint8_t *)malloc(file.size);
+    memcpy(file.data, state_image.data, file.size);
+    jmb_store_u32(file.data + state_at[REPLY], 3);
+    state_repair(file.data, file.size);
+    CHECK(jamba_session_restore(session, file.data, file.size) == JAMBA_OK);
+    CHECK(session->reply.stream.held_count == 3);
+    jamba_session_free(session);
+    free(file.data);
+}
+
 #define M JAMBA_ERR_MISMATCH
 
 static size_t state_rows(row *rows)
@@ -951,6 +966,7 @@ static size_t state_rows(row *rows)
     const uint32_t text = jmb_load_u32(state_image.data + 88); /* one more than the bytes of the reply */
     row all[] = {
         { "not a saved state", F, HEAD, 0, { { HEAD, 3, 1, 'B' } }, 0, PLAIN },
+        { "not a saved state", F, HEAD, 0, { { HEAD, 3, 1, 'B' } }, CUT_TO(8), PLAIN },
         { "too short for a saved state (319 bytes)", F, HEAD, 319, { { 0, 0, 0, 0 } }, CUT_TO(319), PLAIN },
         { "too short for a saved state (7 bytes)", F, HEAD, 7, { { 0, 0, 0, 0 } }, CUT_TO(7), PLAIN },
         { "the state was saved in format 2, this jamba.h reads format 1", U, HEAD, 8, { { HEAD, 8, 4, 2 } }, 0, PLAIN },
@@ -1071,6 +1087,7 @@ int main(int argc, char **argv)
     make_state();
     state.good = state_image;
     check_rows(&state, rows, state_rows(rows));
+    test_held_bytes();
     test_messages();
     test_end();
     free(state_image.data);

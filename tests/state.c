@@ -147,6 +147,13 @@ static void check_history(const family *f, jamba_kv_type kv)
     CHECK(jamba_session_fork(&fork, b, 1, NULL) == JAMBA_OK);
     CHECK_THAT(fork && saves_as(fork, saved, false), "%s: a fork saves other bytes", kv_names[kv]);
     jamba_session_free(fork);
+    free(saved.data);
+    CHECK(jamba_session_rewind(a, 31, NULL) == JAMBA_OK && jamba_step(a, 0) == JAMBA_OK);
+    saved = save(a);
+    CHECK(jamba_session_rewind(b, 28, NULL) == JAMBA_OK && jamba_step(b, 0) == JAMBA_OK);
+    CHECK(jamba_session_mark(b) == JAMBA_OK && jamba_eval(b, f->tokens + 3, 10) == JAMBA_OK);
+    CHECK(jamba_session_rewind(b, 28, NULL) == JAMBA_OK && jamba_eval(b, f->tokens + 28, 3) == JAMBA_OK);
+    CHECK_THAT(saves_as(b, saved, false), "%s: what was taken back shows in the bytes", kv_names[kv]);
     jamba_session_free(b);
     jamba_session_free(a);
     free(saved.data);

@@ -83,6 +83,8 @@ EQUIVALENT = [
     ("tools/pattern.h", "for (i = 0; i < w->length && !w->failed; i++) {", "< becomes <=",
      "a place behind the text, where nothing looks"),
     ("tools/lora.h", "calloc((size_t)jmb_pad64(count) + 1, sizeof **values);", "1 becomes 0", "room for a count of 0"),
+    ("tools/json.h", "else if (quoted) p += *p == '\\\\' && p + 1 < end;", "1 becomes 0", "the loop ends both ways"),
+    ("tools/tokenizer.h", "(c >= 0xae && c <= 0xff)) return (int)c;", "0xff becomes 256", "256 as a byte is 0, as it should be"),
     ("tools/safetensors.h", "size_t middle = low + (high - low) / 2;", "2 becomes 3", "any place between finds it"),
     ("jamba.h", "size_t part = io->size - at < (1u << 26) ?", "26 becomes 25", "how often progress is told"),
     ("jamba.h", "count = position - key < 16 ? position - key : 16;", "< becomes <=", "the smaller of two"),
