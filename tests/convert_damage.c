@@ -701,7 +701,8 @@ static void test_doubled_tensor(void)
         p.size + 64);
     header = edited(p.header, "{", extra);
     tiny_write_parts(tiny_path(path, work, tiny_shard_2), header, room, p.size + 64);
-    snprintf(words, sizeof words, "model.final_layernorm.weight is in two shards, %s and %s", tiny_shard_1, tiny_shard_2);
+    snprintf(
+        words, sizeof words, "model.final_layernorm.weight is in two shards, %s and %s", tiny_shard_1, tiny_shard_2);
     check_fails("a tensor in two shards", words);
     free(header);
     free(room);

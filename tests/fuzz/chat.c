@@ -82,6 +82,7 @@ static void talk(int kind, const jamba_message *messages, size_t count, uint8_t 
     jamba_turn turns[8];
     int32_t chosen, replay;
     size_t i;
+    memset(turns, 0, sizeof turns);
     jamba_session_reset(session);
     for (i = 0; i < count; i++) {
         options[i] = messages[i].content;
@@ -91,7 +92,7 @@ static void talk(int kind, const jamba_message *messages, size_t count, uint8_t 
     }
     jamba_turns(session, turns, 8);
     jamba_step(session, 0);
-    jamba_choose(session, options, count, NULL, logprobs, &chosen);
+    if (choice & 32) jamba_choose(session, options, count, NULL, logprobs, &chosen);
     if (choice & 16) jamba_session_rewind(session, turns[0].position, &replay);
 }
 
