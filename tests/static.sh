@@ -254,7 +254,9 @@ tests/golden --filter mamba2
 tests/unit_text --filter refused
 tests/unit_text --filter library
 tests/adapters --filter jamba-moe
-tests/fork
+tests/fork --filter cost
+tests/fork --filter below
+tests/fork --filter refusals
 tests/talk --filter reply
 tests/talk --filter choices
 tests/damage --filter header
