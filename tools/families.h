@@ -1327,14 +1327,14 @@ JMB_UNUSED static uint32_t plan_list_used(const convert_plan *plan, uint32_t blo
     return list.count;
 }
 
-/* Whether the adapter does the same to a tensor in two blocks that could share it. */
+/* Whether the adapter does the same to a tensor in two blocks that could share it, y the first that uses it. */
 static bool plan_same_lora(const convert_plan *plan, const jmb_tensor *t, uint32_t x, uint32_t y, bool *same,
     tool_error *error)
 {
     lora_part a, b;
     uint32_t half;
     for (half = 0; half < (jmb_roles[t->role].paired ? 2u : 1u) && *same; half++) {
-        if (!plan_find_lora(plan, x, t, half, &a, error) || !plan_find_lora(plan, y, t, half, &b, error)) return false;
+        if (!plan_find_lora(plan, y, t, half, &b, error) || !plan_find_lora(plan, x, t, half, &a, error)) return false;
         *same = lora_same(&a, &b, t->rows, t->cols);
     }
     return true;

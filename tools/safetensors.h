@@ -374,7 +374,7 @@ static int st_compare_names(const void *a, const void *b)
 {
     const st_tensor *x = (const st_tensor *)a, *y = (const st_tensor *)b;
     int order = strcmp(x->name, y->name);
-    return order != 0 ? order : x->shard < y->shard ? -1 : 1;
+    return order != 0 ? order : (x->shard > y->shard) - (x->shard < y->shard);
 }
 
 static st_tensor *st_find(const st_checkpoint *c, const char *name)
