@@ -17,6 +17,7 @@ export JOBS=${JOBS:-$(nproc 2>/dev/null || echo 1)} LLVM_COV=${LLVM_COV:-llvm-co
 flags="-O1 -w -DJMB_UNROLLED= -fprofile-instr-generate -fcoverage-mapping -fcoverage-mcdc"
 flags="$flags -Xclang -main-file-name -Xclang all.c"
 failed=0
+mkdir -p "$build" || exit 1
 
 tests=("$@") tools=(tools/convert.c)
 if [ ${#tests[@]} -eq 0 ]; then
