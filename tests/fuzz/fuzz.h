@@ -48,7 +48,8 @@ static void fuzz_fail(const char *what, const char *file, int line)
 
 /* ---- memory: its peak is in proportion to the input -------------------------------------------------- */
 
-static struct {
+/* Of this thread: libFuzzer's own, which watches the resident size, takes blocks at any time. */
+static __thread struct {
     size_t now, peak;
     bool counts, hooked;
 } fuzz_memory;
