@@ -178,7 +178,9 @@ wasm_make() {
 
 # All the tests that are executable.
 wasm_tests() {
-    LAWS=300 CHATS=100 RUN=node tests/run "$there" | tee "$there/tests.log"
+    local chats=100
+    [ -z "$every" ] || chats=300
+    LAWS=300 CHATS=$chats RUN=node tests/run "$there" | tee "$there/tests.log"
     add_counts "$there/tests.log"
 }
 

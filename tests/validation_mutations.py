@@ -74,8 +74,6 @@ EQUIVALENT = [
     ("tools/tokenizer.h", "return x->merge.left < y->merge.left ? -1 :", "< becomes <=", "no merge comes twice"),
     ("jamba.h", "if (token >= t->tokens || !(t->token_flags[token] & JMB_TOKEN_MODEL))", ">= becomes >",
      "reads one flag too many, which only a sanitizer sees"),
-    ("tools/tokenizer.h", "if (blank && !memchr(blank + 1, ' ', size - (size_t)(blank + 1 - text))) {", "1 becomes 0",
-     "reads the terminator too"),
     ("tools/json.h", "else if (quoted) p += *p == '\\\\' && p + 1 < end;", "< becomes <=", "the loop ends both ways"),
     ("tools/families.h", "for (i = 0; i < dim / 2; i++) {", "< becomes <=", "there is room for one more than is used"),
     ("tools/families.h", "calloc((size_t)layers * 4, sizeof *plan->layers);", "4 becomes 5", "more room than is used"),
