@@ -44,7 +44,7 @@ safetensors     safetensors     -        4000 safetensors
 config          config          -       10000 config
 tokenizer_json  tokenizer_json  -        8000 tokenizer
 tokenizer_model tokenizer_model -        6000 tokenizer
-hfdir           hfdir           -       30000 config      -O1
+hfdir           hfdir           -       30000 config      -fno-sanitize-coverage=trace-cmp
 "
 names=$(awk 'NF { print $1 }' <<<"$targets")
 if [ "$mode" != plants ] && [ $# -gt 0 ]; then names=$*; fi
