@@ -1587,25 +1587,29 @@ static void plan_fill_header(convert_plan *plan, uint32_t type)
     h->pad = plan_get(plan, SET_PAD);
 }
 
-/* The library's own checks, so that nothing is written which it would refuse. */
-static bool plan_check_program(const convert_plan *plan, tool_error *error)
+/* The library's own checks, so that nothing is written which it would refuse, and sizes may be divided by. */
+static bool plan_check_blocks(const convert_plan *plan, tool_error *error)
 {
     jamba_error problem;
     uint32_t i;
-    memset(&problem, 0, sizeof problem);
-    if (jmb_check_header(&plan->model.header, &problem))
-        return tool_error_set(error, "%s: %s", plan->config_path, problem.message);
     for (i = 0; i < plan->model.header.blocks; i++)
         if (jmb_check_block(plan->model.blocks, i, &problem))
             return tool_error_set(error, "%s: layer %u: %s", plan->config_path, plan->layers[i], problem.message);
     return true;
 }
 
+static bool plan_check_header(const convert_plan *plan, tool_error *error)
+{
+    jamba_error problem;
+    return !jmb_check_header(&plan->model.header, &problem)
+        || tool_error_set(error, "%s: %s", plan->config_path, problem.message);
+}
+
 static bool plan_list_tensors(convert_plan *plan, tool_error *error)
 {
     jmb_header *h = &plan->model.header;
     h->tensors = jmb_list_tensors(h, plan->model.blocks, h->type, NULL);
-    if (!plan_check_program(plan, error)) return false; /* limits the count too */
+    if (!plan_check_header(plan, error) || !plan_check_blocks(plan, error)) return false; /* limits the count too */
     plan->model.tensors = (jmb_tensor *)calloc(h->tensors, sizeof *plan->model.tensors);
     plan->sources = (tensor_source(*)[2])calloc(h->tensors, sizeof *plan->sources);
     if (!plan->model.tensors || !plan->sources) return tool_no_memory(error);
@@ -1627,8 +1631,8 @@ static bool plan_apply_config(convert_plan *plan, const json_value *root, uint32
         || !plan_read_generation_config(plan, error)) return false;
     if (plan_get(plan, SET_ROPE) && (!rope_read(plan, &rope, root, error) || !rope_compute(plan, &rope, error)))
         return false;
-    return plan_make_ones(plan, error) && plan_build_program(plan, error) && plan_share_blocks(plan, error)
-        && plan_choose_head(plan, error) && plan_list_tensors(plan, error);
+    return plan_make_ones(plan, error) && plan_build_program(plan, error) && plan_check_blocks(plan, error)
+        && plan_share_blocks(plan, error) && plan_choose_head(plan, error) && plan_list_tensors(plan, error);
 }
 
 /* ---- finding the tensors ------------------------------------------------------------------- */
