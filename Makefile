@@ -68,8 +68,9 @@ bench-sessions: $(BUILD)/bench_sessions ## what marks, forks and saved states co
 platforms: $(BUILD)/convert $(BUILD)/logits ## other processors, systems and compilers, with more tests than CI runs (emulated: takes long)
 	@PLATFORMS=all tests/platforms.sh "$(BUILD)"
 
-stack: ## stack and recursion of jamba.h at every optimisation level, recursion of the tools (takes minutes)
+stack: all $(TESTS) ## stack and recursion of jamba.h at every optimisation level, all tests in 64 KiB (takes minutes)
 	@tests/stack.sh "$(BUILD)"
+	@STACK=64 tests/run $(BUILD)
 
 million: $(BUILD)/tests/numerics ## a million tokens of each recurrent family: numbers, and the same state after a save
 	@STEPS=1000000 $(BUILD)/tests/numerics --filter tokens

@@ -11,9 +11,9 @@
 
 enum { PATTERN_TEXT = 1024, PATTERN_DEPTH = 16, PATTERN_STEPS = 1 << 16, PATTERN_MANY = 1 << 16 };
 
-/* Places in the text: before each character, and at its end. */
+/* Places in the text, one bit each: before each character, and at its end. */
 typedef struct pattern_set {
-    bool at[PATTERN_TEXT + 1];
+    uint8_t bits[PATTERN_TEXT / 8 + 1];
 } pattern_set;
 
 typedef struct pattern_walk {
@@ -25,6 +25,16 @@ typedef struct pattern_walk {
 } pattern_walk;
 
 static void pattern_alternatives(pattern_walk *w, const pattern_set *in, pattern_set *out);
+
+static bool pattern_has(const pattern_set *set, size_t i)
+{
+    return set->bits[i / 8] >> i % 8 & 1;
+}
+
+static void pattern_put(pattern_set *set, size_t i, bool here)
+{
+    if (here) set->bits[i / 8] |= (uint8_t)(1 << i % 8);
+}
 
 static bool pattern_fail(pattern_walk *w)
 {
@@ -105,9 +115,9 @@ static void pattern_character(pattern_walk *w, const pattern_set *in, pattern_se
     memset(out, 0, sizeof *out);
     pattern_accepts(w, 0); /* moves on even where no place is left */
     for (i = 0; i < w->length && !w->failed; i++) {
-        if (!in->at[i]) continue;
+        if (!pattern_has(in, i)) continue;
         w->p = start;
-        out->at[i + 1] = pattern_accepts(w, w->text[i]);
+        pattern_put(out, i + 1, pattern_accepts(w, w->text[i]));
     }
 }
 
@@ -123,7 +133,7 @@ static void pattern_anchor(pattern_walk *w, char kind, const pattern_set *in, pa
     memset(out, 0, sizeof *out);
     for (i = 0; i <= w->length; i++) {
         bool holds = kind == '^' ? i == 0 : kind == '$' ? i == w->length : pattern_at_border(w, i) == (kind == 'b');
-        out->at[i] = in->at[i] && holds;
+        pattern_put(out, i, pattern_has(in, i) && holds);
     }
 }
 
@@ -138,13 +148,13 @@ static void pattern_ahead(pattern_walk *w, bool wanted, const pattern_set *in, p
     pattern_alternatives(w, &one, &end);
     for (i = 0; i <= w->length && !w->failed; i++) {
         bool found = false;
-        if (!in->at[i]) continue;
+        if (!pattern_has(in, i)) continue;
         w->p = start;
-        one.at[i] = true;
+        memset(&one, 0, sizeof one);
+        pattern_put(&one, i, true);
         pattern_alternatives(w, &one, &end);
-        one.at[i] = false;
-        for (j = i; j <= w->length; j++) found |= end.at[j];
-        out->at[i] = found == wanted;
+        for (j = i; j <= w->length; j++) found |= pattern_has(&end, j);
+        pattern_put(out, i, found == wanted);
     }
 }
 
@@ -225,9 +235,9 @@ static bool pattern_add(const pattern_walk *w, pattern_set *all, const pattern_s
 {
     bool grown = false;
     size_t i;
-    for (i = 0; i <= w->length; i++) {
-        grown |= more->at[i] && !all->at[i];
-        all->at[i] |= more->at[i];
+    for (i = 0; i <= w->length / 8; i++) {
+        grown |= (more->bits[i] & ~all->bits[i]) != 0;
+        all->bits[i] |= more->bits[i];
     }
     return grown;
 }
@@ -296,11 +306,11 @@ static bool pattern_match(const char *pattern, const char *text, pattern_start s
     w.length = strlen(text);
     if (w.length > PATTERN_TEXT) return false;
     memset(&in, 0, sizeof in);
-    in.at[0] = true;
+    pattern_put(&in, 0, true);
     for (i = 0; i < w.length && start == PATTERN_TAIL; i++)
-        if (text[i] == '.') in.at[i + 1] = true;
+        pattern_put(&in, i + 1, text[i] == '.');
     pattern_alternatives(&w, &in, &out);
-    *matches = !w.failed && out.at[w.length];
+    *matches = !w.failed && pattern_has(&out, w.length);
     return !w.failed && *w.p == 0;
 }
 
