@@ -230,7 +230,7 @@ static void test_headers(void)
         { "{" TENSOR("a", "1", 0, 4) "}", 5, "1 bytes follow" },
     };
     size_t i;
-    char header[1200], name[1026];
+    char header[1200], name[1026], path[PATH_ROOM];
     for (i = 0; i < COUNT(rows); i++) check_header(rows[i].header, rows[i].bytes, rows[i].words);
     memset(name, 'n', 1025);
     name[1025] = 0;
@@ -242,6 +242,8 @@ static void test_headers(void)
     check_folder("7 bytes", "too short");
     write_text("model.safetensors", "\x01\x01\x01\x01\x01\x01\x01\x01");
     check_folder("a long header", "not a safetensors file");
+    file_write(tiny_path(path, folder, "model.safetensors"), "\3\0\0\0\0\0\0\0{}", 10);
+    check_folder("a header behind the end", "a header of 3 bytes in 10");
     drop("model.safetensors");
 }
 
@@ -530,6 +532,7 @@ static void check_tokenizer(const char *json, const char *from, const char *to, 
     "\"\\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}," \
     "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]}"
 #define REPLACE(from, to) "{\"type\":\"Replace\",\"pattern\":{\"String\":\"" from "\"},\"content\":\"" to "\"}"
+#define TWO(first, second) "{\"type\":\"Sequence\",\"normalizers\":[" first "," second "]}"
 #define FIRST "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"first\"," \
     "\"split\":true}"
 
@@ -608,6 +611,12 @@ static void test_tokenizers(void)
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("ab", "x") "," FIRST, "after Replace of or by" },
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("b", "") "," FIRST, "after Replace of or by" },
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("b", "xy") "," FIRST, NULL },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("\xc3\xa9", "e") "," FIRST, NULL },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, PREPEND "," FIRST, NULL },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, TWO(REPLACE("b", "xyz"), REPLACE("\xc3\xa9", "e")) "," FIRST,
+            NULL },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, TWO(REPLACE("b", "xyz"), REPLACE("ab", "x")) "," FIRST,
+            "after Replace of or by" },
         { "\"unk_token\":\"<unk>\"", "\"unk_token\":7", "unk_token is not in the vocabulary" },
         { "[\"a\",\"b\"],", "[\"a\",\"b\"],[\"a\",\"b\"],", NULL },
         { "[\"a\",\"b\"]", "[\"" FORTY FORTY FORTY "\",\"b\"]", "\"" FORTY FORTY "01234567890123456789\" is not" },
@@ -832,6 +841,30 @@ static void check_config(const char *name, const char *without, const char *memb
 
 #define HYBRIDS(second) "\"num_hidden_layers\":2,\"layers_block_type\":[\"mamba\"," second "]"
 #define LLAMA3(low, high, original) "\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":2" low high original "}"
+
+static void check_hybrids(bool (*is_hybrid)(const convert_plan *, uint32_t), const convert_plan *plan,
+    const uint32_t *want, size_t count)
+{
+    uint32_t layer;
+    size_t i = 0;
+    for (layer = 0; layer <= want[count - 1]; layer++) {
+        CHECK_THAT(is_hybrid(plan, layer) == (want[i] == layer), "layer %u of %u", layer, want[count - 1] + 1);
+        i += want[i] == layer;
+    }
+}
+
+/* The layers of Zamba-7B and Zamba2-2.7B that configs need not name. */
+static void test_standard_layers(void)
+{
+    static const uint32_t zamba[] = { 2, 7, 13, 19, 25, 31, 37, 43, 49, 55, 61, 67, 73 };
+    static const uint32_t zamba2[] = { 6, 12, 18, 24, 30, 36, 42, 47, 51 };
+    convert_plan plan;
+    memset(&plan, 0, sizeof plan);
+    plan.settings[SET_ATTENTION_PERIOD] = 6;
+    plan.settings[SET_ATTENTION_OFFSET] = 4;
+    check_hybrids(zamba_is_hybrid, &plan, zamba, COUNT(zamba));
+    check_hybrids(zamba2_is_hybrid, &plan, zamba2, COUNT(zamba2));
+}
 
 static void test_configs(void)
 {
@@ -1144,6 +1177,7 @@ static void test_lora_configs(void)
         const char *members, *words;
     } rows[] = {
         { LORA, NULL },
+        { "\"peft_type\":\"LORA\",\"r\":1,\"lora_alpha\":4", NULL },
         { "\"peft_type\":7", "peft_type is \"\"" },
         { "\"peft_type\":\"IA3\"", "peft_type is \"IA3\"" },
         { LORA ",\"bias\":\"all\"", "bias is \"all\"" },
@@ -1631,6 +1665,7 @@ int main(int argc, char **argv)
         { "folders of tokenizers", test_tokenizer_folders },
         { "byte level", test_raw_tokenizers },
         { "long tokens", test_long_tokens },
+        { "standard layers", test_standard_layers },
         { "configurations", test_configs },
         { "the width of a Mamba", test_mamba_width },
         { "files beside the configuration", test_folders },

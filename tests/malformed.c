@@ -817,6 +817,7 @@ static size_t adapter_rows(row *rows)
         { "matrix 2 of the adapter lies elsewhere", F, ENTRY(2), 32, { { HEAD, 16, 8, size - 64 } }, -64, PLAIN },
         { "matrix 0 of the adapter lies elsewhere", F, ENTRY(0), 32, { { ENTRY(0), 24, 4, UINT32_MAX } }, 0, PLAIN },
         { "a byte that must be zero is not", F, ENTRY(0), 28, { { ENTRY(0), 28, 1, 1 } }, 0, PLAIN },
+        { "a byte that must be zero is not", F, ENTRY(1), 48, { { ENTRY(1), 48, 1, 1 } }, 0, PLAIN },
         { "a byte that must be zero is not", F, ENTRY(2), 63, { { ENTRY(2), 63, 1, 1 } }, 0, PLAIN },
         { "the adapter has 64 bytes after its matrices", F, END, 0, { { HEAD, 16, 8, size + 64 } }, 64, PLAIN },
         { "the adapter's matrix for 0.q has other dimensions", F, ENTRY(0), 20, { { ENTRY(0), 20, 4, 11 } }, 0, PLAIN },
