@@ -1402,6 +1402,7 @@ static void test_patterns(void)
         { "\\w", "`", NO }, { "\\w\\w", "\xc3\xa9", YES }, { "\\w", ":", NO }, { "\\s\\s", "\t\r", YES },
         { "\\s", "\x0e", NO }, { "\\s", "\x08", NO }, { "\\s", " ", YES }, { "\\S", " ", NO }, { "\\W", "a", NO },
         { "[\\d]", "5", YES }, { "[\\d]", "a", NO }, { "[a-]", "-", YES }, { "[a-c]", "b", YES }, { "[a-c]", "d", NO },
+        { "[a-c]", "a", YES }, { "[a-c]", "c", YES }, { "[b-c]", "a", NO },
         { "[a-c]", "A", NO }, { "[c-a]", "b", WRONG }, { "[a-", "a", WRONG }, { "[a", "a", WRONG }, { "[", "a", WRONG },
         { "[+-\\-]", ",", YES }, { "[+-\\z]", ",", WRONG }, { "[\\z]", "z", WRONG }, { "[^a]", "b", YES },
         { "[^a]", "a", NO }, { "[]a]", "]", YES }, { "[a-\\", "b", WRONG }, { "\\", "a", WRONG }, { "\\z", "z", WRONG },

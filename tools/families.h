@@ -1609,7 +1609,7 @@ static bool plan_list_tensors(convert_plan *plan, tool_error *error)
 {
     jmb_header *h = &plan->model.header;
     h->tensors = jmb_list_tensors(h, plan->model.blocks, h->type, NULL);
-    if (!plan_check_header(plan, error) || !plan_check_blocks(plan, error)) return false; /* limits the count too */
+    if (!plan_check_header(plan, error)) return false; /* limits the count too */
     plan->model.tensors = (jmb_tensor *)calloc(h->tensors, sizeof *plan->model.tensors);
     plan->sources = (tensor_source(*)[2])calloc(h->tensors, sizeof *plan->sources);
     if (!plan->model.tensors || !plan->sources) return tool_no_memory(error);
