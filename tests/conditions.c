@@ -522,7 +522,8 @@ static void check_tokenizer(const char *json, const char *from, const char *to, 
 #define METASPACE "{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"always\",\"split\":true}"
 #define NORMALIZER "{\"type\":\"Sequence\",\"normalizers\":[" PREPEND \
     ",{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]}"
-#define LONG_RULE "01234567890123456789012345678901234567890123456789012345678901234"
+#define FULL_RULE "0123456789012345678901234567890123456789012345678901234567890123"
+#define LONG_RULE FULL_RULE "4"
 #define UNK "{\"id\":0,\"content\":\"<unk>\",\"special\":true,\"normalized\":false,\"lstrip\":false,\"rstrip\":false," \
     "\"single_word\":false}"
 
@@ -557,7 +558,9 @@ static void test_tokenizers(void)
         { "\"prepend\":\"\\u2581\"", "\"prepend\":7", "Prepend has no string" },
         { "\"prepend\":\"\\u2581\"", "\"prepend\":\"\"", NULL },
         { "\"prepend\":\"\\u2581\"", "\"prepend\":\"" LONG_RULE "\"", "64" },
+        { "\"prepend\":\"\\u2581\"", "\"prepend\":\"" FULL_RULE "\"", NULL },
         { "{\"String\":\" \"}", "{\"String\":\"" LONG_RULE "\"}", "64" },
+        { "{\"String\":\" \"}", "{\"String\":\"" FULL_RULE "\"}", NULL },
         { "{\"String\":\" \"},\"content\":\"\\u2581\"", "{\"String\":\" \"},\"content\":7", "Replace lacks a String" },
         { "{\"String\":\" \"},\"content\"", "{\"String\":7},\"content\"", "Replace lacks a String" },
         { "\"normalizer\":" NORMALIZER, "\"normalizer\":null", NULL },
@@ -613,6 +616,8 @@ static void test_tokenizers(void)
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("b", "xy") "," FIRST, NULL },
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, REPLACE("\xc3\xa9", "e") "," FIRST, NULL },
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, PREPEND "," FIRST, NULL },
+        { "\"\\u2581\"},\"content\":\" \"}", "\"z\"},\"content\":\"zzz\"}", NULL },
+        { "\"\\u2581\"},\"content\":\" \"}", "\"z\"},\"content\":\"zzzz\"}", "decoder Replace of \"z\"" },
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, TWO(REPLACE("b", "xyz"), REPLACE("\xc3\xa9", "e")) "," FIRST,
             NULL },
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, TWO(REPLACE("b", "xyz"), REPLACE("ab", "x")) "," FIRST,

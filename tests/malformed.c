@@ -496,6 +496,7 @@ static uint32_t entry_of(uint32_t unit, uint32_t role, uint32_t index)
 
 static const row header_rows[] = {
     { "too short for a model file (255 bytes)", F, HEAD, 255, { { 0, 0, 0, 0 } }, CUT_TO(255), PLAIN },
+    { "the file has 256 bytes and should have", F, HEAD, 16, { { 0, 0, 0, 0 } }, CUT_TO(256), PLAIN },
     { "not a .jamba file", F, HEAD, 0, { { HEAD, 0, 1, 'P' } }, 0, PLAIN },
     { "not a .jamba file", F, HEAD, 0, { { HEAD, 7, 1, '\r' } }, 0, PLAIN },
     { "file format 2, but this is 1", U, HEAD, 8, { { HEAD, 8, 4, 2 } }, 0, PLAIN },
@@ -794,6 +795,7 @@ static size_t adapter_rows(row *rows)
     const uint32_t size = (uint32_t)adapter_image.size, b_at = (uint32_t)jmb_load_u64(adapter_image.data + 128 + 40);
     row all[] = {
         { "not an adapter for jamba.h", F, HEAD, 0, { { HEAD, 3, 1, 'B' } }, 0, PLAIN },
+        { "not an adapter for jamba.h", F, HEAD, 0, { { HEAD, 7, 1, '\r' } }, CUT_TO(8), PLAIN },
         { "too short for an adapter (127 bytes)", F, HEAD, 127, { { 0, 0, 0, 0 } }, CUT_TO(127), PLAIN },
         { "too short for an adapter (7 bytes)", F, HEAD, 7, { { 0, 0, 0, 0 } }, CUT_TO(7), PLAIN },
         { "the adapter has format 2, this jamba.h reads format 1", U, HEAD, 8, { { HEAD, 8, 4, 2 } }, 0, PLAIN },
@@ -966,6 +968,7 @@ static size_t state_rows(row *rows)
     const uint32_t size = (uint32_t)state_image.size, turn = jmb_load_u32(state_image.data + state_at[TURNS]);
     row all[] = {
         { "not a saved state", F, HEAD, 0, { { HEAD, 3, 1, 'B' } }, 0, PLAIN },
+        { "not a saved state", F, HEAD, 0, { { HEAD, 7, 1, '\r' } }, 0, PLAIN },
         { "not a saved state", F, HEAD, 0, { { HEAD, 3, 1, 'B' } }, CUT_TO(8), PLAIN },
         { "too short for a saved state (319 bytes)", F, HEAD, 319, { { 0, 0, 0, 0 } }, CUT_TO(319), PLAIN },
         { "too short for a saved state (7 bytes)", F, HEAD, 7, { { 0, 0, 0, 0 } }, CUT_TO(7), PLAIN },
