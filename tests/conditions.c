@@ -1183,6 +1183,8 @@ static void test_lora_configs(void)
     } rows[] = {
         { LORA, NULL },
         { "\"peft_type\":\"LORA\",\"r\":1,\"lora_alpha\":4", NULL },
+        { "\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":-1000000", NULL },
+        { "\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":1000000", NULL },
         { "\"peft_type\":7", "peft_type is \"\"" },
         { "\"peft_type\":\"IA3\"", "peft_type is \"IA3\"" },
         { LORA ",\"bias\":\"all\"", "bias is \"all\"" },

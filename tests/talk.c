@@ -565,6 +565,64 @@ static void test_fork(void)
     jamba_session_free(fork);
 }
 
+/* What is left of a reply when it goes on from a saved state in another session, with a copy of its actor. */
+static answer reply_elsewhere(const uint8_t *bytes, size_t size, actor a, jamba_reply_params params, bool ended)
+{
+    jamba_session *other = session_open(story, 512, 0);
+    size_t at = a.at;
+    answer rest;
+    a.sampler.filter_user = &a;
+    params.sampler = &a.sampler;
+    memset(other->reply.text, '?', JMB_REPLY_TEXT); /* or what an earlier session left there would do */
+    CHECK(jamba_session_restore(other, bytes, size) == JAMBA_OK);
+    rest = reply_all(other, &params);
+    CHECK(!ended || a.at == at); /* nothing is drawn */
+    jamba_session_free(other);
+    return rest;
+}
+
+/* Saved wherever it is between tokens: with a byte or more held back for a stop string, and ended, which it stays. */
+static void check_saved(const char *words, const char *stop)
+{
+    jamba_session *session = session_open(story, 512, 0);
+    jamba_reply_params params;
+    jamba_result result = JAMBA_PENDING;
+    const char *text;
+    size_t length = 0, said = 0, saves = 0;
+    actor a;
+    memset(&params, 0, sizeof params);
+    actor_learn(&a, words);
+    params.stops = &stop;
+    params.stop_count = 1;
+    params.sampler = &a.sampler;
+    params.budget_us = 1;
+    say(session, "user", "Hello!");
+    while (result == JAMBA_PENDING || length > 0) {
+        size_t size;
+        uint8_t *bytes;
+        result = jamba_reply(session, &params, &text, &length);
+        said += length;
+        size = jamba_session_save(session, NULL, 0);
+        if (size == 0) continue; /* in the middle of a token */
+        bytes = (uint8_t *)malloc(size);
+        if (CHECK(jamba_session_save(session, bytes, size) == size)) {
+            answer rest = reply_elsewhere(bytes, size, a, params, result == JAMBA_OK && length == 0);
+            CHECK_THAT(strcmp(rest.text, words + said) == 0, "'%s' instead of '%s'", rest.text, words + said);
+            saves++;
+        }
+        free(bytes);
+    }
+    CHECK(result == JAMBA_OK && said == strlen(words) && saves > a.count);
+    jamba_session_free(session);
+}
+
+static void test_saved(void)
+{
+    check_saved("One two three four", "rx");
+    check_saved("One two three four", "r?!");
+    check_saved("One two three four", "four x");
+}
+
 /* ---- full contexts ---------------------------------------------------------------------------------------- */
 
 static void test_full_say(void)
@@ -1464,6 +1522,7 @@ int main(int argc, char **argv)
         { "another reply, another message, with marks", test_back_with },
         { "marks at turns", test_marks },
         { "a fork in the middle of a reply", test_fork },
+        { "saved in the middle of a reply", test_saved },
         { "messages that fail change nothing", test_full_say },
         { "restart", test_restart_without },
         { "restart with marks", test_restart_with },

@@ -93,6 +93,8 @@ EQUIVALENT = [
      "a place that no message of the converter shows"),
     ("jamba.h", "trie->nodes = (jmb_trie_node *)jmb_heap_take(heap, text_size + 1,", "1 becomes 2",
      "more room than is used"),
+    ("jamba.h", "return type > jmb_roles[role].lowest ? jmb_roles[role].lowest : type;", "> becomes >=",
+     "the smaller of two"),
     ("tools/families.h", "calloc((size_t)layers * 4, sizeof *plan->layers);", "4 becomes 5", "more room than is used"),
     ("jamba.h", "if (s->reply.stream.held_count < 0 ||", "0 becomes 1", "no byte is held either way"),
     ("tools/pattern.h", "for (i = 0; i < w->length && !w->failed; i++) {", "< becomes <=",
