@@ -389,7 +389,7 @@ static void test_places(void)
 {
     bare *b = bare_open(1000, JAMBA_CPU_BEST);
     jamba_sampler s;
-    char token[16];
+    char token[32];
     int32_t i;
     memset(&s, 0, sizeof s);
     for (i = 0; i < 1000; i++) {
