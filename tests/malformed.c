@@ -314,17 +314,20 @@ static void texts_add(texts *t, const void *text, size_t size)
     t->count++;
 }
 
-/* Refused with these words: a section without rules, all of whose tokens have the same flags. */
-static void check_texts(texts *t, uint8_t flags, const uint32_t *merges, uint32_t merge_count, const char *words)
+/* A section without rules, all of whose tokens have the same flags: refused with these words, or without words loaded. */
+static void check_texts(
+    texts *t, uint32_t form, uint8_t flags, const uint32_t *merges, uint32_t merge_count, const char *words)
 {
     uint32_t text_size = t->offsets[t->count], i;
     size_t flags_at = 32 + 4 * ((size_t)t->count + 1), merges_at = flags_at + (t->count + 3) / 4 * 4;
+    jamba_result result;
     jamba_error error;
     image file;
     file.size = merges_at + 12 * (size_t)merge_count + text_size;
     file.data = (uint8_t *)calloc(1, file.size);
-    test_require(file.data != NULL, "out of memory", words);
+    test_require(file.data != NULL, "out of memory", "section");
     STORE_u32(file.data, JMB_TOKENIZER_KIND);
+    STORE_u32(file.data + 4, form);
     STORE_u32(file.data + 8, t->count);
     STORE_u32(file.data + 12, text_size);
     STORE_u32(file.data + 16, merge_count);
@@ -333,10 +336,15 @@ static void check_texts(texts *t, uint8_t flags, const uint32_t *merges, uint32_
     memset(file.data + flags_at, flags, t->count);
     for (i = 0; i < 3 * merge_count; i++) STORE_u32(file.data + merges_at + 4 * i, merges[i]);
     memcpy(file.data + file.size - text_size, t->bytes, text_size);
-    CHECK_THAT(section_load(&file, VERIFY, &error) == F, "%s: loads", words);
-    CHECK_THAT(strstr(error.message, words) != NULL, "'%s' lacks '%s'", error.message, words);
-    rules_note(error.message);
-    rows_checked++;
+    result = section_load(&file, VERIFY, &error);
+    if (words) {
+        CHECK_THAT(result == F, "%s: loads", words);
+        CHECK_THAT(strstr(error.message, words) != NULL, "'%s' lacks '%s'", error.message, words);
+        rules_note(error.message);
+        rows_checked++;
+    } else {
+        CHECK_THAT(result == JAMBA_OK, "%s", error.message);
+    }
     free(file.data);
     free(t->bytes);
     free(t->offsets);
@@ -354,7 +362,29 @@ static void test_much_text(void)
         text[6] = 'a';
         texts_add(&t, text, EACH);
     }
-    check_texts(&t, JMB_TOKEN_ADDED, NULL, 0, "too much text of added tokens up to 4096");
+    check_texts(&t, 0, JMB_TOKEN_ADDED, NULL, 0, "too much text of added tokens up to 4096");
+}
+
+/* Bytes that are no text: only as tokens of byte-level models, and there as no added one. */
+static void test_raw_texts(void)
+{
+    static const struct {
+        uint32_t form;
+        uint8_t flags;
+        const char *words;
+    } cases[] = {
+        { 0, JMB_TOKEN_MODEL, "not UTF-8: token 1" },
+        { JMB_TEXT_RAW, JMB_TOKEN_ADDED, "not UTF-8: token 1" },
+        { JMB_TEXT_RAW, JMB_TOKEN_MODEL | JMB_TOKEN_ADDED, "not UTF-8: token 1" },
+        { JMB_TEXT_RAW, JMB_TOKEN_MODEL, NULL },
+    };
+    size_t i;
+    for (i = 0; i < COUNT(cases); i++) {
+        texts t = texts_open(2, 8);
+        texts_add(&t, "a", 1);
+        texts_add(&t, "b\xff", 2);
+        check_texts(&t, cases[i].form, cases[i].flags, NULL, 0, cases[i].words);
+    }
 }
 
 /* As many as are probed, and one. */
@@ -369,7 +399,7 @@ static void test_colliding_texts(void)
         snprintf(text, sizeof text, "%08x", (unsigned)i);
         if (jmb_hash_text((const uint8_t *)text, 8) % SLOTS == 7) texts_add(&t, text, 8);
     }
-    check_texts(&t, JMB_TOKEN_MODEL, NULL, 0, "too many hash collisions at token 512");
+    check_texts(&t, 0, JMB_TOKEN_MODEL, NULL, 0, "too many hash collisions at token 512");
 }
 
 /* Pairs of 1,300 tokens of four letters, and their results. */
@@ -394,7 +424,7 @@ static void test_colliding_merges(void)
             texts_add(&t, text, 8);
         }
     CHECK(count == COLLIDING);
-    check_texts(&t, JMB_TOKEN_MODEL, merges, count, "too many hash collisions at merge 512");
+    check_texts(&t, 0, JMB_TOKEN_MODEL, merges, count, "too many hash collisions at merge 512");
 }
 
 /* ---- a model with a block of every kind ---------------------------------------------------------------- */
@@ -1072,6 +1102,7 @@ int main(int argc, char **argv)
     section.good.size = section_size;
     check_rows(&section, section_rows, COUNT(section_rows));
     test_much_text();
+    test_raw_texts();
     test_colliding_texts();
     test_colliding_merges();
     make_model();
