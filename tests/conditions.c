@@ -366,6 +366,7 @@ static void check_model(const char *bytes, size_t size, const char *words)
 #define ONE_PIECE CHAR("a")
 #define BPE "\x12\x02\x18\x02\x1a\x02\x20\x00"
 #define FORTY "0123456789012345678901234567890123456789"
+#define NINETEEN "abcdefghijklmnopqrs"
 
 static void test_models(void)
 {
@@ -389,6 +390,9 @@ static void test_models(void)
         "\x0a\x09\x0a\x07" "<0x41>b" BPE, NULL); /* no merge of a byte */
     MODEL("\x0a\x2e\x0a\x2a" FORTY "xy\x18\x05" BPE, "of type unused");
     MODEL("\x0a\x56\x0a\x52" FORTY FORTY "xy\x18\x05" BPE, "of type unused");
+    MODEL("\x0a\x3f\x0a\x3b" FORTY NINETEEN "\x18\x05" BPE, "piece \"" FORTY NINETEEN "\" of type unused");
+    MODEL("\x0a\x40\x0a\x3c" FORTY NINETEEN "x\x18\x05" BPE, "piece \"" FORTY NINETEEN "x\" of type unused");
+    MODEL("\x0a\x41\x0a\x3d" FORTY NINETEEN "xy\x18\x05" BPE, "piece \"" FORTY NINETEEN "x\" of type unused");
     MODEL("\x0a\x08\x0a\x06" "<0x00>" "\x12\x05\x18\x02\x98\x02\x01\x1a\x02\x20\x00",
         "byte_fallback without a piece <0x00>");
     MODEL("\x0a\x05\x0a\x01" "a\x18\x04" "\x0a\x04\x0a\x02" "ba" "\x0a\x03\x0a\x01" "b" BPE,
@@ -622,6 +626,11 @@ static void test_tokenizers(void)
             NULL },
         { NORMALIZER ",\"pre_tokenizer\":" METASPACE, TWO(REPLACE("b", "xyz"), REPLACE("ab", "x")) "," FIRST,
             "after Replace of or by" },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, NFC "," FIRST, NULL },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, TWO(REPLACE("b", "wxyz"), REPLACE("ab", "x")) "," FIRST,
+            "after Replace of or by" },
+        { NORMALIZER ",\"pre_tokenizer\":" METASPACE, TWO(REPLACE("b", "xy"), REPLACE("ab", "x")) "," FIRST,
+            "after Replace of or by" },
         { "\"unk_token\":\"<unk>\"", "\"unk_token\":7", "unk_token is not in the vocabulary" },
         { "[\"a\",\"b\"],", "[\"a\",\"b\"],[\"a\",\"b\"],", NULL },
         { "[\"a\",\"b\"]", "[\"" FORTY FORTY FORTY "\",\"b\"]", "\"" FORTY FORTY "01234567890123456789\" is not" },
@@ -652,6 +661,34 @@ static void test_raw_tokenizers(void)
 }
 
 #define LISTED(id, content) "{\"added_tokens_decoder\":{\"" id "\":{\"content\":" content "}}}"
+
+/* Tokens by their names in tokenizer_config.json: a string, or an object with its content. */
+static void test_config_tokens(void)
+{
+    static const struct {
+        const char *config, *text;
+    } rows[] = {
+        { "{}", NULL },
+        { "{\"bos_token\":null}", NULL },
+        { "{\"bos_token\":7}", NULL },
+        { "{\"bos_token\":\"\"}", NULL },
+        { "{\"bos_token\":\"<s>\"}", "<s>" },
+        { "{\"bos_token\":{}}", NULL },
+        { "{\"bos_token\":{\"content\":\"\"}}", NULL },
+        { "{\"bos_token\":{\"content\":\"<s>\"}}", "<s>" },
+    };
+    size_t i;
+    for (i = 0; i < COUNT(rows); i++) {
+        const char *text;
+        json_doc doc;
+        tool_error error;
+        test_require(json_parse(&doc, rows[i].config, strlen(rows[i].config), &error), rows[i].config, error.message);
+        text = tokenizer_config_token(json_root(&doc), "bos_token");
+        CHECK_THAT(text && rows[i].text ? strcmp(text, rows[i].text) == 0 : !text && !rows[i].text, "%s: %s",
+            rows[i].config, text ? text : "none");
+        json_free(&doc);
+    }
+}
 
 /* What tokenizer_config.json adds to the vocabulary. */
 static void test_listed_tokens(void)
@@ -1261,6 +1298,10 @@ static void test_lora_modules(void)
         { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[1]", "model.layers.x.1.2.q", NULL },
         { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[1]", "1.q", others },
         { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[1]", "a.1234567890.q", others },
+        { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[1234567890]", "a.h.1234567890.q", others },
+        { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[123456789]", "a.h.123456789.q", NULL },
+        { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[10]", "a.h.10.q", NULL },
+        { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[0]", "a.h.0.q", NULL },
         { LORA ",\"target_modules\":[\"1\"],\"layers_to_transform\":[1]", "a.b.1", others },
         { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[1],\"layers_pattern\":\"\"", "a.h.1.q", NULL },
         { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[1],\"layers_pattern\":[]", "a.h.1.q", NULL },
@@ -1395,6 +1436,49 @@ static void test_lora_ranks(void)
     CHECK(lora_rank(&m, 4, 6, 3) == 1 && lora_rank(&m, 4, 6, 2) == 0);
 }
 
+/* What becomes of a module for a matrix of 4 rows and 6 columns, one or one of three. Experts may be the other way
+ * round, a matrix by itself may not. */
+static void test_lora_fill(void)
+{
+    static const struct {
+        const char *a, *b;
+        size_t bytes;
+        uint32_t copies, rank;
+        size_t left_row, left_rank;
+    } rows[] = {
+        { "1,6", "4,1", 40, 1, 1, 1, 1 },
+        { "1,4", "6,1", 40, 1, 0, 0, 0 },
+        { "3,6", "4,3", 120, 3, 1, 3, 3 },
+        { "3,4", "6,3", 120, 3, 1, 1, 4 },
+        { "3,5", "6,3", 132, 3, 0, 0, 0 },
+    };
+    size_t i;
+    for (i = 0; i < COUNT(rows); i++) {
+        lora_place place = { 4, 6, 0, 1, 1, 0 };
+        char header[400];
+        lora_part part;
+        lora_set set;
+        tool_error error;
+        size_t a_bytes = 4u * (unsigned)(rows[i].a[0] - '0') * (unsigned)(rows[i].a[2] - '0');
+        snprintf(header, sizeof header,
+            "{\"base_model.model.q.lora_A.weight\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[0,%zu]},"
+            "\"base_model.model.q.lora_B.weight\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}}",
+            rows[i].a, a_bytes, rows[i].b, a_bytes, rows[i].bytes);
+        write_tensors("adapter_model.safetensors", header, rows[i].bytes);
+        write_text("adapter_config.json",
+            "{\"peft_type\":\"LORA\",\"r\":1,\"lora_alpha\":4,\"target_modules\":[\"q\"]}");
+        if (!CHECK_THAT(lora_open(&set, folder, &error), "%s", error.message)) return;
+        memset(&part, 0, sizeof part);
+        place.copies = rows[i].copies;
+        CHECK_THAT(lora_fill(&set, set.modules, "q", &place, &part, &error), "%s", error.message);
+        CHECK_THAT(part.rank == rows[i].rank && part.left_row == rows[i].left_row
+                && part.left_rank == rows[i].left_rank,
+            "row %zu: rank %u, steps %zu and %zu", i, part.rank, part.left_row, part.left_rank);
+        CHECK((part.module != NULL) == (part.rank > 0) && set.modules->used == (part.rank > 0));
+        lora_close(&set);
+    }
+}
+
 /* ---- patterns ------------------------------------------------------------------------------------------------- */
 
 static void test_patterns(void)
@@ -1417,6 +1501,8 @@ static void test_patterns(void)
         { "a\\bb", "ab", NO }, { "\\ba", "a", YES }, { "\\B-", "-", YES }, { "a\\b", "a", YES }, { "-\\B", "-", YES },
         { "^a$", "a", YES }, { "a^b", "ab", NO }, { "a$b", "ab", NO }, { "*", "a", WRONG }, { "+", "a", WRONG },
         { "?", "a", WRONG }, { "{2}", "a", WRONG }, { "a{2}", "aa", YES }, { "a{2}", "a", NO }, { "a{,2}", "aa", YES },
+        { "a{9}", "aaaaaaaaa", YES }, { "a{9}", "aaaaaaaa", NO }, { "a{0}b", "b", YES }, { "a{0}b", "ab", NO },
+        { "a{10,19}", "aaaaaaaaaaaaaaaaaaa", YES }, { "a{10,19}", "aaaaaaaaa", NO },
         { "a{,2}", "aaa", NO }, { "a{2,}", "aaa", YES }, { "a{2", "aa", WRONG }, { "a{3,2}", "aa", WRONG },
         { "a{x}", "a", WRONG }, { "a{99999999}", "a", WRONG }, { "a{1:}", "a", WRONG }, { "a+?", "aa", YES },
         { "a++", "aa", WRONG }, { "a**", "aa", WRONG }, { "(?=ab)a.", "ab", YES }, { "(?!ab)a.", "ab", NO },
@@ -1670,6 +1756,7 @@ int main(int argc, char **argv)
         { "lists that are too long", test_long_lists },
         { "tokenizer.json", test_tokenizers },
         { "tokens of tokenizer_config.json", test_listed_tokens },
+        { "tokens named in a configuration", test_config_tokens },
         { "folders of tokenizers", test_tokenizer_folders },
         { "byte level", test_raw_tokenizers },
         { "long tokens", test_long_tokens },
@@ -1687,6 +1774,7 @@ int main(int argc, char **argv)
         { "tensors of adapters", test_lora_tensors },
         { "parts of adapters", test_lora_parts },
         { "ranks of adapters", test_lora_ranks },
+        { "a module's place in an adapter", test_lora_fill },
         { "adapters of shared blocks", test_lora_of_shared },
         { "patterns", test_patterns },
         { "data far away", test_far_data },

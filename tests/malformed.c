@@ -290,19 +290,24 @@ static const row section_rows[] = {
 
 /* ---- sections too large for a table ------------------------------------------------------------------- */
 
-/* Tokens whose texts stand one behind the other. */
+/* Tokens whose texts stand one behind the other, and all have the same flags; and what else is in their section. */
 typedef struct texts {
     uint8_t *bytes;
     uint32_t *offsets; /* (count + 1) */
     uint32_t count;
+    uint32_t form, nfc; /* flags of the section; rules, all of them NFC */
+    uint8_t flags;
+    const uint32_t *merges; /* (merge_count, 3) */
+    uint32_t merge_count;
 } texts;
 
 static texts texts_open(uint32_t most, size_t bytes)
 {
     texts t;
+    memset(&t, 0, sizeof t);
+    t.flags = JMB_TOKEN_MODEL;
     t.bytes = (uint8_t *)calloc(1, bytes);
     t.offsets = (uint32_t *)calloc((size_t)most + 1, sizeof *t.offsets);
-    t.count = 0;
     test_require(t.bytes && t.offsets, "out of memory", "texts");
     return t;
 }
@@ -314,27 +319,29 @@ static void texts_add(texts *t, const void *text, size_t size)
     t->count++;
 }
 
-/* A section without rules, all of whose tokens have the same flags: refused with these words, or without words loaded. */
-static void check_texts(
-    texts *t, uint32_t form, uint8_t flags, const uint32_t *merges, uint32_t merge_count, const char *words)
+/* The section is refused with these words, or without words loaded. */
+static void check_texts(texts *t, const char *words)
 {
     uint32_t text_size = t->offsets[t->count], i;
-    size_t flags_at = 32 + 4 * ((size_t)t->count + 1), merges_at = flags_at + (t->count + 3) / 4 * 4;
+    size_t offsets_at = 32 + 12 * (size_t)t->nfc, flags_at = offsets_at + 4 * ((size_t)t->count + 1);
+    size_t merges_at = flags_at + (t->count + 3) / 4 * 4;
     jamba_result result;
     jamba_error error;
     image file;
-    file.size = merges_at + 12 * (size_t)merge_count + text_size;
+    file.size = merges_at + 12 * (size_t)t->merge_count + text_size;
     file.data = (uint8_t *)calloc(1, file.size);
     test_require(file.data != NULL, "out of memory", "section");
     STORE_u32(file.data, JMB_TOKENIZER_KIND);
-    STORE_u32(file.data + 4, form);
+    STORE_u32(file.data + 4, t->form);
     STORE_u32(file.data + 8, t->count);
     STORE_u32(file.data + 12, text_size);
-    STORE_u32(file.data + 16, merge_count);
+    STORE_u32(file.data + 16, t->merge_count);
+    STORE_u32(file.data + 20, t->nfc);
     STORE_u32(file.data + 24, JMB_NO_TOKEN);
-    for (i = 0; i <= t->count; i++) STORE_u32(file.data + 32 + 4 * i, t->offsets[i]);
-    memset(file.data + flags_at, flags, t->count);
-    for (i = 0; i < 3 * merge_count; i++) STORE_u32(file.data + merges_at + 4 * i, merges[i]);
+    for (i = 0; i < t->nfc; i++) STORE_u32(file.data + 32 + 12 * i, JMB_RULE_NFC);
+    for (i = 0; i <= t->count; i++) STORE_u32(file.data + offsets_at + 4 * i, t->offsets[i]);
+    memset(file.data + flags_at, t->flags, t->count);
+    for (i = 0; i < 3 * t->merge_count; i++) STORE_u32(file.data + merges_at + 4 * i, t->merges[i]);
     memcpy(file.data + file.size - text_size, t->bytes, text_size);
     result = section_load(&file, VERIFY, &error);
     if (words) {
@@ -362,7 +369,8 @@ static void test_much_text(void)
         text[6] = 'a';
         texts_add(&t, text, EACH);
     }
-    check_texts(&t, 0, JMB_TOKEN_ADDED, NULL, 0, "too much text of added tokens up to 4096");
+    t.flags = JMB_TOKEN_ADDED;
+    check_texts(&t, "too much text of added tokens up to 4096");
 }
 
 /* Bytes that are no text: only as tokens of byte-level models, and there as no added one. */
@@ -383,7 +391,22 @@ static void test_raw_texts(void)
         texts t = texts_open(2, 8);
         texts_add(&t, "a", 1);
         texts_add(&t, "b\xff", 2);
-        check_texts(&t, cases[i].form, cases[i].flags, NULL, 0, cases[i].words);
+        t.form = cases[i].form;
+        t.flags = cases[i].flags;
+        check_texts(&t, cases[i].words);
+    }
+}
+
+/* NFC makes at most three bytes of one; 16 are allowed. */
+static void test_growth(void)
+{
+    static const char *const words[] = { NULL, NULL, NULL, "text grows too much in rule 2" };
+    uint32_t rules;
+    for (rules = 0; rules < COUNT(words); rules++) {
+        texts t = texts_open(1, 8);
+        texts_add(&t, "a", 1);
+        t.nfc = rules;
+        check_texts(&t, words[rules]);
     }
 }
 
@@ -399,7 +422,7 @@ static void test_colliding_texts(void)
         snprintf(text, sizeof text, "%08x", (unsigned)i);
         if (jmb_hash_text((const uint8_t *)text, 8) % SLOTS == 7) texts_add(&t, text, 8);
     }
-    check_texts(&t, 0, JMB_TOKEN_MODEL, NULL, 0, "too many hash collisions at token 512");
+    check_texts(&t, "too many hash collisions at token 512");
 }
 
 /* Pairs of 1,300 tokens of four letters, and their results. */
@@ -424,7 +447,9 @@ static void test_colliding_merges(void)
             texts_add(&t, text, 8);
         }
     CHECK(count == COLLIDING);
-    check_texts(&t, 0, JMB_TOKEN_MODEL, merges, count, "too many hash collisions at merge 512");
+    t.merges = merges;
+    t.merge_count = count;
+    check_texts(&t, "too many hash collisions at merge 512");
 }
 
 /* ---- a model with a block of every kind ---------------------------------------------------------------- */
@@ -1103,6 +1128,7 @@ int main(int argc, char **argv)
     check_rows(&section, section_rows, COUNT(section_rows));
     test_much_text();
     test_raw_texts();
+    test_growth();
     test_colliding_texts();
     test_colliding_merges();
     make_model();
