@@ -72,6 +72,7 @@ static void test_json(void)
         { "Infinite", "byte 0: a value should be here" },
         { "\"\\", "byte 2: the string does not end" },
         { "\"\\x\"", "byte 2: an unknown escape" },
+        { "\"\\ud800\\u", "\\u needs four hexadecimal digits" },
         { "\"\\b\\f\\n\\r\\t\\\"\\\\\\/\"", NULL },
         { "\"\\u00", "four hexadecimal digits" },
         { "\"\\u00g0\"", "four hexadecimal digits" },
@@ -405,6 +406,27 @@ static tool_buffer repeated(const char *bytes, size_t size, size_t count, const 
     while (count-- > 0) tool_buffer_add(&out, bytes, size);
     tool_buffer_add(&out, end, end_size);
     return out;
+}
+
+/* byte_fallback needs all 256 pieces of bytes. */
+static void test_byte_pieces(void)
+{
+    static const char trainer[] = "\x12\x05\x18\x02\x98\x02\x01\x1a\x02\x20\x00";
+    unsigned count, i;
+    for (count = 255; count <= 256; count++) {
+        tool_buffer data = { NULL, 0, 0, false }, out = { NULL, 0, 0, false };
+        tool_error error;
+        for (i = 0; i < count; i++) {
+            char piece[16];
+            int size = snprintf(piece, sizeof piece, "\x0a\x0a\x0a\x06<0x%02X>\x18\x06", i);
+            tool_buffer_add(&data, piece, (size_t)size);
+        }
+        tool_buffer_add(&data, trainer, sizeof trainer - 1);
+        check_result(tokenizer_compile_model(data.data, data.size, NULL, 300, &out, &error), &error, "pieces of bytes",
+            count < 256 ? "byte_fallback without a piece <0xFF>" : NULL);
+        tool_buffer_free(&data);
+        tool_buffer_free(&out);
+    }
 }
 
 /* Pieces of one to 1024 letters: of three letters they have more merges than there may be. */
@@ -1751,6 +1773,7 @@ int main(int argc, char **argv)
         { "shapes and copies", test_tensors },
         { "indexes", test_indexes },
         { "tokenizer.model", test_models },
+        { "pieces of bytes", test_byte_pieces },
         { "large and odd models of tokens", test_large_models },
         { "more merges than there may be", test_many_merges },
         { "lists that are too long", test_long_lists },

@@ -486,6 +486,48 @@ static void check_bad_number(const family *f, float bad, jamba_form form)
     jamba_session_free(b);
 }
 
+/* One number among the keys or the values that f16 cannot hold. */
+static void check_far_number(const family *f, const jmb_op *op, size_t key, bool value)
+{
+    jamba_session_params params = params_of(JAMBA_KV_F32, ROOM, 0, 0);
+    jamba_session *a = open_session(f->model, &params);
+    jmb_kv_tile tile;
+    jamba_save_params narrow;
+    size_t size;
+    uint8_t *room, *at;
+    memset(&narrow, 0, sizeof narrow);
+    narrow.kv = JAMBA_F16;
+    CHECK(jamba_eval(a, f->tokens, TOKENS) == JAMBA_OK);
+    size = jamba_session_save_as(a, &narrow, NULL, 0);
+    room = (uint8_t *)malloc(size);
+    CHECK(jamba_session_save_as(a, &narrow, room, size) == size);
+    tile = jmb_tile_of(a, op, key / 16 * 16, 0);
+    at = value ? tile.v + (key % 16 * tile.stride + tile.dim - 1) * 4 : tile.k + ((tile.dim - 1) * 16 + key % 16) * 4;
+    jmb_store_f32(at, 65600.0f);
+    CHECK_THAT(jamba_session_save_as(a, &narrow, room, size) == 0, "%s %zu: saved as infinite",
+        value ? "value" : "key", key);
+    jmb_store_f32(at, 65504.0f);
+    CHECK(jamba_session_save_as(a, &narrow, room, size) == size);
+    free(room);
+    jamba_session_free(a);
+}
+
+static void test_far_numbers(void)
+{
+    static const size_t keys[] = { 0, 3, 16, TOKENS - 1 };
+    family f;
+    size_t i, k;
+    if (!family_open(&f, "llama-llama3", "f32")) return;
+    for (i = 0; i < f.model->plan.count; i++) {
+        if (f.model->plan.ops[i].kind != JMB_OP_ATTEND) continue;
+        for (k = 0; k < sizeof keys / sizeof *keys; k++) {
+            check_far_number(&f, &f.model->plan.ops[i], keys[k], false);
+            check_far_number(&f, &f.model->plan.ops[i], keys[k], true);
+        }
+    }
+    family_close(&f);
+}
+
 static void test_bad_numbers(void)
 {
     static const uint32_t bits[] = { 0x7f800000u, 0xff800000u, 0x7fc12345u, 0x7f812345u, 0x7f600000u, 0x47800000u,
@@ -1316,6 +1358,10 @@ int main(int argc, char **argv)
     }
     if (test_begin("what is no number")) {
         test_bad_numbers();
+        test_end();
+    }
+    if (test_begin("what f16 cannot hold")) {
+        test_far_numbers();
         test_end();
     }
     if (test_begin("prefixes, and bytes behind the end")) {
