@@ -249,6 +249,28 @@ static void test_headers(void)
 }
 
 /* Shapes of any rank fit; a tensor is compared in pieces, and no further than it must be. */
+/* The longest header there may be, most of it blanks, and one byte more. */
+static void test_long_headers(void)
+{
+    static const char start[] = "{" TENSOR("a", "1", 0, 4);
+    char path[PATH_ROOM];
+    size_t size, extra;
+    for (extra = 0; extra < 2; extra++) {
+        uint8_t *data;
+        size = ST_MAX_HEADER + extra;
+        data = (uint8_t *)malloc(8 + size + 4);
+        test_require(data != NULL, "out of memory", "a long header");
+        memset(data, ' ', 8 + size + 4);
+        jmb_store_u64(data, size);
+        memcpy(data + 8, start, sizeof start - 1);
+        data[8 + size - 1] = '}';
+        file_write(tiny_path(path, folder, "model.safetensors"), data, 8 + size + 4);
+        check_folder("a long header", extra ? "not a safetensors file" : NULL);
+        free(data);
+    }
+    drop("model.safetensors");
+}
+
 static void test_tensors(void)
 {
     static const uint64_t shape[ST_MAX_RANK] = { 1000, 2000, 3000, 4000, 5000, 6000, 7000, 8000 };
@@ -1770,6 +1792,7 @@ int main(int argc, char **argv)
         { "JSON", test_json },
         { "limits of JSON", test_json_limits },
         { "headers of safetensors", test_headers },
+        { "the longest header", test_long_headers },
         { "shapes and copies", test_tensors },
         { "indexes", test_indexes },
         { "tokenizer.model", test_models },

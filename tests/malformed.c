@@ -650,6 +650,7 @@ static const row block_rows[] = {
     BLOCKED("dt_min and dt_max are not a range", MAMBA2, dt_min, ENDLESS),
     BLOCKED("dt_min and dt_max are not a range", MAMBA2, dt_min, A_NAN),
     BLOCKED("dt_min and dt_max are not a range", MAMBA2, dt_max, A_NAN),
+    BLOCKED("dt_min and dt_max are not a range", MAMBA2, dt_max, ENDLESS + 1),
     { "dt_min and dt_max are not a range", F, BLOCK(MAMBA2), 0,
         { { BLOCK(MAMBA2), B(dt_min), 4, ONE }, { BLOCK(MAMBA2), B(dt_max), 4, 0 } }, 0, PLAIN },
     IN_BLOCK("intermediate is 0, outside 1 to 131072", MLP, intermediate, 0),

@@ -38,6 +38,15 @@ JOBS = int(os.environ.get("JOBS", os.cpu_count()))
 
 # Mistakes that change nothing anyone can observe: file, the line's text, the mistake, why.
 EQUIVALENT = [
+    ("tools/tokenizer.h", "if (count > 0) qsort(scored, count,", "> becomes >=", "nothing to sort"),
+    ("tools/json.h", "uint8_t c = s->p + i < s->end ? s->p[i] : 0;", "0 becomes 1", "neither is a hexadecimal digit"),
+    ("tools/json.h", "uint32_t c = 0, low = 0;", "0 becomes 1", "set before it is read"),
+    ("tools/json.h", "if (x->key_length != y->key_length) return x->key_length < y->key_length ? -1 : 1;",
+     "< becomes <=", "they differ"),
+    ("tools/tokenizer.h", "return x->merge.left < y->merge.left ? -1 : x->merge.left > y->merge.left;", "1 becomes 2",
+     "only the sign of a comparison counts"),
+    ("tools/tokenizer.h", "int shown = size < 60 ? (int)size : 60;", "< becomes <=", "60 both ways"),
+    ("tools/safetensors.h", "text = (char *)malloc((size_t)length + 1);", "1 becomes 2", "more room than is used"),
     ("tools/tokenizer.h", "if (x->score != y->score) return x->score > y->score ? -1 : 1;", "1 becomes 2",
      "only the sign of a comparison counts"),
     ("jamba.h", "if (bytes && count > 0) memcpy(", "> becomes >=", "a copy of no bytes"),
