@@ -517,8 +517,9 @@ static const char raw_json[] =
     "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":{\"type\":\"NFC\"},"
     "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
     "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
-    "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"\u0120\":1,\"\u00c3\":2,\"\u00a9\":3,\"\u00c3\u00a9\":4},"
-    "\"merges\":[[\"\u00c3\",\"\u00a9\"]]}}";
+    "\"model\":{\"type\":\"BPE\","
+    "\"vocab\":{\"a\":0,\"\xc4\xa0\":1,\"\xc3\x83\":2,\"\xc2\xa9\":3,\"\xc3\x83\xc2\xa9\":4},"
+    "\"merges\":[[\"\xc3\x83\",\"\xc2\xa9\"]]}}";
 
 /* A document with a tokenizer_config.json, which may be NULL. */
 static void check_document(const char *json, const char *config, const char *what, const char *words)
@@ -689,7 +690,7 @@ static void test_tokenizers(void)
 static void test_raw_tokenizers(void)
 {
     static const char flags[] = "\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true";
-    static const char vocab[] = "{\"a\":0,\"\u0120\":1,\"\u00c3\":2,\"\u00a9\":3,\"\u00c3\u00a9\":4}";
+    static const char vocab[] = "{\"a\":0,\"\xc4\xa0\":1,\"\xc3\x83\":2,\"\xc2\xa9\":3,\"\xc3\x83\xc2\xa9\":4}";
     check_document(raw_json, NULL, "byte level", NULL);
     check_tokenizer(raw_json, flags, "\"add_prefix_space\":7", "\"add_prefix_space\" is neither");
     check_tokenizer(raw_json, flags, "\"trim_offsets\":7", "\"trim_offsets\" is neither");
@@ -697,11 +698,11 @@ static void test_raw_tokenizers(void)
     check_tokenizer(raw_json, "{\"type\":\"NFC\"}", "{\"type\":\"NFC\",\"more\":1}", "which is not known");
     check_tokenizer(raw_json, vocab, "[]", "\"vocab\" is not an object");
     check_tokenizer(raw_json, vocab, "{}", "the vocabulary is empty");
-    check_tokenizer(raw_json, "[[\"\u00c3\",\"\u00a9\"]]", "{}", "\"merges\" is not an array");
-    check_tokenizer(raw_json, "[[\"\u00c3\",\"\u00a9\"]]", "[]", NULL);
+    check_tokenizer(raw_json, "[[\"\xc3\x83\",\"\xc2\xa9\"]]", "{}", "\"merges\" is not an array");
+    check_tokenizer(raw_json, "[[\"\xc3\x83\",\"\xc2\xa9\"]]", "[]", NULL);
     check_tokenizer(raw_json, "\"a\":0", "\"\xc2\x80\":0", "neither made of bytes nor an added token");
-    check_tokenizer(raw_json, "\"a\":0", "\"\u00ad\":0", "neither made of bytes nor an added token");
-    check_tokenizer(raw_json, "\"a\":0", "\"\u00ae\":0", NULL);
+    check_tokenizer(raw_json, "\"a\":0", "\"\xc2\xad\":0", "neither made of bytes nor an added token");
+    check_tokenizer(raw_json, "\"a\":0", "\"\xc2\xae\":0", NULL);
 }
 
 #define LISTED(id, content) "{\"added_tokens_decoder\":{\"" id "\":{\"content\":" content "}}}"
@@ -758,7 +759,7 @@ static void test_listed_tokens(void)
     const char *vocab = strstr(raw_json, "\"vocab\":{");
     size_t i;
     for (i = 0; i < COUNT(rows); i++) check_document(words_json, rows[i].config, rows[i].config, rows[i].words);
-    check_document(raw_json, LISTED("10", "\"\u00e9\""), "letters", "is letters for bytes");
+    check_document(raw_json, LISTED("10", "\"\xc3\xa9\""), "letters", "is letters for bytes");
     check_document(raw_json, LISTED("10", "\"plain\""), "letters", NULL);
     snprintf(text, sizeof text, "%.*s%s%s", (int)(vocab - raw_json), raw_json, unclaimed, vocab + 9);
     check_document(text, NULL, "a token of blanks", "neither made of bytes");

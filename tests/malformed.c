@@ -1070,6 +1070,8 @@ static size_t state_rows(row *rows)
         { "the reply of the saved state is no text", F, REPLY, 0, { { REPLY, 12, 1, 0xff } }, 0, PLAIN },
         { "the reply of the saved state is no text", F, REPLY, 0,
             { { REPLY, 12, 1, 'a' }, { REPLY, 13, 1, 0xc3 } }, 0, PLAIN },
+        { "the reply of the saved state is no text", F, REPLY, 0,
+            { { REPLY, 12, 1, 'a' }, { REPLY, 13, 2, 0xa9c3 } }, 0, PLAIN },
         { "a byte that must be zero is not", F, END, 0, { { END, 0, 1, 1 } }, 0, PLAIN },
     };
     CHECK(turn <= CONTEXT && state_at[END] < size);

@@ -123,7 +123,8 @@ run_platform() {
     [ -n "$every" ] || return
     made tests/golden.c tests/api_second.c && tests golden
     for part in $every; do made "tests/$part.c" && tests "$part"; done
-    if [ -z "$exe" ]; then made tests/damage.c && tests damage "header rules" "every prefix"; fi
+    made tests/malformed.c && tests malformed
+    if [ -z "$exe" ]; then made tests/damage.c && tests damage "every prefix"; fi
 }
 
 # Compiles as for Visual Studio; its headers and libraries are not here.

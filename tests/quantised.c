@@ -227,10 +227,26 @@ static uint64_t expected_hash(uint32_t type)
     return hashes[type];
 }
 
+/* Of the bits, the low byte first on every machine. */
+static uint64_t hash_doubles(uint64_t hash, const double *x, size_t count)
+{
+    uint8_t *bytes = (uint8_t *)malloc(8 * count);
+    size_t i;
+    test_require(bytes != NULL, "out of memory", "weights");
+    for (i = 0; i < count; i++) {
+        uint64_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        jmb_store_u64(bytes + 8 * i, bits);
+    }
+    hash = jmb_hash64(hash, bytes, 8 * count);
+    free(bytes);
+    return hash;
+}
+
 static uint64_t hash_weights(uint64_t hash, const naive_tensor *t)
 {
-    hash = jmb_hash64(hash, t->weights, t->rows * t->cols * sizeof *t->weights);
-    return t->second ? jmb_hash64(hash, t->second, t->rows * t->cols * sizeof *t->second) : hash;
+    hash = hash_doubles(hash, t->weights, t->rows * t->cols);
+    return t->second ? hash_doubles(hash, t->second, t->rows * t->cols) : hash;
 }
 
 /* Every tensor of the file of `type` is the nearest to that of the f32 file. */

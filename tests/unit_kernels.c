@@ -67,22 +67,50 @@ static bool same_number(float x, float y)
     return jmb_bits_of(x) == jmb_bits_of(y) || (x != x && y != y);
 }
 
-/* The library's fmaf, but on WebAssembly, where it rounds twice: it would need another rounding mode. There the
- * product is exact in long double, of 113 bits. They do not hold every sum, which therefore is rounded to odd: by
- * its error, from two-sum, to that neighbour whose last bit is set. */
+/* A type of 113 bits, where there is one: products of floats are exact in it. */
+#if defined(__SIZEOF_FLOAT128__)
+__extension__ typedef __float128 wide;
+#define HAS_WIDE 1
+#elif LDBL_MANT_DIG == 113
+typedef long double wide;
+#define HAS_WIDE 1
+#else
+#define HAS_WIDE 0
+#endif
+
+#if HAS_WIDE
+/* That neighbour of an even number which is odd: farther from zero, or nearer. */
+static wide to_odd(wide x, bool farther)
+{
+    const uint16_t one = 1;
+    uint8_t bytes[sizeof x], little;
+    int at, step;
+    memcpy(bytes, &x, sizeof x);
+    memcpy(&little, &one, 1);
+    at = little ? 0 : 15;
+    step = little ? 1 : -1;
+    if (bytes[at] & 1) return x;
+    if (farther) bytes[at] |= 1;
+    else while (bytes[at]-- == 0) at += step; /* borrows */
+    memcpy(&x, bytes, sizeof x);
+    return x;
+}
+
+/* The sum, which 113 bits do not always hold, is rounded to odd by its error, from two-sum; so that the second
+ * rounding is right. C libraries differ: mingw's fmaf rounds twice. */
 static float exact_fma(float a, float b, float c)
 {
-#if defined(__wasm__)
-    long double p = (long double)a * (long double)b, d = (long double)c, sum = p + d, t = sum - p;
-    long double error = (p - (sum - t)) + (d - t);
-    uint64_t low;
-    memcpy(&low, &sum, sizeof low);
-    if ((error > 0 || error < 0) && !(low & 1)) sum = nextafterl(sum, error > 0 ? HUGE_VALL : -HUGE_VALL);
+    wide p = (wide)a * b, d = c, sum = p + d, t = sum - p;
+    wide error = (p - (sum - t)) + (d - t);
+    if (error > 0 || error < 0) sum = to_odd(sum, (error > 0) == (sum > 0));
     return (float)sum;
-#else
-    return fmaf(a, b, c);
-#endif
 }
+#else
+static float exact_fma(float a, float b, float c)
+{
+    return fmaf(a, b, c);
+}
+#endif
 
 static void check_fma(void)
 {

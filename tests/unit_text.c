@@ -742,8 +742,9 @@ static const char raw_json[] =
     "\"normalizer\":{\"type\":\"NFC\"},"
     "\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
     "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
-    "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"\u0120\":1,\"\u00c3\":2,\"\u00a9\":3,\"\u00c3\u00a9\":4,"
-    "\"\u0120\u0120\":5,\"  \":6},\"merges\":[[\"\u00c3\",\"\u00a9\"],\"\u0120 \u0120\"]}}";
+    "\"model\":{\"type\":\"BPE\","
+    "\"vocab\":{\"a\":0,\"\xc4\xa0\":1,\"\xc3\x83\":2,\"\xc2\xa9\":3,\"\xc3\x83\xc2\xa9\":4,"
+    "\"\xc4\xa0\xc4\xa0\":5,\"  \":6},\"merges\":[[\"\xc3\x83\",\"\xc2\xa9\"],\"\xc4\xa0 \xc4\xa0\"]}}";
 
 /* Loads a section that may be damaged, in a block of its exact size so that a read beyond is seen, and uses
  * it if it loads. False when it is refused. */
@@ -939,10 +940,11 @@ static void test_refused_byte_level(void)
     refuse_in(raw_json, "\"NFC\"", "\"NFKC\"", "normalizer \"NFKC\" is not supported");
     refuse_in(raw_json, "\"id\":6,\"content\":\"  \"", "\"id\":8,\"content\":\"b \"",
         "token 6, \"  \", is neither made of bytes nor an added token");
-    refuse_in(raw_json, "\"id\":7,\"content\":\"XY\"", "\"id\":7,\"content\":\"\u00e9\"",
+    refuse_in(raw_json, "\"id\":7,\"content\":\"XY\"", "\"id\":7,\"content\":\"\xc3\xa9\"",
         "added token \"\xc3\xa9\" is letters for bytes: not supported");
     refuse_in(raw_json, "\"id\":6,", "\"id\":5,", "added token \"  \" has id 5, the vocabulary gives it 6");
-    refuse_in(raw_json, "\u0120 \u0120", "\u0120 \u2581", "merge 1: \"\xe2\x96\x81\" is not in the vocabulary");
+    refuse_in(raw_json, "\xc4\xa0 \xc4\xa0", "\xc4\xa0 \xe2\x96\x81",
+        "merge 1: \"\xe2\x96\x81\" is not in the vocabulary");
 }
 
 /* The same, with a part of the message. */

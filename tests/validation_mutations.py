@@ -230,6 +230,10 @@ class Mutant:
     def __str__(self):
         return f"{self.name}:{self.line}: {self.what}: {self.source.strip()[:100]}"
 
+    def crosses(self, other):
+        return (self.name == other.name and (self.start, self.end) != (other.start, other.end)
+                and self.start < other.end and other.start < self.end)
+
     def excuse(self):
         for name, source, what, why in EQUIVALENT:
             if name == self.name and source in self.source and what == self.what:
@@ -249,6 +253,15 @@ def find_mutants():
                     line = mask.count("\n", 0, start + len(mask[start:end]) - len(mask[start:end].lstrip())) + 1
                     found.append(Mutant(name, line, lines[line - 1], description, start, end, changed))
     return found, texts
+
+
+def choose(found, count):
+    """The first of them that have no excuse and do not lie one inside the other."""
+    chosen = []
+    for mutant in found:
+        if len(chosen) < count and not mutant.excuse() and not any(mutant.crosses(other) for other in chosen):
+            chosen.append(mutant)
+    return chosen
 
 
 def write_source(folder, chosen, texts):
@@ -387,7 +400,7 @@ def main():
     found, texts = find_mutants()
     print(f"{len(found)} mistakes can be made")
     random.Random(arguments.seed).shuffle(found)
-    chosen = [mutant for mutant in found if not mutant.excuse()][:arguments.count]
+    chosen = choose(found, arguments.count)
     for number, mutant in enumerate(chosen, 1):
         mutant.number = number
     write_source(folder, chosen, texts)

@@ -174,6 +174,7 @@ JMB_UNUSED static int posix_mkdir(const char *path, int mode)
     (void)mode;
     return posix_wide(path, wide) ? _wmkdir(wide) : -1;
 }
+#undef mkdir
 #define mkdir posix_mkdir
 
 JMB_UNUSED static int posix_rmdir(const char *path)
