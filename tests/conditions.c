@@ -402,6 +402,8 @@ static void test_models(void)
     MODEL("\x0a\x03\x0a\x01" "a", "model type \"unigram\"");
     MODEL("\x0a\x05\x15\x00\x00\x80\x3f", "a piece has no text");
     MODEL("\x0a\x08\x0a\x01" "a\x15\x00\x00\x80\x7f", "a score is not finite");
+    MODEL("\x0a\x08\x0a\x01" "a\x15\x01\x00\x80\x7f", "a score is not finite");
+    MODEL("\x0a\x08\x0a\x01" "a\x15\x00\x00\x80\xff", "a score is not finite");
     MODEL("\x09\x00\x00\x00\x00\x00\x00\x00", "it ends inside a number");
     MODEL(ONE_PIECE BPE, NULL);
     MODEL(ONE_PIECE BPE "\x1a\x0d\x0a\x08" "identity\x12\x01x", NULL);
@@ -827,6 +829,9 @@ static void test_long_tokens(void)
     check_tokenizer(words_json, "\"content\":\"<unk>\",", text, "has id 0");
     snprintf(text, sizeof text, "\"added_tokens\":[" ADDED("5", "%.1090s%.1090s") "]", token, token);
     check_tokenizer(raw_json, "\"added_tokens\":[]", text, "more than 1024 bytes");
+    for (length = 0; length < 1024; length++) token[length] = length % 2 ? '\xa9' : '\xc3';
+    snprintf(text, sizeof text, "\"added_tokens\":[" ADDED("5", "%.1024s") "]", token);
+    check_tokenizer(raw_json, "\"added_tokens\":[]", text, "is letters for bytes");
 }
 
 /* ---- configurations ------------------------------------------------------------------------------------------- */

@@ -1,8 +1,9 @@
 /* models.c - random valid models: every mix of blocks, sizes and storage types against the naive forward
  *
  * Each model is a file made from its seed. It is loaded mapped, from memory and through a reader, and gives equal bits
- * from all three, for any chunk and in a batch; and within the bound the logits that the naive forward computes in
- * double precision from the numbers that are stored. MODELS=N runs N of them, SEED=S begins with seed S. */
+ * from all three, for any chunk, in a batch and from a saved state; and within the bound the logits that the naive
+ * forward computes in double precision from the numbers that are stored. MODELS=N runs N of them, SEED=S begins with
+ * seed S. */
 #include "naive.h"
 #include "programs.h"
 
@@ -120,6 +121,27 @@ static void check_batch(const subject *s, const jamba_model *model)
     }
 }
 
+/* Saved after some of the tokens and restored elsewhere: the same logits at once, and after the others. */
+static void check_saved(const subject *s, const jamba_model *model)
+{
+    jamba_session_params params = params_of(s, 0);
+    jamba_session *a = open_session(model, &params), *b = open_session(model, &params);
+    size_t first = (s->count + 1) / 2, row = s->vocab * sizeof(float), size;
+    uint8_t *bytes;
+    CHECK(jamba_eval(a, s->tokens, first) == JAMBA_OK);
+    size = jamba_session_save(a, NULL, 0);
+    bytes = (uint8_t *)malloc(size);
+    CHECK(bytes && jamba_session_save(a, bytes, size) == size);
+    if (check_subject(s, jamba_session_restore(b, bytes, size) == JAMBA_OK, "%s", jamba_session_error(b)->message)) {
+        check_subject(s, memcmp(jamba_logits(b), s->logits + (first - 1) * s->vocab, row) == 0, "restored: other logits");
+        CHECK(jamba_eval(b, s->tokens + first, s->count - first) == JAMBA_OK);
+        check_subject(s, memcmp(jamba_logits(b), s->logits + (s->count - 1) * s->vocab, row) == 0, "restored: other bits");
+    }
+    free(bytes);
+    jamba_session_free(a);
+    jamba_session_free(b);
+}
+
 static size_t read_image(void *user, uint64_t offset, void *dst, size_t size)
 {
     memcpy(dst, ((const image *)user)->data + offset, size);
@@ -163,6 +185,7 @@ static double check_model(subject *s, const char *path)
         check_same(s, model, "from memory", 1);
         check_same(s, model, "from memory", 4);
         check_batch(s, model);
+        check_saved(s, model);
         check_sources(s, path);
     }
     jamba_model_free(model);
