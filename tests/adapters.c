@@ -260,6 +260,40 @@ static void check_saved(const jamba_model *model, const pair *p, const int32_t *
     free(bytes);
 }
 
+/* As many as a session may use. */
+static void check_saved_most(const jamba_model *model, const pair *p, const int32_t *tokens)
+{
+    enum { MOST = JAMBA_ADAPTERS_MAX };
+    jamba_session *session = open_member(model, p, 0, 5), *other = open_member(model, p, 0, 5);
+    jamba_adapter *adapters[MOST];
+    jamba_adapter_info adapter;
+    jamba_state_info info;
+    float scales[MOST];
+    uint8_t *bytes;
+    size_t size, i;
+    for (i = 0; i < MOST; i++) {
+        adapters[i] = p->adapters[i % 2];
+        scales[i] = 0.0625f * (float)(1 + i);
+    }
+    CHECK(jamba_session_set_adapters(session, adapters, scales, MOST) == JAMBA_OK);
+    CHECK(jamba_session_set_adapters(other, adapters, scales, MOST) == JAMBA_OK);
+    CHECK(jamba_eval(session, tokens, 6) == JAMBA_OK);
+    size = jamba_session_save(session, NULL, 0);
+    bytes = (uint8_t *)malloc(size);
+    test_require(bytes && jamba_session_save(session, bytes, size) == size, "cannot save", "adapters.c");
+    CHECK(jamba_state_describe(bytes, size, &info, NULL) == JAMBA_OK && info.adapters == MOST);
+    for (i = 0; i < MOST; i++) {
+        jamba_adapter_describe(adapters[i], &adapter);
+        CHECK(info.adapter_hash[i] == adapter.hash && info.adapter_scale[i] == scales[i]);
+    }
+    CHECK_THAT(jamba_session_restore(other, bytes, size) == JAMBA_OK, "%s", jamba_session_error(other)->message);
+    CHECK(jamba_session_set_adapters(other, adapters, scales, MOST - 1) == JAMBA_OK);
+    CHECK(jamba_session_restore(other, bytes, size) == JAMBA_ERR_MISMATCH);
+    jamba_session_free(session);
+    jamba_session_free(other);
+    free(bytes);
+}
+
 static jamba_session *open_marked(const jamba_model *model)
 {
     jamba_session_params params;
@@ -325,6 +359,7 @@ static void test_ways(const char *name, const char *type)
             check_scale_zero(model, &p, tokens);
             check_batch(model, &p, tokens);
             check_saved(model, &p, tokens);
+            check_saved_most(model, &p, tokens);
             check_changed(model, &p, name);
         }
         pair_close(&p);
