@@ -453,6 +453,27 @@ static void test_byte_pieces(void)
     }
 }
 
+/* Merges that make the same piece stand in the order of their left parts, so that a file has the same bytes wherever it
+ * is converted. */
+static void test_equal_merges(void)
+{
+    static const char pieces[] = CHAR("a") "\x0a\x05\x0a\x03" "aaa" "\x0a\x06\x0a\x04" "aaaa" "\x0a\x04\x0a\x02" "aa"
+        BPE;
+    static const uint32_t want[][3] = { { 0, 3, 1 }, { 3, 0, 1 }, { 0, 1, 2 }, { 1, 0, 2 }, { 3, 3, 2 }, { 0, 0, 3 } };
+    tool_buffer out = { NULL, 0, 0, false };
+    tool_error error;
+    size_t i, k, at;
+    test_require(tokenizer_compile_model((const uint8_t *)pieces, sizeof pieces - 1, NULL, 4, &out, &error), "pieces",
+        error.message);
+    CHECK(jmb_load_u32(out.data + 16) == COUNT(want));
+    at = out.size - jmb_load_u32(out.data + 12) - sizeof want;
+    for (i = 0; i < COUNT(want); i++)
+        for (k = 0; k < 3; k++, at += 4)
+            CHECK_THAT((jmb_load_u32(out.data + at) & ~JMB_MERGE_TIE) == want[i][k], "merge %zu, part %zu: %u", i, k,
+                jmb_load_u32(out.data + at));
+    tool_buffer_free(&out);
+}
+
 /* Pieces of one to 1024 letters: of three letters they have more merges than there may be. */
 static void test_many_merges(void)
 {
@@ -977,6 +998,8 @@ static void test_configs(void)
         { "jamba-dense", NULL, "\"vocab_size\":null", "vocab_size must be an integer" },
         { "jamba-dense", NULL, "\"eos_token_id\":\"x\"", "eos_token_id is no token" },
         { "jamba-dense", NULL, "\"eos_token_id\":-1", "eos_token_id is no token" },
+        { "jamba-dense", NULL, "\"eos_token_id\":0", NULL },
+        { "jamba-dense", NULL, "\"bos_token_id\":0", NULL },
         { "jamba-dense", NULL, "\"eos_token_id\":1048575", "eos_token_id is no token" },
         { "jamba-dense", NULL, "\"eos_token_id\":[1,2,1,3,4,5,6,7,8]", NULL },
         { "jamba-dense", NULL, "\"eos_token_id\":[1,2,3,4,5,6,7,8,9]", "lists more than 8 tokens" },
@@ -1688,6 +1711,9 @@ static void test_sources(void)
     CHECK(jamba_model_load(&model, odd_source(&r, copy, model_size, (1u << 26) + 64, 9), NULL, &error)
         == JAMBA_ERR_FORMAT);
     CHECK_THAT(strstr(error.message, "hash differs") && r.calls == 2, "%s after %zu reads", error.message, r.calls);
+    memset(copy, 'x', JMB_HEADER_BYTES); /* no model: the rest is not read */
+    CHECK(jamba_model_load(&model, odd_source(&r, copy, model_size, model_size, 9), NULL, &error) == JAMBA_ERR_FORMAT);
+    CHECK_THAT(strstr(error.message, "not a .jamba file") && r.calls == 1, "%s after %zu reads", error.message, r.calls);
     free(copy);
     memset(&none, 0, sizeof none);
     CHECK(jamba_model_load(&model, none, NULL, &error) == JAMBA_ERR_ARGUMENT);
@@ -1803,6 +1829,7 @@ int main(int argc, char **argv)
         { "indexes", test_indexes },
         { "tokenizer.model", test_models },
         { "pieces of bytes", test_byte_pieces },
+        { "merges of equal scores", test_equal_merges },
         { "large and odd models of tokens", test_large_models },
         { "more merges than there may be", test_many_merges },
         { "lists that are too long", test_long_lists },
