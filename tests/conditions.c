@@ -1713,7 +1713,8 @@ static void test_sources(void)
     CHECK_THAT(strstr(error.message, "hash differs") && r.calls == 2, "%s after %zu reads", error.message, r.calls);
     memset(copy, 'x', JMB_HEADER_BYTES); /* no model: the rest is not read */
     CHECK(jamba_model_load(&model, odd_source(&r, copy, model_size, model_size, 9), NULL, &error) == JAMBA_ERR_FORMAT);
-    CHECK_THAT(strstr(error.message, "not a .jamba file") && r.calls == 1, "%s after %zu reads", error.message, r.calls);
+    CHECK_THAT(strstr(error.message, "not a .jamba file") && r.calls == 1, "%s after %zu reads", error.message,
+        r.calls);
     free(copy);
     memset(&none, 0, sizeof none);
     CHECK(jamba_model_load(&model, none, NULL, &error) == JAMBA_ERR_ARGUMENT);
