@@ -1086,19 +1086,32 @@ static void test_configs(void)
 /* A Mamba without its width in the config, whose first weights say it, or nothing that can be. */
 static void test_mamba_width(void)
 {
-    static const char *const headers[] = { "{" TENSOR("x", "1", 0, 4) "}",
-        "{" TENSOR("backbone.layers.0.mixer.in_proj.weight", "4", 0, 16) "}",
-        "{" TENSOR("backbone.layers.0.mixer.in_proj.weight", "262146,0", 0, 0) "}",
-        "{" TENSOR("backbone.layers.0.mixer.in_proj.weight", "262144,0", 0, 0) "}" };
-    static const size_t sizes[] = { 4, 16, 0, 0 };
+    static const struct {
+        const char *shape;
+        size_t bytes;
+        double d_inner;
+    } rows[] = { { "4", 16, 0 }, { "8,2", 64, 4 }, { "262146,0", 0, 0 }, { "262144,0", 0, 131072 } };
     char *text = case_config("mamba", "intermediate_size", "");
     size_t i;
     check_config("mamba", "intermediate_size", "", NULL);
-    for (i = 0; i < COUNT(headers); i++) {
-        drop("model.safetensors");
-        write_tensors("model.safetensors", headers[i], sizes[i]);
-        write_text("config.json", text);
-        check_plan(headers[i], "backbone.");
+    drop("model.safetensors");
+    write_tensors("model.safetensors", "{" TENSOR("x", "1", 0, 4) "}", 4);
+    write_text("config.json", text);
+    check_plan("no in_proj", "backbone.");
+    for (i = 0; i < COUNT(rows); i++) {
+        convert_plan plan;
+        tool_error error;
+        char header[200];
+        snprintf(header, sizeof header,
+            "{\"backbone.layers.0.mixer.in_proj.weight\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[0,%zu]}}",
+            rows[i].shape, rows[i].bytes);
+        write_tensors("model.safetensors", header, rows[i].bytes);
+        check_plan(rows[i].shape, "backbone.");
+        memset(&plan, 0, sizeof plan);
+        if (!CHECK_THAT(st_open(&plan.checkpoint, folder, &error), "%s", error.message)) continue;
+        CHECK(mamba_derive(&plan, NULL, &error));
+        CHECK_NEAR(plan_get(&plan, SET_D_INNER), rows[i].d_inner, 0);
+        st_close(&plan.checkpoint);
     }
     free(text);
     drop("model.safetensors");
