@@ -646,6 +646,8 @@ static void test_tokenizers(void)
         { "\"prepend_scheme\":\"always\",\"split\":true", "\"add_prefix_space\":true", NULL },
         { "\"prepend_scheme\":\"always\",\"split\":true", "\"add_prefix_space\":false", NULL },
         { "\"replacement\":\"\\u2581\"", "\"replacement\":7", "not one character" },
+        { "\"replacement\":\"\\u2581\"", "\"replacement\":\"_\"", NULL },
+        { "\"replacement\":\"\\u2581\"", "\"replacement\":\"__\"", "not one character" },
         { "\"replacement\":\"\\u2581\"", "\"replacement\":\"\"", "not one character" },
         { METASPACE, "null", NULL },
         { METASPACE, "{\"type\":\"Split\"}", "Split" },
@@ -1500,6 +1502,67 @@ static void test_lora_of_shared(void)
     free(config);
 }
 
+/* Whether the MLP of hybrid 3 takes its tensors from that of hybrid 0, merged with the adapter in the folder. */
+static bool shares_mlp(void)
+{
+    convert_plan plan;
+    lora_set set;
+    tool_error error;
+    bool shares = false;
+    if (!CHECK_THAT(lora_open(&set, folder, &error), "%s", error.message)) return false;
+    if (CHECK_THAT(plan_make(&plan, "tests/cases/zamba2-abc", JMB_F32, &set, &error), "%s", error.message)) {
+        uint32_t first = plan.hybrids[0].block, other = plan.hybrids[3].block;
+        while (plan.model.blocks[first].kind != JMB_MLP) first++;
+        while (plan.model.blocks[other].kind != JMB_MLP) other++;
+        shares = plan.model.blocks[other].unit == first;
+        plan_free(&plan);
+    }
+    lora_close(&set);
+    return shares;
+}
+
+/* Two layers of one shared block share it on as long as the adapter does the same to both, in every number. */
+static void test_lora_of_equals(void)
+{
+    static const char source[] = "tests/cases-lora/zamba2-blocks", part[] = ".layers.4.shared_transformer.";
+    static const char *const changes[] = { "gate_up_proj.lora_A", "gate_up_proj.lora_B", "down_proj.lora_B" };
+    char path[PATH_ROOM], name[NAME_ROOM];
+    const st_tensor *ends[COUNT(changes)] = { NULL, NULL, NULL };
+    uint8_t *config, *weights;
+    size_t config_size, size, i, k;
+    lora_set set;
+    tool_error error;
+    snprintf(path, sizeof path, "%s/adapter_config.json", source);
+    config = file_need(path, &config_size);
+    file_write(tiny_path(path, folder, "adapter_config.json"), config, config_size);
+    snprintf(path, sizeof path, "%s/adapter_model.safetensors", source);
+    weights = file_need(path, &size);
+    test_require(lora_open(&set, source, &error), source, error.message);
+    for (i = 0; i < set.checkpoint.count; i++) {
+        const st_tensor *t = &set.checkpoint.tensors[i], *from;
+        if (!strstr(t->name, part)) continue;
+        snprintf(name, sizeof name, "%s", t->name);
+        strstr(name, ".4.")[1] = '0';
+        from = st_find(&set.checkpoint, name);
+        test_require(from && from->bytes == t->bytes, "no counterpart of", t->name);
+        memcpy(weights + t->offset, weights + from->offset, (size_t)t->bytes);
+        for (k = 0; k < COUNT(changes); k++)
+            if (strstr(t->name, changes[k])) ends[k] = t;
+    }
+    file_write(tiny_path(path, folder, "adapter_model.safetensors"), weights, size);
+    CHECK(shares_mlp());
+    for (k = 0; k < COUNT(changes); k++) {
+        uint8_t *last = weights + ends[k]->offset + ends[k]->bytes - 1;
+        *last ^= 0x80; /* a sign */
+        file_write(path, weights, size);
+        CHECK_THAT(!shares_mlp(), "%s differs", changes[k]);
+        *last ^= 0x80;
+    }
+    lora_close(&set);
+    free(config);
+    free(weights);
+}
+
 /* Ranks of a module for a matrix of 4 rows and 6 columns. */
 static void test_lora_ranks(void)
 {
@@ -1869,6 +1932,7 @@ int main(int argc, char **argv)
         { "ranks of adapters", test_lora_ranks },
         { "a module's place in an adapter", test_lora_fill },
         { "adapters of shared blocks", test_lora_of_shared },
+        { "adapters that are the same for a shared block", test_lora_of_equals },
         { "patterns", test_patterns },
         { "data far away", test_far_data },
         { "large metadata", test_large_metadata },

@@ -363,6 +363,7 @@ int main(int argc, char **argv)
     mkdir(out_folder, 0777);
     temp_path(out_path, "out/out.jamba");
     remove(out_path);
+    if (!freopen("/dev/null", "r", stdin)) return 1;
     if (!freopen("/dev/null", "w", stderr)) return 1; /* notices that a folder has no tokenizer */
     check_tiny_folders();
     for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -376,5 +377,9 @@ int main(int argc, char **argv)
     check_adapter("jamba-tied", "jamba-flags", false);
     check_adapter("llama-ends", "llama", true);
     check_tokenizers();
+    if (test_begin("files that were never opened are not closed")) {
+        CHECK(fcntl(0, F_GETFD) == 0);
+        test_end();
+    }
     return test_summary();
 }

@@ -38,6 +38,7 @@ JOBS = int(os.environ.get("JOBS", os.cpu_count()))
 
 # Mistakes that change nothing anyone can observe: file, the line's text, the mistake, why.
 EQUIVALENT = [
+    ("tools/tokenizer.h", "double rate = 0;", "0 becomes 1", "set before it is read"),
     ("jamba.h", "void *copy = jmb_heap_take_raw(&model->heap, size, 1);", "1 becomes 2", "more room than is used"),
     ("tools/safetensors.h", "grown[*index].name = (char *)malloc(strlen(name) + 1);", "1 becomes 2",
      "more room than is used"),
