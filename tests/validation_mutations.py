@@ -38,6 +38,10 @@ JOBS = int(os.environ.get("JOBS", os.cpu_count()))
 
 # Mistakes that change nothing anyone can observe: file, the line's text, the mistake, why.
 EQUIVALENT = [
+    ("tools/lora.h", "return length > size && strcmp(name + length - size, end) == 0;", "> becomes >=",
+     "every name begins with base_model.model."),
+    ("tools/families.h", "plan->sources = (tensor_source(*)[2])calloc(", "2 becomes 1", "a cast of a pointer"),
+    ("tools/families.h", "plan->sources = (tensor_source(*)[2])calloc(", "2 becomes 3", "a cast of a pointer"),
     ("tools/tokenizer.h", "double rate = 0;", "0 becomes 1", "set before it is read"),
     ("jamba.h", "void *copy = jmb_heap_take_raw(&model->heap, size, 1);", "1 becomes 2", "more room than is used"),
     ("tools/safetensors.h", "grown[*index].name = (char *)malloc(strlen(name) + 1);", "1 becomes 2",
