@@ -1041,6 +1041,8 @@ static size_t state_rows(row *rows)
         { "too many marks: 65537", F, HEAD, 76, { { HEAD, 76, 4, 65537 }, { HEAD, 64, 4, 70000 } }, 0, PLAIN },
         { "a reply or turns that are too long", F, HEAD, 88, { { HEAD, 88, 4, JAMBA_STOP_MAX + 1 } }, 0, PLAIN },
         { "a reply or turns that are too long", F, HEAD, 88, { { HEAD, 92, 4, CONTEXT } }, 0, PLAIN },
+        { "a reply or turns that are too long", F, HEAD, 88, { { HEAD, 92, 4, FED + 3 } }, 0, PLAIN },
+        { "its content needs", F, HEAD, 16, { { HEAD, 92, 4, FED + 2 } }, 0, PLAIN }, /* one at each place */
         { "a byte that must be zero is not", F, HEAD, 140, { { HEAD, 140, 1, 1 } }, 0, PLAIN },
         { "a byte that must be zero is not", F, HEAD, 255, { { HEAD, 255, 1, 1 } }, 0, PLAIN },
         { "a byte that must be zero is not", F, HEAD, 260, { { HEAD, 260, 1, 1 } }, 0, PLAIN },

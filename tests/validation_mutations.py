@@ -38,6 +38,8 @@ JOBS = int(os.environ.get("JOBS", os.cpu_count()))
 
 # Mistakes that change nothing anyone can observe: file, the line's text, the mistake, why.
 EQUIVALENT = [
+    ("tools/pattern.h", "!= (i < w->length && pattern_is_word(w->text[i]));", "< becomes <=", "a text ends with a zero"),
+    ("tools/json.h", "if (c >= 0xd800 && c < 0xdc00) {", "0xdc00 becomes 56321", "0xdc00 was refused above"),
     ("tools/lora.h", "return length > size && strcmp(name + length - size, end) == 0;", "> becomes >=",
      "every name begins with base_model.model."),
     ("tools/families.h", "plan->sources = (tensor_source(*)[2])calloc(", "2 becomes 1", "a cast of a pointer"),
