@@ -200,6 +200,7 @@ static void test_headers(void)
         { "{" TENSOR("c", "1", 0, 4) "," TENSOR("a", "0", 0, 0) "," TENSOR("b", "0", 4, 4) "}", 4, NULL },
         { "", 0, "does not begin with {" },
         { "x", 0, "does not begin with {" },
+        { "{", 0, "not valid JSON" },
         { "{}", 0, "has no tensors" },
         { "{\"__metadata__\":{}}", 0, "has no tensors" },
         { "{\"__metadata__\":{\"a\":\"b\"}," TENSOR("a", "1", 0, 4) "}", 4, NULL },
@@ -1119,6 +1120,26 @@ static void test_mamba_width(void)
     drop("model.safetensors");
 }
 
+/* Zamba2 says how long a text may be in two ways. */
+static void test_long_context(void)
+{
+    static const char *const members[] = { "\"max_position_embeddings\":77", "\"max_position_embeddings\":77,"
+        "\"use_long_context\":false", "\"max_position_embeddings\":77,\"use_long_context\":true" };
+    static const uint32_t contexts[] = { 77, 77, 16384 };
+    size_t i;
+    for (i = 0; i < COUNT(members); i++) {
+        char *text = case_config("zamba2-abc", NULL, members[i]);
+        convert_plan plan;
+        tool_error error;
+        link_case("zamba2-abc");
+        write_text("config.json", text);
+        free(text);
+        if (!CHECK_THAT(plan_make(&plan, folder, JMB_F32, NULL, &error), "%s", error.message)) continue;
+        CHECK_THAT(plan.model.header.context == contexts[i], "%s: %u", members[i], plan.model.header.context);
+        plan_free(&plan);
+    }
+}
+
 /* What stands beside the config. */
 static void test_folders(void)
 {
@@ -1401,6 +1422,7 @@ static void test_lora_modules(void)
             "layers_pattern: the pattern" },
         { LORA ",\"target_modules\":[\"q\"],\"layers_to_transform\":[1],\"layers_pattern\":[\"(\"]", "a.h.1.q",
             "layers_pattern: the pattern" },
+        { LORA ",\"target_modules\":[\"q\"],\"layers_pattern\":\"(\"", "a.h.1.q", NULL }, /* of no use */
         { LORA ",\"ensure_weight_tying\":true", "lm_head", NULL },
         { LORA ",\"ensure_weight_tying\":true", "q", others },
         { LORA ",\"ensure_weight_tying\":false", "lm_head", others },
@@ -1656,6 +1678,7 @@ static void test_patterns(void)
         { "a{x}", "a", WRONG }, { "a{99999999}", "a", WRONG }, { "a{1:}", "a", WRONG }, { "a+?", "aa", YES },
         { "a++", "aa", WRONG }, { "a**", "aa", WRONG }, { "(?=ab)a.", "ab", YES }, { "(?!ab)a.", "ab", NO },
         { "(?=*)a", "a", WRONG }, { "(?:a|b)+", "abba", YES }, { "(?P<n>a)", "a", YES }, { "(?P<na)", "a", WRONG },
+        { "(?Pn>a)", "a", WRONG },
         { "(?<a)", "a", WRONG }, { "(a", "a", WRONG }, { "a)", "a", WRONG }, { "ab?c", "ac", YES },
         { "ab?c", "abbc", NO },
         { "a|b|c", "c", YES }, { "", "", YES },
@@ -1919,6 +1942,7 @@ int main(int argc, char **argv)
         { "standard layers", test_standard_layers },
         { "configurations", test_configs },
         { "the width of a Mamba", test_mamba_width },
+        { "the length of a context", test_long_context },
         { "files beside the configuration", test_folders },
         { "names", test_names },
         { "leftovers", test_leftovers },
