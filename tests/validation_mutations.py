@@ -38,7 +38,11 @@ JOBS = int(os.environ.get("JOBS", os.cpu_count()))
 
 # Mistakes that change nothing anyone can observe: file, the line's text, the mistake, why.
 EQUIVALENT = [
-    ("jamba.h", "if (x->role != y->role) return x->role < y->role ? -1 : 1;", "< becomes <=", "they differ"),
+    ("tools/lora.h", "for (i = 0; i < sizeof keys / sizeof keys[0]; i++)", "0 becomes 1", "the size of any element"),
+    ("jamba.h", "size_t part = io->size - at < (1u << 26) ?", "1u becomes 2u", "how often progress is told"),
+    ("tools/tokenizer.h", "size_t at, size = 0;", "0 becomes 1", "set before it is read"),
+    ("tools/json.h", "    s->key_length = 0;", "0 becomes 1", "without a key nobody reads its length"),
+    ("tools/sentencepiece.h", "    field->value = 0;", "0 becomes 1", "set before it is read"),
     ("tools/pattern.h", "!= (i < w->length && pattern_is_word(w->text[i]));", "< becomes <=", "a text ends with a zero"),
     ("tools/json.h", "if (c >= 0xd800 && c < 0xdc00) {", "0xdc00 becomes 56321", "0xdc00 was refused above"),
     ("tools/lora.h", "return length > size && strcmp(name + length - size, end) == 0;", "> becomes >=",
@@ -46,16 +50,7 @@ EQUIVALENT = [
     ("tools/families.h", "plan->sources = (tensor_source(*)[2])calloc(", "2 becomes 1", "a cast of a pointer"),
     ("tools/families.h", "plan->sources = (tensor_source(*)[2])calloc(", "2 becomes 3", "a cast of a pointer"),
     ("tools/tokenizer.h", "double rate = 0;", "0 becomes 1", "set before it is read"),
-    ("jamba.h", "void *copy = jmb_heap_take_raw(&model->heap, size, 1);", "1 becomes 2", "more room than is used"),
-    ("tools/safetensors.h", "grown[*index].name = (char *)malloc(strlen(name) + 1);", "1 becomes 2",
-     "more room than is used"),
-    ("tools/safetensors.h", "if (x->offset != y->offset) return x->offset < y->offset ? -1 : 1;", "< becomes <=",
-     "they differ"),
     ("tools/tokenizer.h", "return c == 0x143 ? 0xad : -1;", "1 becomes 2", "only whether it is negative counts"),
-    ("tools/tokenizer.h", "(jmb_tokenizer *)calloc(1, sizeof *t);", "1 becomes 2", "more room than is used"),
-    ("jamba.h", "jmb_heap_take(s->heap, sizes.normalised, 1);", "1 becomes 2", "more room than is used"),
-    ("tools/families.h", "plan->ones = (float *)malloc((count + 1u) * sizeof *plan->ones);", "1u becomes 2u",
-     "more room than is used"),
     ("tools/safetensors.h", "return x->bytes == y->bytes ? 0 :", "1 becomes 2", "only the sign of a comparison counts"),
     ("tools/tokenizer.h", "|| length + 2 >= sizeof word", "2 becomes 3", "no key that is known is so long"),
     ("tools/safetensors.h", "return x->bytes == y->bytes ? 0 :", "0 becomes 1", "two that are equal, in any order"),
@@ -63,27 +58,17 @@ EQUIVALENT = [
     ("tools/tokenizer.h", "if (count > 0) qsort(scored, count,", "> becomes >=", "nothing to sort"),
     ("tools/json.h", "uint8_t c = s->p + i < s->end ? s->p[i] : 0;", "0 becomes 1", "neither is a hexadecimal digit"),
     ("tools/json.h", "uint32_t c = 0, low = 0;", "0 becomes 1", "set before it is read"),
-    ("tools/json.h", "if (x->key_length != y->key_length) return x->key_length < y->key_length ? -1 : 1;",
-     "< becomes <=", "they differ"),
-    ("tools/tokenizer.h", "return x->merge.left < y->merge.left ? -1 : x->merge.left > y->merge.left;", "1 becomes 2",
-     "only the sign of a comparison counts"),
     ("tools/tokenizer.h", "int shown = size < 60 ? (int)size : 60;", "< becomes <=", "60 both ways"),
-    ("tools/safetensors.h", "text = (char *)malloc((size_t)length + 1);", "1 becomes 2", "more room than is used"),
-    ("tools/tokenizer.h", "if (x->score != y->score) return x->score > y->score ? -1 : 1;", "1 becomes 2",
-     "only the sign of a comparison counts"),
     ("jamba.h", "if (bytes && count > 0) memcpy(", "> becomes >=", "a copy of no bytes"),
     ("tools/pattern.h", "bool lower = name >= 'a';", ">= becomes >", "the names are d, w, s and their capitals"),
     ("tools/sentencepiece.h", "return pieces->size > 0 ||", "0 becomes 1", "sizes are multiples of a piece's"),
     ("tools/json.h", "    v->length = 1;", "1 becomes 2", "true is what is not 0"),
-    ("tools/families.h", "malloc(stride * 4); /* of the widest type */", "4 becomes 5", "more room than is used"),
     ("tools/families.h", "calloc(dim / 2 + 1u, sizeof *plan->rope);", "1u becomes 0u", "one more than is used"),
     ("tools/families.h", "uint32_t count = rank > state ? rank : state;", "> becomes >=", "the larger of two"),
     ("tools/families.h", "float off = copy[i] < base[i] ?", "< becomes <=", "the difference of equals is 0 both ways"),
     ("tools/families.h", "b->scale = b->head_dim ?", "0 becomes 1", "heads of size 0 are refused later"),
     ("tools/safetensors.h", "return x->bytes == y->bytes ? 0 :", "1 becomes 0",
      "qsort asks whether a comparison is above 0"),
-    ("jamba.h", "if (x->block != y->block) return x->block < y->block ? -1 : 1;", "1 becomes 2",
-     "only the sign of a comparison counts"),
     ("jamba.h", "size_t part = io->size - at < (1u << 26) ?", "26 becomes 27", "how often progress is told"),
     ("jamba.h", "JMB_TRY(jmb_check_zero(a->data, at + 28, at + 32, error));", "28 becomes 27",
      "the highest byte of a rank, which is at most 1024"),
@@ -91,12 +76,7 @@ EQUIVALENT = [
      "< becomes <=", "reserved bytes follow, which must be zero too"),
     ("jamba.h", "return form == JAMBA_EXACT || jmb_kv_bytes(type) > jmb_kv_bytes(own) ? own : type;", "> becomes >=",
      "types of one size are one type"),
-    ("tools/json.h", "if (x->key_length != y->key_length) return x->key_length < y->key_length ? -1 : 1;", "1 becomes 2",
-     "only the sign of a comparison counts"),
     ("tools/json.h", "size_t count = 1;", "1 becomes 2", "more room than is used"),
-    ("tools/tokenizer.h", "malloc((count + (size_t)1) * sizeof *merges);", "1 becomes 2", "more room than is used"),
-    ("jamba.h", "text = (char *)jmb_heap_take(heap, m->header.strings_size, 1);", "1 becomes 2",
-     "more room than is used"),
     ("tools/families.h", "double value = 0;", "0 becomes 1", "set before it is read"),
     ("tools/safetensors.h", "if (shard->file < 0 || fstat(shard->file, &info) != 0)", "|| becomes &&",
      "fstat of what is not open fails too"),
@@ -122,8 +102,6 @@ EQUIVALENT = [
     ("tools/families.h", "if (layer > 42) return layer == 47", "42 becomes 43", "43 is no multiple of 6"),
     ("tools/tokenizer.h", "result = jmb_tokenizer_load(&b->index, &b->heap, section->data,", "0 becomes 1",
      "a place that no message of the converter shows"),
-    ("jamba.h", "trie->nodes = (jmb_trie_node *)jmb_heap_take(heap, text_size + 1,", "1 becomes 2",
-     "more room than is used"),
     ("jamba.h", "return type > jmb_roles[role].lowest ? jmb_roles[role].lowest : type;", "> becomes >=",
      "the smaller of two"),
     ("jamba.h", "if (text_size == 0) return true;", "the check dropped", "an empty trie finds as little as none"),
@@ -133,7 +111,6 @@ EQUIVALENT = [
      "a fall is a large unsigned number"),
     ("tools/json.h", "s->out += 9;", "9 becomes 10", "there is room for it"),
     ("jamba.h", "if (order < 0) low = middle + 1;", "< becomes <=", "equal ones do not come here"),
-    ("tools/families.h", "calloc((size_t)layers * 4, sizeof *plan->layers);", "4 becomes 5", "more room than is used"),
     ("jamba.h", "if (s->reply.stream.held_count < 0 ||", "0 becomes 1", "no byte is held either way"),
     ("tools/pattern.h", "for (i = 0; i < w->length && !w->failed; i++) {", "< becomes <=",
      "a place behind the text, where nothing looks"),
@@ -146,6 +123,22 @@ EQUIVALENT = [
     ("jamba.h", "count = position - key < 16 ? position - key : 16;", "< becomes <=", "the smaller of two"),
     ("jamba.h", "|| h->turns > h->position + h->pending + 1)", "> becomes >=", "no turn is without a token"),
 ]
+
+# Lines on which a mistake changes nothing: how they look, the mistake, why.
+EQUIVALENT_KINDS = [
+    (r"return .*\? -1 :", r"1 becomes 2", "only the sign of a comparison counts"),
+    (r"if \((\S+) != (\S+)\) return \1 < \2 \? -1 : 1;", r"< becomes <=", "they differ"),
+]
+ALLOCATION = re.compile(r"\b(malloc|calloc|realloc|jmb_heap_take\w*)\(")
+
+
+def takes_more(source, what):
+    """Whether the mistake is a larger number in a call that allocates."""
+    old, new = (re.match(r"0x[0-9a-fA-F]+|\d+", part) for part in what.split(" becomes "))
+    call = ALLOCATION.search(source)
+    return bool(old and new and call and int(new.group(), 0) > int(old.group(), 0)
+                and not re.search(rf"(?<![\w.]){old.group()}(?!\w)", source[:call.start()]))
+
 
 CHOICE = """
 #include <stdio.h>
@@ -260,7 +253,10 @@ class Mutant:
         for name, source, what, why in EQUIVALENT:
             if name == self.name and source in self.source and what == self.what:
                 return why
-        return None
+        if " becomes " in self.what and takes_more(self.source, self.what):
+            return "more room than is used"
+        return next((why for line, what, why in EQUIVALENT_KINDS
+                     if re.search(line, self.source) and re.fullmatch(what, self.what)), None)
 
 
 def find_mutants():
