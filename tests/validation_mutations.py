@@ -38,12 +38,13 @@ JOBS = int(os.environ.get("JOBS", os.cpu_count()))
 
 # Mistakes that change nothing anyone can observe: file, the line's text, the mistake, why.
 EQUIVALENT = [
-    ("tools/lora.h", "for (i = 0; i < sizeof keys / sizeof keys[0]; i++)", "0 becomes 1", "the size of any element"),
+    ("tools/lora.h", "i < sizeof keys / sizeof keys[0]; i++)", "0 becomes 1", "the size of any element"),
     ("jamba.h", "size_t part = io->size - at < (1u << 26) ?", "1u becomes 2u", "how often progress is told"),
     ("tools/tokenizer.h", "size_t at, size = 0;", "0 becomes 1", "set before it is read"),
     ("tools/json.h", "    s->key_length = 0;", "0 becomes 1", "without a key nobody reads its length"),
     ("tools/sentencepiece.h", "    field->value = 0;", "0 becomes 1", "set before it is read"),
-    ("tools/pattern.h", "!= (i < w->length && pattern_is_word(w->text[i]));", "< becomes <=", "a text ends with a zero"),
+    ("tools/pattern.h", "!= (i < w->length && pattern_is_word(w->text[i]));", "< becomes <=",
+     "a text ends with a zero"),
     ("tools/json.h", "if (c >= 0xd800 && c < 0xdc00) {", "0xdc00 becomes 56321", "0xdc00 was refused above"),
     ("tools/lora.h", "return length > size && strcmp(name + length - size, end) == 0;", "> becomes >=",
      "every name begins with base_model.model."),
