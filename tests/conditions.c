@@ -1131,19 +1131,24 @@ static void test_mamba_width(void)
 /* Zamba2 says how long a text may be in two ways. */
 static void test_long_context(void)
 {
-    static const char *const members[] = { "\"max_position_embeddings\":77", "\"max_position_embeddings\":77,"
-        "\"use_long_context\":false", "\"max_position_embeddings\":77,\"use_long_context\":true" };
-    static const uint32_t contexts[] = { 77, 77, 16384 };
+    static const struct {
+        const char *members;
+        uint32_t context;
+    } rows[] = {
+        { "\"max_position_embeddings\":77", 77 },
+        { "\"max_position_embeddings\":77,\"use_long_context\":false", 77 },
+        { "\"max_position_embeddings\":77,\"use_long_context\":true", 16384 },
+    };
     size_t i;
-    for (i = 0; i < COUNT(members); i++) {
-        char *text = case_config("zamba2-abc", NULL, members[i]);
+    for (i = 0; i < COUNT(rows); i++) {
+        char *text = case_config("zamba2-abc", NULL, rows[i].members);
         convert_plan plan;
         tool_error error;
         link_case("zamba2-abc");
         write_text("config.json", text);
         free(text);
         if (!CHECK_THAT(plan_make(&plan, folder, JMB_F32, NULL, &error), "%s", error.message)) continue;
-        CHECK_THAT(plan.model.header.context == contexts[i], "%s: %u", members[i], plan.model.header.context);
+        CHECK_THAT(plan.model.header.context == rows[i].context, "%s: %u", rows[i].members, plan.model.header.context);
         plan_free(&plan);
     }
 }

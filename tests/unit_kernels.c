@@ -100,7 +100,7 @@ static wide to_odd(wide x, bool farther)
  * rounding is right. C libraries differ: mingw's fmaf rounds twice. */
 static float exact_fma(float a, float b, float c)
 {
-    wide p = (wide)a * b, d = c, sum = p + d, t = sum - p;
+    wide p = (wide)a * (wide)b, d = (wide)c, sum = p + d, t = sum - p;
     wide error = (p - (sum - t)) + (d - t);
     if (error > 0 || error < 0) sum = to_odd(sum, (error > 0) == (sum > 0));
     return (float)sum;
