@@ -297,7 +297,7 @@ typedef struct texts {
     uint32_t *offsets; /* (count + 1) */
     uint32_t count;
     uint32_t form, nfc; /* flags of the section; rules, all of them NFC */
-    uint8_t flags;
+    uint8_t flags, padding; /* padding: the last byte behind the flags of a number of tokens that needs some */
     const uint32_t *merges; /* (merge_count, 3) */
     uint32_t merge_count;
 } texts;
@@ -342,6 +342,7 @@ static void check_texts(texts *t, const char *words)
     for (i = 0; i < t->nfc; i++) STORE_u32(file.data + 32 + 12 * i, JMB_RULE_NFC);
     for (i = 0; i <= t->count; i++) STORE_u32(file.data + offsets_at + 4 * i, t->offsets[i]);
     memset(file.data + flags_at, t->flags, t->count);
+    if (t->padding) file.data[merges_at - 1] = t->padding;
     for (i = 0; i < 3 * t->merge_count; i++) STORE_u32(file.data + merges_at + 4 * i, t->merges[i]);
     memcpy(file.data + file.size - text_size, t->bytes, text_size);
     result = section_load(&file, VERIFY, &error);
@@ -408,6 +409,18 @@ static void test_growth(void)
         texts_add(&t, "a", 1);
         t.nfc = rules;
         check_texts(&t, words[rules]);
+    }
+}
+
+static void test_flag_padding(void)
+{
+    static const char letters[] = "abcd";
+    uint32_t count, i;
+    for (count = 1; count < 4; count++) {
+        texts t = texts_open(count, 8);
+        for (i = 0; i < count; i++) texts_add(&t, letters + i, 1);
+        t.padding = 1;
+        check_texts(&t, "a byte that must be zero is not");
     }
 }
 
@@ -867,6 +880,7 @@ static size_t adapter_rows(row *rows)
         { "a byte that must be zero is not", F, HEAD, 127, { { HEAD, 127, 1, 1 } }, 0, PLAIN },
         { "too short for its 3 matrices", F, HEAD, 12, { { HEAD, 16, 8, 312 } }, CUT_TO(312), PLAIN },
         { "matrix 0 of the adapter has role 4096", F, ENTRY(0), 0, { { ENTRY(0), 4, 4, 4096 } }, 0, PLAIN },
+        { "matrix 0 of the adapter has role", F, ENTRY(0), 0, { { ENTRY(0), 4, 4, JMB_ROLE_COUNT } }, 0, PLAIN },
         { "type 3 and rank", F, ENTRY(0), 0, { { ENTRY(0), 16, 4, JMB_Q8 } }, 0, PLAIN },
         { "and rank 0", F, ENTRY(0), 0, { { ENTRY(0), 12, 4, 0 } }, 0, PLAIN },
         { "and rank 1025", F, ENTRY(0), 0, { { ENTRY(0), 12, 4, 1025 } }, 0, PLAIN },
@@ -1137,6 +1151,7 @@ int main(int argc, char **argv)
     test_much_text();
     test_raw_texts();
     test_growth();
+    test_flag_padding();
     test_colliding_texts();
     test_colliding_merges();
     make_model();
